@@ -1,0 +1,217 @@
+"""The expert file: one safetensors file of 1-D vectors with the manifest in its header, under a strict profile.
+
+The safetensors library by itself accepts duplicate keys, path-like names, holes and NaN; this reader does not. It needs no
+torch, so that a registry can check uploads.
+
+The profile: a header of at most :data:`MAX_HEADER_BYTES`; exactly one metadata key, :data:`METADATA_KEY`, with the manifest
+as canonical JSON; 1-D tensors of type F32, F16 or BF16 whose names look like parameter names; data without holes, overlap or
+trailing bytes; finite values; ranks as in the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import safetensors
+import safetensors.numpy
+
+from t2.core.digests import sha256
+from t2.core.errors import ExpertFileError
+from t2.core.files import atomic_write
+from t2.core.manifest import Manifest, unpack_hashes
+
+METADATA_KEY = "t2"
+MAX_HEADER_BYTES = 128 * 1024
+"""Room for the document hashes of 5,000 training documents and the names of 500 matrices."""
+MAX_FILE_BYTES = 64 * 1024 * 1024
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ExpertFile:
+    """An expert as read from its file.
+
+    Attributes:
+        manifest: what it says of itself.
+        vectors: z of each matrix, by parameter name, shape (r,), float32.
+        digest: hex SHA-256 of the file, the expert's identity.
+    """
+
+    manifest: Manifest
+    vectors: dict[str, Vector]
+    digest: str
+
+
+def encode_expert(manifest: Manifest, vectors: Mapping[str, Vector]) -> bytes:
+    """The bytes of an expert's file; the same expert always gives the same bytes.
+
+    Raises:
+        ExpertFileError: names or ranks disagree with the manifest, or a value is not finite.
+    """
+    arrays = {name: np.ascontiguousarray(vector, dtype=np.float32) for name, vector in vectors.items()}
+    data = safetensors.numpy.save(arrays, metadata={METADATA_KEY: manifest.canonical()})
+    decode_expert(data, manifest.name)
+    return data
+
+
+def decode_expert(data: bytes, source: str) -> ExpertFile:
+    """Read and check the bytes of an expert's file.
+
+    Args:
+        data: the whole file.
+        source: what to call it in an error.
+
+    Raises:
+        ExpertFileError: the bytes break the strict profile; the message names ``source`` and the rule.
+    """
+
+    def fail(why: str) -> ExpertFileError:
+        return ExpertFileError(f"{source} is not a valid expert file: {why}")
+
+    if len(data) > MAX_FILE_BYTES:
+        raise fail(f"{len(data)} bytes exceed the limit of {MAX_FILE_BYTES}")
+    if len(data) < 8:
+        raise fail(f"it is truncated ({len(data)} bytes)")
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_HEADER_BYTES:
+        raise fail(f"a header of {size} bytes exceeds the limit of {MAX_HEADER_BYTES}")
+    if len(data) < 8 + size:
+        raise fail(f"it is truncated ({len(data)} bytes, the header alone needs {8 + size})")
+    try:
+        header = json.loads(data[8 : 8 + size].decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise fail(f"its header is not JSON without duplicate keys ({error})") from error
+    if not isinstance(header, dict):
+        raise fail("its header is not a JSON object")
+    manifest = _manifest(header.pop("__metadata__", None), fail)
+    body = memoryview(data)[8 + size :]
+    vectors = _vectors(header, body, fail)
+    ranks = {name: len(vector) for name, vector in vectors.items()}
+    if ranks != manifest.targets:
+        odd = sorted({name for name in ranks.keys() | manifest.targets.keys() if ranks.get(name) != manifest.targets.get(name)})
+        raise fail(
+            f"{odd[0]} has {ranks.get(odd[0], 'no')} values and the manifest says {manifest.targets.get(odd[0], 'none')}"
+        )
+    try:
+        read = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise fail(f"the safetensors library refuses it ({error})") from error
+    if {name for name, _ in read} != set(vectors):
+        raise fail("the safetensors library reads other tensors from it")
+    return ExpertFile(manifest, vectors, sha256(data))
+
+
+def read_expert(path: Path) -> ExpertFile:
+    """Read an expert's file from disk.
+
+    Raises:
+        ExpertFileError: it cannot be read, or breaks the strict profile.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ExpertFileError(f"{path} is not a valid expert file: over the limit of {MAX_FILE_BYTES} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ExpertFileError(f"cannot read the expert {path}: {error.strerror or error}") from error
+    return decode_expert(data, str(path))
+
+
+def write_expert(path: Path, manifest: Manifest, vectors: Mapping[str, Vector]) -> str:
+    """Write an expert's file atomically and return its digest.
+
+    Raises:
+        ExpertFileError: as :func:`encode_expert`.
+        StorageError: the file cannot be written; what was there stays.
+    """
+    data = encode_expert(manifest, vectors)
+    atomic_write(path, data)
+    return sha256(data)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("duplicate key")
+    return values
+
+
+def _manifest(metadata: Any, fail: Any) -> Manifest:
+    if not isinstance(metadata, dict) or set(metadata) != {METADATA_KEY} or not isinstance(metadata[METADATA_KEY], str):
+        raise fail(f"its metadata must hold the one key {METADATA_KEY!r} with the manifest (is it an expert of t2?)")
+    text = metadata[METADATA_KEY]
+    try:
+        manifest = Manifest.model_validate(json.loads(text, object_pairs_hook=_no_duplicates))
+        unpack_hashes(manifest.training_docs)
+        canonical = manifest.canonical()
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise fail(f"manifest field {where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise fail(f"its manifest is malformed ({error})") from error
+    if canonical != text:
+        raise fail("its manifest is not canonical JSON")
+    return manifest
+
+
+def _vectors(header: dict[str, Any], body: memoryview, fail: Any) -> dict[str, Vector]:
+    if not header:
+        raise fail("it holds no vectors")
+    spans: list[tuple[int, int]] = []
+    vectors: dict[str, Vector] = {}
+    for name, entry in header.items():
+        if len(name) > 200 or not _NAME.fullmatch(name):
+            raise fail(f"{name[:60]!r} is not a parameter name")
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise fail(f"{name} has a malformed header entry")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if dtype not in _ITEM_BYTES:
+            raise fail(f"{name} has type {str(dtype)[:20]}, allowed are {', '.join(_ITEM_BYTES)}")
+        if not _naturals(shape, 1) or shape[0] < 1:
+            raise fail(f"{name} is not a vector (shape {str(shape)[:40]})")
+        if not _naturals(offsets, 2) or offsets[1] - offsets[0] != shape[0] * _ITEM_BYTES[dtype]:
+            raise fail(f"{name} has wrong data offsets")
+        if offsets[1] > len(body):
+            raise fail(f"it is truncated ({name} ends at byte {offsets[1]} of {len(body)})")
+        spans.append((offsets[0], offsets[1]))
+        vector = _floats(body[offsets[0] : offsets[1]], dtype)
+        if not np.isfinite(vector).all():
+            bad = int(np.flatnonzero(~np.isfinite(vector))[0])
+            raise fail(f"{name}[{bad}] is {vector[bad]}, values must be finite")
+        vectors[name] = vector
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise fail("its data has holes or overlaps")
+        end = stop
+    if end != len(body):
+        raise fail(f"{len(body) - end} bytes trail its data")
+    return vectors
+
+
+def _naturals(value: Any, length: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == length
+        and all(type(item) is int and 0 <= item < math.inf for item in value)
+    )
+
+
+def _floats(raw: memoryview, dtype: str) -> Vector:
+    if dtype == "F32":
+        return np.frombuffer(raw, dtype="<f4").astype(np.float32)
+    if dtype == "F16":
+        return np.frombuffer(raw, dtype="<f2").astype(np.float32)
+    return (np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16).view(np.float32)

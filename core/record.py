@@ -1,0 +1,102 @@
+"""The adaptation record: all that is needed to repeat and to judge one adaptation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from t2.core.digests import digest_of
+from t2.core.manifest import BaseModelRef
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExpertRef(_Frozen):
+    """An expert that took part: its name, its digest, its domain."""
+
+    name: str
+    digest: str
+    domain: str | None = None
+
+
+class Objective(_Frozen):
+    """What a search maximised: the task's metric, the filter before it, and its direction."""
+
+    metric: str
+    filter: str
+    higher_is_better: bool = True
+
+
+class HeldOut(_Frozen):
+    """Scores on the adaptation docs of the base and of the chosen mixture."""
+
+    docs: int
+    before: float
+    after: float
+
+
+class UsedMixture(_Frozen):
+    """One mixture that answered prompts: α by expert name (empty for the base) and the number of requests."""
+
+    alpha: dict[str, float]
+    requests: int
+
+
+class Generation(_Frozen):
+    """One generation of a search: the best score so far, the mean of its candidates, and the evaluations it cost."""
+
+    best: float
+    mean: float
+    evaluations: int
+
+
+class Timing(_Frozen):
+    """Seconds of wall clock: pass 1 finds the mixture, pass 2 answers."""
+
+    pass1: float = 0.0
+    pass2: float = 0.0
+
+
+class AdaptationRecord(_Frozen):
+    """One adaptation of one base model to one task.
+
+    Attributes:
+        key: identity of the adaptation: its built requests, objective, base, experts, settings and seed.
+        settings: the model_args that bear on the adaptation, resolved.
+        adaptation_docs: content hashes of the labelled docs that the search saw.
+        pool: the split they were drawn from.
+        mixtures: what answered the scored requests.
+        no_signal: all candidates tied, so the base was kept.
+        dispatch: number of prompts by domain, for the strategies that name one.
+        note: why this mixture, in one sentence.
+        timing: seconds; not part of :meth:`digest`.
+    """
+
+    schema_version: Literal[1] = 1
+    key: str
+    task: str
+    task_version: str
+    strategy: str
+    base: BaseModelRef
+    dtype: str
+    experts: tuple[ExpertRef, ...] = ()
+    control: str = "none"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    objective: Objective | None = None
+    adaptation_docs: tuple[str, ...] = ()
+    pool: str | None = None
+    held_out: HeldOut | None = None
+    history: tuple[Generation, ...] = ()
+    mixtures: tuple[UsedMixture, ...] = ()
+    dispatch: dict[str, int] = Field(default_factory=dict)
+    no_signal: bool = False
+    note: str = ""
+    command: str = ""
+    timing: Timing = Timing()
+
+    def digest(self) -> str:
+        """Hex SHA-256 of the record without its timing and command line: equal adaptations have equal digests."""
+        return digest_of(self.model_dump(mode="json", exclude={"timing", "command"}))

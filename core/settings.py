@@ -1,0 +1,51 @@
+"""Settings from the environment: every variable that t2 reads, in one table."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One environment variable: what it does, and what holds without it."""
+
+    description: str
+    default: str
+
+
+SETTINGS: dict[str, Setting] = {
+    "T2_DATA_DIR": Setting("a folder of JSON-lines task data that is looked in first", "none"),
+    "T2_DATA_HOME": Setting("where `t2 data fetch` keeps task data", "the user's data folder, `t2/data`"),
+    "T2_CACHE_DIR": Setting("spectral bases and adaptation records", "the user's cache folder, `t2`"),
+    "T2_EXPERTS_DIR": Setting("where `t2 train` puts experts and `experts=` finds them", "the user's data folder, `t2/experts`"),
+}
+
+
+def data_dir() -> Path | None:
+    """``T2_DATA_DIR``, or None when it is not set."""
+    value = os.environ.get("T2_DATA_DIR")
+    return Path(value) if value else None
+
+
+def data_home() -> Path:
+    """``T2_DATA_HOME``, or ``t2/data`` in the user's data folder."""
+    return _path("T2_DATA_HOME", platformdirs.user_data_path("t2") / "data")
+
+
+def cache_dir() -> Path:
+    """``T2_CACHE_DIR``, or ``t2`` in the user's cache folder."""
+    return _path("T2_CACHE_DIR", platformdirs.user_cache_path("t2"))
+
+
+def experts_dir() -> Path:
+    """``T2_EXPERTS_DIR``, or ``t2/experts`` in the user's data folder."""
+    return _path("T2_EXPERTS_DIR", platformdirs.user_data_path("t2") / "experts")
+
+
+def _path(name: str, default: Path) -> Path:
+    value = os.environ.get(name)
+    return Path(value) if value else default
