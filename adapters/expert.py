@@ -1,0 +1,149 @@
+"""Experts in memory, and how they are mixed.
+
+An expert is one vector z ∈ ℝʳ per adapted matrix. W′ and z are linear in the mixture, so a mixture of experts is an
+expert again: z′ = Σₖ αₖ zₖ (Transformer², arXiv 2501.06252, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from t2.adapters.basis import Basis
+from t2.core.errors import ArgumentError, ExpertMismatchError
+from t2.core.expertfile import Vector, read_expert, write_expert
+from t2.core.manifest import BaseModelRef, Manifest
+
+Z = dict[str, torch.Tensor]
+"""z by parameter name, each of shape (r,), float32, on the CPU. A matrix that is absent keeps z = 1."""
+
+Space = Literal["paper", "delta"]
+Normalise = Literal["none", "sum"]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An expert: its manifest, its vectors, and the SHA-256 of its file, which is its identity."""
+
+    manifest: Manifest
+    z: Z
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The name in its manifest."""
+        return self.manifest.name
+
+    @property
+    def domain(self) -> str | None:
+        """What it is for, for example ``math``."""
+        return self.manifest.domain
+
+
+def load_expert(path: Path) -> Expert:
+    """Read an expert from its file.
+
+    Raises:
+        ExpertFileError: the file cannot be read or breaks the strict profile.
+    """
+    file = read_expert(path)
+    return Expert(file.manifest, {name: torch.from_numpy(vector) for name, vector in file.vectors.items()}, file.digest)
+
+
+def save_expert(path: Path, manifest: Manifest, z: Mapping[str, torch.Tensor]) -> str:
+    """Write an expert's file atomically and return its digest.
+
+    Raises:
+        ExpertFileError: z and the manifest disagree, or a value is not finite.
+        StorageError: the file cannot be written; what was there stays.
+    """
+    vectors: dict[str, Vector] = {name: vector.detach().float().cpu().numpy() for name, vector in z.items()}
+    return write_expert(path, manifest, vectors)
+
+
+def check_expert(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -> None:
+    """Check that an expert belongs to a base model.
+
+    Args:
+        expert: the expert.
+        base: the model as loaded.
+        ranks: the rank of each of its adaptable matrices.
+
+    Raises:
+        ExpertMismatchError: matrices or ranks differ, or they agree but the weights are not those it was trained on.
+    """
+    for name, rank in expert.manifest.targets.items():
+        if name not in ranks:
+            raise ExpertMismatchError(
+                f"expert {expert.name} scales {name}, which {base.id} does not have; it was trained on "
+                f"{expert.manifest.base.id}: choose an expert of {base.id} or that model"
+            )
+        if ranks[name] != rank:
+            raise ExpertMismatchError(
+                f"expert {expert.name} has rank {rank} for {name}, {base.id} has {ranks[name]}; it was trained on "
+                f"{expert.manifest.base.id}: choose an expert of {base.id} or that model"
+            )
+    if expert.manifest.base.fingerprint != base.fingerprint:
+        raise ExpertMismatchError(
+            f"expert {expert.name} was trained on other weights ({expert.manifest.base.id}, fingerprint "
+            f"{expert.manifest.base.fingerprint[:12]}) than {base.id} ({base.fingerprint[:12]}) has; "
+            "names and ranks agree, so transfer=strict applies it all the same"
+        )
+
+
+def mix(
+    experts: Sequence[Z], alpha: Sequence[float], space: Space = "paper", normalise: Normalise = "none"
+) -> Z:
+    """Mix experts.
+
+    ``paper``: z′ = Σ αₖ zₖ. ``delta``: z′ = 1 + Σ αₖ (zₖ − 1), the base at the origin. A matrix that an expert does not
+    hold counts as z = 1 in it.
+
+    Args:
+        experts: K experts' vectors.
+        alpha: K coefficients.
+        space: as above.
+        normalise: ``sum`` divides α by its sum.
+
+    Raises:
+        ArgumentError: lengths differ, or ``normalise=sum`` and the coefficients sum to zero.
+    """
+    if len(alpha) != len(experts):
+        raise ArgumentError(f"alpha has {len(alpha)} coefficients for {len(experts)} experts; give one for each")
+    weights = [float(a) for a in alpha]
+    if normalise == "sum":
+        total = sum(weights)
+        if abs(total) < 1e-8:
+            raise ArgumentError("alpha sums to zero, which normalise=sum cannot divide by")
+        weights = [a / total for a in weights]
+    names = list(dict.fromkeys(name for z in experts for name in z))
+    mixed: Z = {}
+    for name in names:
+        rank = next(len(z[name]) for z in experts if name in z)
+        one = torch.ones(rank)
+        if space == "paper":
+            total_z = sum((a * z.get(name, one).double() for a, z in zip(weights, experts, strict=True)), one.double() * 0)
+        else:
+            total_z = sum(
+                (a * (z.get(name, one).double() - 1) for a, z in zip(weights, experts, strict=True)), one.double()
+            )
+        mixed[name] = total_z.float()
+    return mixed
+
+
+def keep_leading(z: Z, rank: int) -> Z:
+    """Let only the first ``rank`` components move; the others keep z = 1."""
+    return {name: torch.cat([v[:rank], torch.ones_like(v[rank:])]) for name, v in z.items()}
+
+
+def rescale_nuclear(z: Z, bases: Mapping[str, Basis]) -> Z:
+    """Scale z so that each matrix keeps its nuclear norm: z·Σσ / Σ(σ⊙z), matrix by matrix (the public code's rule)."""
+    scaled: Z = {}
+    for name, vector in z.items():
+        sigma = bases[name].sigma.cpu()
+        scaled[name] = vector * (sigma.sum() / (sigma * vector).sum())
+    return scaled
