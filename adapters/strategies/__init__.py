@@ -1,0 +1,22 @@
+"""Strategies decide which mixture answers which prompt: one protocol, one file per strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from t2.adapters.strategies.base import Choice, Job, Options, Plan, Score, Scorer, Strategy
+from t2.adapters.strategies.cem import CemStrategy
+from t2.adapters.strategies.expert import ExpertStrategy
+from t2.adapters.strategies.mix import MixStrategy
+from t2.adapters.strategies.none import NoneStrategy
+from t2.adapters.strategies.prompt import PromptStrategy
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "none": NoneStrategy,
+    "expert": ExpertStrategy,
+    "mix": MixStrategy,
+    "prompt": PromptStrategy,
+    "cem": CemStrategy,
+}
+
+__all__ = ["STRATEGIES", "Choice", "Job", "Options", "Plan", "Score", "Scorer", "Strategy"]
