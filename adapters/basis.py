@@ -4,6 +4,11 @@ With W = U·diag(σ)·Vᵀ (m × n, σ descending, r = min(m, n)) and an expert 
 basis U is square and W′ = W + U·diag(z−1)·UᵀW; where n < m the basis V is square and W′ = W + W·V·diag(z−1)·Vᵀ. So one
 square basis Q (r × r) is all that is needed, and z = 1 gives W bit for bit. Q comes from the eigendecomposition of the
 r × r Gram matrix (W·Wᵀ or Wᵀ·W) in float64.
+
+What is decomposed and fingerprinted is W rounded to bfloat16. Rounding perturbs singular values by as much as their
+spacing, so bases of the float32 and the bfloat16 copy of one model would differ by rotations among neighbouring
+components, and an expert would mean another thing in each. Of the rounded matrix there is only one basis, whichever dtype
+a model is loaded in.
 """
 
 from __future__ import annotations
@@ -48,8 +53,8 @@ class Basis:
 
 
 def build_basis(matrix: torch.Tensor) -> Basis:
-    """Decompose one matrix of shape (m, n); O(r²·max(m, n) + r³) in float64."""
-    w = matrix.detach().to(torch.float64)
+    """Decompose one matrix of shape (m, n), rounded to bfloat16; O(r²·max(m, n) + r³) in float64."""
+    w = matrix.detach().to(torch.bfloat16).to(torch.float64)
     side: Side = "out" if w.shape[0] <= w.shape[1] else "in"
     gram = w @ w.T if side == "out" else w.T @ w
     values, vectors = torch.linalg.eigh(gram)
@@ -59,10 +64,10 @@ def build_basis(matrix: torch.Tensor) -> Basis:
 
 
 def matrix_digest(matrix: torch.Tensor) -> str:
-    """Hex SHA-256 of a matrix's shape, type and bytes."""
-    dense = matrix.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{tuple(dense.shape)} {dense.dtype}".encode())
-    digest.update(dense.view(torch.uint8).numpy().data if dense.dim() else b"")
+    """Hex SHA-256 of a matrix's shape and of its values rounded to bfloat16."""
+    dense = matrix.detach().to(torch.bfloat16).cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(dense.shape)}".encode())
+    digest.update(dense.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

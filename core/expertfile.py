@@ -105,7 +105,7 @@ def decode_expert(data: bytes, source: str) -> ExpertFile:
             f"{odd[0]} has {ranks.get(odd[0], 'no')} values and the manifest says {manifest.targets.get(odd[0], 'none')}"
         )
     try:
-        read = safetensors.deserialize(data)
+        read = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise fail(f"the safetensors library refuses it ({error})") from error
     if {name for name, _ in read} != set(vectors):

@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from t2.core.digests import DOC_HASH_BYTES, canonical_json
 
-SCHEMA_VERSION = 1
-
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Kind = Literal["expert", "classifier", "mixture"]
@@ -55,7 +53,7 @@ class Manifest(_Frozen):
         parents: for a mixture, what was mixed.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Kind = "expert"
     name: Label
     base: BaseModelRef
