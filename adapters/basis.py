@@ -7,8 +7,8 @@ r × r Gram matrix (W·Wᵀ or Wᵀ·W) in float64.
 
 What is decomposed and fingerprinted is W rounded to bfloat16. Rounding perturbs singular values by as much as their
 spacing, so bases of the float32 and the bfloat16 copy of one model would differ by rotations among neighbouring
-components, and an expert would mean another thing in each. Of the rounded matrix there is only one basis, whichever dtype
-a model is loaded in.
+components, and an expert would mean another thing in each. Of the rounded matrix there is only one basis, whichever
+dtype a model is loaded in.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def load_bases(
 
     Args:
         targets: the matrices.
-        digests: :func:`matrix_digest` of each, by name; the cache is addressed by it, so models that share a matrix share
-            its basis, and a changed matrix never meets an old basis.
+        digests: :func:`matrix_digest` of each, by name; the cache is addressed by it, so models that share a matrix
+            share its basis, and a changed matrix never meets an old basis.
         folder: the cache; by default ``bases`` in ``T2_CACHE_DIR``.
         progress: show a progress bar when something has to be built.
 

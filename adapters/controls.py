@@ -1,7 +1,7 @@
 """Control experts: what an expert's numbers do when they lose their place.
 
-A gain that survives the shuffle comes from the distribution of z, or from the scale of the weights, and not from what was
-learned about single components.
+A gain that survives the shuffle comes from the distribution of z, or from the scale of the weights, and not from what
+was learned about single components.
 """
 
 from __future__ import annotations

@@ -95,9 +95,7 @@ def check_expert(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -
         )
 
 
-def mix(
-    experts: Sequence[Z], alpha: Sequence[float], space: Space = "paper", normalise: Normalise = "none"
-) -> Z:
+def mix(experts: Sequence[Z], alpha: Sequence[float], space: Space = "paper", normalise: Normalise = "none") -> Z:
     """Mix experts.
 
     ``paper``: z′ = Σ αₖ zₖ. ``delta``: z′ = 1 + Σ αₖ (zₖ − 1), the base at the origin. A matrix that an expert does not
@@ -126,7 +124,9 @@ def mix(
         rank = next(len(z[name]) for z in experts if name in z)
         one = torch.ones(rank)
         if space == "paper":
-            total_z = sum((a * z.get(name, one).double() for a, z in zip(weights, experts, strict=True)), one.double() * 0)
+            total_z = sum(
+                (a * z.get(name, one).double() for a, z in zip(weights, experts, strict=True)), one.double() * 0
+            )
         else:
             total_z = sum(
                 (a * (z.get(name, one).double() - 1) for a, z in zip(weights, experts, strict=True)), one.double()

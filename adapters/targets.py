@@ -78,10 +78,10 @@ def find_targets(
             continue
         parts = module_name.split(".")
         kind = next((kind for kind, words in _KINDS.items() if any(part in words for part in parts)), None)
-        layer = next((int(part) for part in parts if part.isdigit()), None)
+        name = f"{module_name}.weight"
+        layer = layer_of(name)
         if kind is None or layer is None:
             continue
-        name = f"{module_name}.weight"
         found[name] = Target(name, module, layer, isinstance(module, Conv1D))
         kinds[name] = kind
     if not found:
@@ -104,6 +104,11 @@ def find_targets(
         for name, target in found.items()
         if (targets == "all" or kinds[name] == targets) and (layers is None or target.layer in layers)
     }
+
+
+def layer_of(name: str) -> int | None:
+    """The decoder layer in a parameter's name: its first number, None when it has none."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def parse_layers(text: str) -> list[int]:

@@ -37,8 +37,9 @@ def digest_of(value: Any) -> str:
 def doc_hash(doc: Any) -> str:
     """Content hash of a task document, 12 hex characters (48 bits).
 
-    Short, because an expert's manifest carries the hash of every document it was trained on; two sets of 10,000 documents
-    share a hash by chance with probability 4e-7. Values that are not JSON (dates, images) count by their ``repr``.
+    Short, because an expert's manifest carries the hash of every document it was trained on; two sets of 10,000
+    documents share a hash by chance with probability 4e-7. Values that are not JSON (dates, images) count by their
+    ``repr``.
     """
     text = json.dumps(doc, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=repr)
     return sha256(text.encode())[: 2 * DOC_HASH_BYTES]

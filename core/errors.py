@@ -1,7 +1,7 @@
 """The exception tree of t2.
 
-Every failure that a user can cause is a :class:`T2Error`. Its text is one line that says what is wrong, where, and what to
-do; the command-line programs print that line and exit with 2. Anything else that escapes is a defect of t2.
+Every failure that a user can cause is a :class:`T2Error`. Its text is one line that says what is wrong, where, and
+what to do; the command-line programs print that line and exit with 2. Anything else that escapes is a defect of t2.
 
     T2Error
     ├── ArgumentError        a model_arg, option, setting or configuration value

@@ -1,11 +1,11 @@
 """The expert file: one safetensors file of 1-D vectors with the manifest in its header, under a strict profile.
 
-The safetensors library by itself accepts duplicate keys, path-like names, holes and NaN; this reader does not. It needs no
-torch, so that a registry can check uploads.
+The safetensors library by itself accepts duplicate keys, path-like names, holes and NaN; this reader does not. It
+needs no torch, so that a registry can check uploads.
 
-The profile: a header of at most :data:`MAX_HEADER_BYTES`; exactly one metadata key, :data:`METADATA_KEY`, with the manifest
-as canonical JSON; 1-D tensors of type F32, F16 or BF16 whose names look like parameter names; data without holes, overlap or
-trailing bytes; finite values; ranks as in the manifest.
+The profile: a header of at most :data:`MAX_HEADER_BYTES`; exactly one metadata key, :data:`METADATA_KEY`, with the
+manifest as canonical JSON; 1-D tensors of type F32, F16 or BF16 whose names look like parameter names; data without
+holes, overlap or trailing bytes; finite values; ranks as in the manifest.
 """
 
 from __future__ import annotations
@@ -100,9 +100,11 @@ def decode_expert(data: bytes, source: str) -> ExpertFile:
     vectors = _vectors(header, body, fail)
     ranks = {name: len(vector) for name, vector in vectors.items()}
     if ranks != manifest.targets:
-        odd = sorted({name for name in ranks.keys() | manifest.targets.keys() if ranks.get(name) != manifest.targets.get(name)})
+        odd = sorted(
+            {name for name in ranks.keys() | manifest.targets.keys() if ranks.get(name) != manifest.targets.get(name)}
+        )
         raise fail(
-            f"{odd[0]} has {ranks.get(odd[0], 'no')} values and the manifest says {manifest.targets.get(odd[0], 'none')}"
+            f"{odd[0]} has {ranks.get(odd[0], 'no')} values, the manifest says {manifest.targets.get(odd[0], 'none')}"
         )
     try:
         read = safetensors.deserialize(data)  # type: ignore[no-untyped-call]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from t2.adapters.basis import Basis
 from t2.adapters.expert import Z
 from t2.core.manifest import BaseModelRef
 
@@ -54,9 +55,9 @@ class Scored:
 class Engine(Protocol):
     """A base model that answers under mixtures.
 
-    ``rows`` gives for each request the index of its mixture in ``mixtures``; a mixture of None is the base. An engine with
-    ``supports_rows`` runs requests of different mixtures in one batch, another one runs them mixture by mixture; the
-    answers are the same (in float32 token for token, likelihoods within 1e-3).
+    ``rows`` gives for each request the index of its mixture in ``mixtures``; a mixture of None is the base. An engine
+    with ``supports_rows`` runs requests of different mixtures in one batch, another one runs them mixture by mixture;
+    the answers are the same (in float32 token for token, likelihoods within 1e-3).
     """
 
     base: BaseModelRef
@@ -95,6 +96,10 @@ class Engine(Protocol):
         progress: str | None = None,
     ) -> list[Scored]:
         """Log-likelihoods of continuations; arguments as :meth:`generate`."""
+        ...
+
+    def bases(self, names: Iterable[str]) -> Mapping[str, Basis]:
+        """The spectral bases of some matrices."""
         ...
 
     def applied(self, z: Z | None) -> contextlib.AbstractContextManager[None]:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +29,12 @@ class TransformersEngine:
     """A ``transformers`` causal language model that answers under mixtures.
 
     *Weight form* (:meth:`applied`): each adapted parameter is replaced by W′ = W + Q·diag(z−1)·QᵀW (or its input-side
-    twin), summed in float32 and rounded once into the model's dtype; leaving the context puts the original tensors back.
+    twin), summed in float32 and rounded once into the model's dtype; leaving the context puts the original tensors
+    back.
 
     *Activation form* (:meth:`activation`, used by :meth:`generate` and :meth:`score`): the weights stay, hooks compute
-    y′ = y + Q((z−1)⊙Qᵀy) on the output side, where y = Wx before the bias, or x′ = x + Q((z−1)⊙Qᵀx) on the input side. Every
-    row of a batch has its own z.
+    y′ = y + Q((z−1)⊙Qᵀy) on the output side, where y = Wx before the bias, or x′ = x + Q((z−1)⊙Qᵀx) on the input side.
+    Every row of a batch has its own z.
 
     Args:
         model: a decoder-only model; it is put in eval mode and its parameters stop requiring gradients.
@@ -66,6 +67,7 @@ class TransformersEngine:
         self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=fingerprint(self._digests))
         self._bases: dict[str, Basis] = {}
         self._factors: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._generator = cast(Callable[..., torch.Tensor], model.generate)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
@@ -135,8 +137,8 @@ class TransformersEngine:
         """Activation form: inside the context, row b of every forward call runs under ``mixtures[rows[b]]``.
 
         Args:
-            mixtures: z by parameter name, each of shape (r,); None is the base. Vectors that require gradients get them.
-            rows: shape (batch,), integer; None means that all rows use the only mixture.
+            mixtures: z by parameter name, each of shape (r,); None is the base. Vectors that require gradients get
+            them. rows: shape (batch,), integer; None means that all rows use the only mixture.
 
         Raises:
             ModelError: a layer's input has another leading dimension than ``rows``.
@@ -216,7 +218,11 @@ class TransformersEngine:
             for number, batch in enumerate(batches):
                 first = requests[batch[0]]
                 tokens = self._generate_batch(
-                    [requests[i] for i in batch], first, mixtures, _pick(rows, batch), derive_seed(seed, "generate", number)
+                    [requests[i] for i in batch],
+                    first,
+                    mixtures,
+                    _pick(rows, batch),
+                    derive_seed(seed, "generate", number),
                 )
                 for i, row in zip(batch, tokens, strict=True):
                     answers[i] = Generated(row)
@@ -241,7 +247,7 @@ class TransformersEngine:
         used, index = _compact(mixtures, rows)
         stop = _RowStop(self.tokenizer, first.stop, width)
         with _seeded(seed, self.device), self.activation(used, index):
-            out = self.model.generate(
+            out = self._generator(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
                 max_new_tokens=first.max_new_tokens,

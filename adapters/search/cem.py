@@ -30,8 +30,8 @@ class CEM:
         std: initial standard deviation of every coordinate.
         population: candidates per generation.
         generations: at most so many.
-        elite: share of a generation that refits the distribution; at least two candidates, or one in a population of one.
-        seed: derived seed of the sampler.
+        elite: share of a generation that refits the distribution; at least two candidates, or one in a population of
+        one. seed: derived seed of the sampler.
         starts: candidates that open the first generation.
 
     Raises:

@@ -53,9 +53,15 @@ class Score:
 
 
 class Scorer(Protocol):
-    """Scores mixtures on labelled adaptation docs; the harness makes one from a task."""
+    """Scores mixtures on labelled adaptation docs; the harness makes one from a task.
+
+    Attributes:
+        docs: number of adaptation docs.
+        higher_is_better: direction of the task's metric; :class:`Score` is signed, records are not.
+    """
 
     docs: int
+    higher_is_better: bool
 
     def evaluate(self, mixtures: Sequence[Z | None]) -> list[Score]:
         """Answer the adaptation docs under each mixture (None is the base) and score the answers."""

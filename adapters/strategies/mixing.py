@@ -1,0 +1,59 @@
+"""From coefficients to the effective z of a mixture, under the options of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from t2.adapters.expert import Z, keep_leading, mix, rescale_nuclear
+from t2.adapters.strategies.base import Choice, Job
+from t2.adapters.targets import layer_of
+
+
+def groups_of(job: Job) -> list[str]:
+    """The groups of matrices that have an α of their own under ``per``: one, one per layer, or one per matrix."""
+    names = list(dict.fromkeys(name for expert in job.experts for name in expert.z))
+    if job.options.per == "expert":
+        return [""]
+    return list(dict.fromkeys(_group(job, name) for name in names))
+
+
+def single(job: Job, index: int) -> list[tuple[float, ...]]:
+    """Coefficients that choose one expert alone, for every group."""
+    row = tuple(1.0 if i == index else 0.0 for i in range(len(job.experts)))
+    return [row] * len(groups_of(job))
+
+
+def choose(job: Job, alpha: Sequence[Sequence[float]]) -> Choice:
+    """The mixture of a job's experts with the given coefficients.
+
+    Args:
+        alpha: for each group of :func:`groups_of` K coefficients; one row serves all groups.
+    """
+    groups = groups_of(job)
+    table = dict(zip(groups, list(alpha) * (len(groups) if len(alpha) == 1 else 1), strict=True))
+    options = job.options
+    z: Z = {}
+    for group, row in table.items():
+        parts = [{name: v for name, v in expert.z.items() if _group(job, name) == group} for expert in job.experts]
+        z.update(mix(parts, row, options.space, options.normalise))
+    if options.rank is not None:
+        z = keep_leading(z, options.rank)
+    if options.rescale == "nuclear":
+        z = rescale_nuclear(z, job.engine.bases(z))
+    names = [expert.name for expert in job.experts]
+    label = {
+        name if group == "" else f"{name}@{group}": float(a)
+        for group, row in table.items()
+        for name, a in zip(names, row, strict=True)
+    }
+    return Choice(label, z)
+
+
+def _group(job: Job, name: str) -> str:
+    match job.options.per:
+        case "expert":
+            return ""
+        case "layer":
+            return f"layer{layer_of(name)}"
+        case "matrix":
+            return name.removesuffix(".weight")
