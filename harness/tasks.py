@@ -53,9 +53,7 @@ def tasks_folder() -> Path:
     return Path(__file__).parent.parent / "tasks_yaml"
 
 
-def load_task(
-    name: str, *, include_path: str | Path | None = None, metadata: Mapping[str, Any] | None = None
-) -> Task:
+def load_task(name: str, *, include_path: str | Path | None = None, metadata: Mapping[str, Any] | None = None) -> Task:
     """Load one task by name: one of t2's, of ``include_path``, or of lm-eval.
 
     Raises:
@@ -132,7 +130,9 @@ class TaskDocs:
         self._expanded = metric is None
         self._ensembles = {ensemble.name: ensemble for ensemble in task._filters}
         if filter is not None and filter not in self._ensembles:
-            raise ArgumentError(f"filter={filter} is not a filter of task {self.name}{nearest(filter, self._ensembles)}")
+            raise ArgumentError(
+                f"filter={filter} is not a filter of task {self.name}{nearest(filter, self._ensembles)}"
+            )
         name = metric or metrics[0]
         self.objective = Objective(
             metric=name,
@@ -306,7 +306,9 @@ class TaskDocs:
     def labelled(self, doc: Any) -> bool:
         """Whether a doc has a right answer to adapt by."""
         try:
-            return bool(self.gold_index(doc)) if self.output_type == "multiple_choice" else self.gold_text(doc) is not None
+            return (
+                bool(self.gold_index(doc)) if self.output_type == "multiple_choice" else self.gold_text(doc) is not None
+            )
         except (KeyError, IndexError, TypeError, ValueError):
             return False
 
@@ -348,7 +350,9 @@ class TaskDocs:
             if scores:
                 windows = [self.continuations(flat[i][1]) for i in scores]
                 parts = [(i, window) for i, some in zip(scores, windows, strict=True) for window in some]
-                scored = engine.score([part for _, part in parts], mixtures, [row[i] for i, _ in parts], progress=progress)
+                scored = engine.score(
+                    [part for _, part in parts], mixtures, [row[i] for i, _ in parts], progress=progress
+                )
                 sums: dict[int, tuple[float, bool]] = {i: (0.0, True) for i in scores}
                 for (i, _), result in zip(parts, scored, strict=True):
                     total, greedy = sums[i]
