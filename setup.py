@@ -1,7 +1,8 @@
 """The parts of the build that pyproject.toml cannot say.
 
-The top-level folders are the packages ``t2.<folder>``; ``t2`` itself is a namespace without files, so that no folder of the
-repository is named twice. Wheels and editable installs both carry ``t2_eval_discovery.pth`` (see ``harness/discovery.py``).
+The top-level folders are the packages ``t2.<folder>``; ``t2`` itself is a namespace without files, so the repository needs no
+folder that holds nothing else. Wheels and editable installs both carry ``t2_eval_discovery.pth`` (see
+``harness/discovery.py``).
 """
 
 from __future__ import annotations
@@ -54,15 +55,15 @@ class BuildPy(build_py):
         # An editable build copies nothing into build_lib; what it puts beside the finder is the install folder.
         folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
         self.mkpath(folder)
-        self.copy_file(PTH, os.path.join(folder, PTH), preserve_mode=False)
+        self.copy_file(PTH, str(Path(folder, PTH)), preserve_mode=False)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         outputs: list[str] = super().get_outputs(include_bytecode)
-        return outputs if self.editable_mode else [*outputs, os.path.join(self.build_lib, PTH)]
+        return outputs if self.editable_mode else [*outputs, str(Path(self.build_lib, PTH))]
 
 
 class EditableWheel(editable_wheel):
-    """Installs a path to a tree of links, which type checkers and editors can follow; setuptools' import finder they cannot."""
+    """Installs a path to a tree of links: type checkers and editors follow it, setuptools' import finder they cannot."""
 
     def run(self) -> None:
         if link_folders():

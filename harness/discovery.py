@@ -1,10 +1,9 @@
 """Makes lm-eval know the model ``t2`` and the ``t2_*`` tasks when it is imported.
 
-lm-eval 0.4.13 has no way to announce either from outside. An installed t2 therefore ships a ``.pth`` file whose one line calls
-:func:`install` at Python's start, in every program of the environment. So this module imports nothing but ``sys``, and
-nothing of it runs until lm-eval's own registry or task index is imported. The two halves each do nothing where lm-eval does
-the same by itself: the model is left alone when the name is taken (newer lm-eval reads the ``lm_eval.models`` entry
-point), the tasks when their folder is already among those indexed.
+lm-eval 0.4.13 has no way to announce either from outside. An installed t2 therefore ships a ``.pth`` file whose one line waits,
+in every program of the environment, for the name ``lm_eval`` to be imported, and then calls :func:`install`. The two halves
+each do nothing where lm-eval does the same by itself: the model is left alone when the name is taken (newer lm-eval
+reads the ``lm_eval.models`` entry point), the tasks when their folder is already among those indexed.
 """
 
 from __future__ import annotations
