@@ -10,6 +10,9 @@ DEMO_TASK := t2_arc_challenge
 DEMO_MODEL_ARGS := adapt=cem,dtype=bfloat16,shots=8,population=6,generations=3
 DEMO_OPTIONS := --limit 100 --output_path results/demo
 
+# What the tests read; the train splits, a larger download, are not among it.
+TEST_DATA := arc_easy arc_challenge gsm8k math500 mbpp humaneval
+
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -61,7 +64,7 @@ imports: venv
 test: lint pytest
 
 pytest: venv
-	$(BIN)/t2 data fetch --all
+	$(BIN)/t2 data fetch $(TEST_DATA)
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 clean:

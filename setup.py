@@ -1,7 +1,7 @@
 """The parts of the build that pyproject.toml cannot say.
 
-The top-level folders are the packages ``t2.<folder>``; ``t2`` itself is a namespace without files, so the repository needs no
-folder that holds nothing else. Wheels and editable installs both carry ``t2_eval_discovery.pth`` (see
+The top-level folders are the packages ``t2.<folder>``; ``t2`` itself is a namespace without files, so the repository
+needs no folder of that name. Wheels and editable installs both carry ``t2_eval_discovery.pth`` (see
 ``harness/discovery.py``).
 """
 
@@ -63,7 +63,7 @@ class BuildPy(build_py):
 
 
 class EditableWheel(editable_wheel):
-    """Installs a path to a tree of links: type checkers and editors follow it, setuptools' import finder they cannot."""
+    """Installs a path to a tree of links; type checkers and editors follow it, and not setuptools' import finder."""
 
     def run(self) -> None:
         if link_folders():

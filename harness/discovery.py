@@ -1,9 +1,9 @@
 """Makes lm-eval know the model ``t2`` and the ``t2_*`` tasks when it is imported.
 
-lm-eval 0.4.13 has no way to announce either from outside. An installed t2 therefore ships a ``.pth`` file whose one line waits,
-in every program of the environment, for the name ``lm_eval`` to be imported, and then calls :func:`install`. The two halves
-each do nothing where lm-eval does the same by itself: the model is left alone when the name is taken (newer lm-eval
-reads the ``lm_eval.models`` entry point), the tasks when their folder is already among those indexed.
+lm-eval 0.4.13 has no way to announce either from outside. An installed t2 therefore ships a ``.pth`` file whose one
+line waits, in every program of the environment, for ``lm_eval`` to be imported, and then calls :func:`install`. The two
+halves each do nothing where lm-eval does the same by itself: the model is left alone when the name is taken (newer
+lm-eval reads the ``lm_eval.models`` entry point), the tasks when their folder is already among those indexed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _index_tasks(module: ModuleType) -> None:
         ours = tasks_folder()
         # Beside lm-eval's own tasks only: TaskManager(include_defaults=False) asks for nothing but the given folders.
         # In front of them, since a later folder wins when two define the same name.
-        if Path(module.__file__ or "").resolve().parent in resolved and ours not in resolved and ours.is_dir():
+        if Path(module.__file__ or "").parent.resolve() in resolved and ours not in resolved and ours.is_dir():
             paths.insert(0, ours)
         return original(paths, **kwargs)
 
@@ -77,7 +77,7 @@ def _require_extra(module_name: str) -> None:
 
         one_line_errors()
         raise DependencyError(
-            f"--model t2 needs {', '.join(missing)}, which the base install leaves out; run: pip install 't2-eval[eval]'"
+            f"--model t2 needs {', '.join(missing)}, not part of the base install; run: pip install 't2-eval[eval]'"
         )
 
 
@@ -125,7 +125,7 @@ class _Finder:
 
 
 class _Loader:
-    """Another loader, and the adjustment after the module has run; afterwards the module bears the other loader only."""
+    """Another loader, and the adjustment after the module has run; then the module bears the other loader only."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
