@@ -48,7 +48,7 @@ for _command in (evaluate, data, expert):
 def main() -> None:
     """Run ``t2`` on the command line's arguments."""
     try:
-        app()
+        app(prog_name="t2")
     except T2Error as error:
         print(f"t2: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def test_python_starts_without_importing_anything_of_it(installed: Environment) 
     hook, *imported = evaluate(installed, code).split()
     assert hook == "T2Discovery"
     assert not {"t2", "lm_eval", "torch", "numpy", "importlib"} & set(imported)
+
+
+def test_the_program_is_there_and_tells_the_version(installed: Environment) -> None:
+    project = tomllib.loads((environments.REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert installed.run("t2", "--version").stdout == f"t2 {project['version']}\n"
 
 
 def test_lm_eval_knows_the_model_and_still_its_own(installed: Environment) -> None:
