@@ -16,6 +16,8 @@ TEST_DATA := arc_easy arc_challenge gsm8k math500 mbpp humaneval
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
+# The install leaves compiling to the first import, which takes a minute less but has to be kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format typecheck imports pytest clean

@@ -159,7 +159,7 @@ def test_eval_without_lm_eval_names_the_install_command() -> None:
 def test_ctrl_c_ends_quietly(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    command = [sys.executable, "-m", "t2.cli", "expert", "verify", pipe]
+    command = [sys.executable, "-m", "t2.cli", "expert", "verify", str(pipe)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     # Opening blocks until the program reads from the other end, and then it waits for bytes that never come.
     with process, pipe.open("wb"):
