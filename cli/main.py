@@ -1,0 +1,54 @@
+"""The program ``t2``: its commands, and what all of them share.
+
+Exit codes: 0 done, 1 a defect of t2 or of a program it runs, 2 a mistake that the user can mend (one line on standard
+error, no traceback), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from typing import Annotated
+
+import typer
+
+from t2.cli import data, evaluate, expert
+from t2.core.errors import T2Error
+
+app = typer.Typer(
+    name="t2",
+    help="Self-adaptive language models at evaluation time: experts, adaptation, and lm-evaluation-harness.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"t2 {importlib.metadata.version('t2-eval')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _command in (evaluate, data, expert):
+    _command.add_to(app)
+
+
+def main() -> None:
+    """Run ``t2`` on the command line's arguments."""
+    try:
+        app(prog_name="t2")
+    except T2Error as error:
+        print(f"t2: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,24 @@
+"""One line instead of a traceback for a user's error, in programs that t2 does not own (``lm_eval``)."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from t2.core.errors import T2Error
+
+
+def install() -> None:
+    """Print an uncaught :class:`T2Error` as ``t2: error: …``; every other exception goes where it went before."""
+    previous = sys.excepthook
+    if getattr(previous, "_t2", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, T2Error):
+            print(f"t2: error: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, traceback)
+
+    hook._t2 = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

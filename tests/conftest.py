@@ -1,0 +1,24 @@
+"""What holds for every test: no Hub, no state of the user's, no timing."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Before anything imports a library that reads them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("t2", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("t2")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Caches and experts of the user neither help nor suffer; fetched task data are read where they lie."""
+    home = tmp_path_factory.mktemp("t2")
+    os.environ["T2_CACHE_DIR"] = str(home / "cache")
+    os.environ["T2_EXPERTS_DIR"] = str(home / "experts")

@@ -1,0 +1,115 @@
+"""The documentation names every option, argument and setting, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from t2.cli.main import app
+from t2.core.settings import SETTINGS
+from tests.environments import REPOSITORY
+
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and the text under it, up to the next heading."""
+
+    heading: str
+    text: str
+
+
+def without_code_blocks(text: str) -> str:
+    return re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def sections() -> Iterator[Section]:
+    for page in PAGES:
+        parts = re.split(r"^#+ +(.*)$", page.read_text(), flags=re.MULTILINE)
+        for heading, text in zip(parts[1::2], parts[2::2], strict=True):
+            yield Section(heading, text)
+
+
+def table_rows() -> dict[str, str]:
+    """Rows of all tables by the code in their first cell, several names of one row apart."""
+    rows: dict[str, str] = {}
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            if line.startswith("|"):
+                for name in re.findall(r"`([^`]+)`", line.split("|")[1]):
+                    rows.setdefault(name, line)
+    return rows
+
+
+def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    subcommands = getattr(command, "commands", {})
+    if not subcommands:
+        yield path, command
+    for name, subcommand in subcommands.items():
+        yield from commands(subcommand, f"{path} {name}")
+
+
+PROGRAM = typer.main.get_command(app)
+COMMANDS = dict(commands(PROGRAM, "t2"))
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS))
+def test_every_command_has_a_section_that_names_its_options(path: str) -> None:
+    texts = [section.text for section in sections() if f"`{path}`" in section.heading]
+    assert texts, f"no section of the documentation has `{path}` in its heading"
+    for parameter in COMMANDS[path].params:
+        options = [option for option in parameter.opts if option.startswith("--") and option != "--help"]
+        for option in options:
+            assert any(re.search(rf"`[^`]*{re.escape(option)}\b", text) for text in texts), f"{path} {option}"
+
+
+@pytest.mark.parametrize("option", sorted(option for parameter in PROGRAM.params for option in parameter.opts))
+def test_the_programs_own_options_are_documented(option: str) -> None:
+    assert any(f"`t2 {option}`" in section.text for section in sections())
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_every_setting_is_in_a_table_with_its_default(name: str) -> None:
+    row = table_rows().get(name)
+    assert row is not None, f"no table of the documentation has a row for {name}"
+    assert SETTINGS[name].default in row
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    named = {name for page in PAGES for name in re.findall(r"\bT2_[A-Z][A-Z_]*[A-Z]\b", page.read_text())}
+    assert named <= SETTINGS.keys()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ +(.*)$", without_code_blocks(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links() -> list[tuple[Path, str]]:
+    pattern = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+    found = [
+        (page, first or second)
+        for page in PAGES
+        for first, second in pattern.findall(without_code_blocks(page.read_text()))
+    ]
+    return [(page, target) for page, target in found if not re.match(r"[a-z]+:", target)]
+
+
+@pytest.mark.parametrize(
+    ("page", "target"), links(), ids=lambda value: value.name if isinstance(value, Path) else str(value)
+)
+def test_relative_links_resolve(page: Path, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists(), f"{page.name} links to {target}"
+    assert file.is_relative_to(REPOSITORY)
+    if anchor and file.suffix == ".md":
+        assert anchor in anchors(file), f"{page.name} links to {target}"
