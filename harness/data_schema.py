@@ -55,14 +55,16 @@ def math_row(row: Mapping[str, Any]) -> Row:
 
 
 def math500_row(row: Mapping[str, Any]) -> Row:
-    """The fields of MATH and ``answer``; the Hub's ``subject`` is ``type``, its numeric level 2 is ``Level 2``."""
+    """The fields of MATH; the Hub's ``subject`` is ``type``, its numeric level 2 is ``Level 2``.
+
+    The Hub's ``answer`` is left out: it repeats what the solution boxes, and no other source has it in that form.
+    """
     level = row.get("level")
     return {
         "problem": _string(row, "problem"),
         "level": f"Level {level}" if isinstance(level, int) else _string(row, "level"),
         "type": _string(row, "subject" if "subject" in row else "type"),
         "solution": _string(row, "solution"),
-        "answer": _string(row, "answer"),
     }
 
 
@@ -102,7 +104,7 @@ def in_order(dataset: str, rows: Sequence[Row]) -> list[Row]:
 
 
 _TEXT = Value("string")
-_MATH = {"problem": _TEXT, "level": _TEXT, "type": _TEXT, "solution": _TEXT}
+_MATH = Features({"problem": _TEXT, "level": _TEXT, "type": _TEXT, "solution": _TEXT})
 _ARC = Features(
     {"id": _TEXT, "question": _TEXT, "choices": {"text": ListOf(_TEXT), "label": ListOf(_TEXT)}, "answerKey": _TEXT}
 )
@@ -121,8 +123,8 @@ FEATURES: dict[str, Features] = {
     "arc_easy": _ARC,
     "arc_challenge": _ARC,
     "gsm8k": Features({"question": _TEXT, "answer": _TEXT}),
-    "math": Features(_MATH),
-    "math500": Features({**_MATH, "answer": _TEXT}),
+    "math": _MATH,
+    "math500": _MATH,
     "mbpp": Features(
         {
             "task_id": Value("int32"),

