@@ -28,9 +28,7 @@ INVALID = "[invalid]"
 _FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 _MARKED_NUMBER = re.compile(r"####\s*(-?\$?[\d,]*\.?\d+)")
-_STATED_LETTER = re.compile(
-    r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*[\"'(*$\\]*(?:boxed\{|text\{)*([A-J])\b", re.IGNORECASE
-)
+_STATED_LETTER = re.compile(r"(?i:answer|option|choice)(?:\s+is)?\s*:?\s*[\"'(*$\\]*(?:boxed\{|text\{)*([A-J])\b(?!')")
 _LEADING_LETTER = re.compile(r"\s*[\"'(*\[]*([A-J])(?:[.):,;\"'*\]]|\s*$|\s*\n)")
 _LONE_LETTER = re.compile(r"(?<![\w'])(?:\(([A-J])\)|([B-HJ]))(?![\w'])")
 
@@ -59,7 +57,7 @@ def program(doc: Mapping[str, Any], completion: str, kind: CodeKind) -> str | No
 
 
 def extract_code(completion: str) -> str:
-    """The code in an answer: what stands before the first fence if that is code, else the first block with a definition.
+    """The code in an answer: what stands before the first fence if that is code, else the first block that defines.
 
     A prompt may itself have opened the block; then the answer begins with code and its first fence is the closing one.
     """
