@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,7 @@ def test_a_program_that_reaches_its_end_passes_and_its_output_is_kept() -> None:
         ("import sys; sys.exit(0)\nassert False", "ended itself"),
         ("import os; os._exit(0)\nassert False", "ended itself"),
         ("print('passed')\nraise SystemExit", "ended itself"),
-        ("import os, signal; os.abort()", "SIGABRT"),
+        ("import os, signal; os.abort()", "killed by SIG"),
         ("input()", "EOFError"),
     ],
 )
@@ -79,7 +82,8 @@ def test_the_environment_is_not_visible(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_writing_works_in_the_own_folder_and_leaves_nothing_behind(tmp_path: Path) -> None:
     result = run_python(
-        "import os\nopen('a', 'w').write('x')\nos.mkdir('d'); os.rename('a', 'd/b')\nprint(os.getcwd(), os.listdir('d'))"
+        "import os\nopen('a', 'w').write('x')\nos.mkdir('d')\nos.rename('a', 'd/b')\n"
+        "print(os.getcwd(), os.listdir('d'))"
     )
     assert result.passed, result.detail
     folder, _, listing = result.output.strip().partition(" ")
@@ -109,22 +113,25 @@ socket.create_connection(server.getsockname(), timeout=1)
     assert result.passed == ("network" not in result.isolation)
 
 
-def test_processes_are_few_and_die_with_the_program(tmp_path: Path) -> None:
+def test_processes_are_few_and_die_with_the_program() -> None:
     storm = run_python("import os, time\nfor _ in range(200):\n    if os.fork() == 0: time.sleep(30)", timeout=3.0)
     if "processes" in storm.isolation:
         assert "BlockingIOError" in storm.detail
-    escape = """
-import os, sys, time
+    name = f"t2{secrets.token_hex(4)}"
+    escape = f"""
+import ctypes, os, time
+ctypes.CDLL(None).prctl(15, b"{name}", 0, 0, 0)
 if os.fork() == 0:
     os.setsid()
     time.sleep(30)
-print("forked")
 """
     result = run_python(escape)
     assert result.passed
     if "processes" in result.isolation:
-        alive = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _readable(path)]
-        assert not any(b"sandbox_child.py" in line for line in alive)
+        deadline = time.monotonic() + 10
+        while name in _process_names() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert name not in _process_names()
 
 
 def test_it_works_from_many_threads_at_once() -> None:
@@ -140,9 +147,9 @@ def test_it_works_from_many_threads_at_once() -> None:
     assert {result.outcome for result in results} == {"passed", "failed"}
 
 
-def _readable(path: Path) -> bool:
-    try:
-        path.read_bytes()
-    except OSError:
-        return False
-    return True
+def _process_names() -> set[str]:
+    names = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            names.add(path.read_text().strip())
+    return names
