@@ -1,0 +1,153 @@
+"""The form of each benchmark's documents: what a row of any source becomes before a task sees it.
+
+A row means the same whichever source it came from: fields that only one source has are dropped, ARC's choices are
+labelled A, B, C, … (some Hub rows say 1, 2, 3, …), and MATH-500 rows get the field names of MATH.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from datasets import Features, Value
+from datasets import Sequence as ListOf
+
+from t2.core.digests import doc_hash
+
+Row = dict[str, Any]
+LETTERS = "ABCDEFGHIJ"
+
+
+class RowError(ValueError):
+    """A row lacks a field or holds a value of another type; the text says which."""
+
+
+def arc_row(row: Mapping[str, Any]) -> Row:
+    """``id``, ``question``, ``choices`` {``text``, ``label``} labelled from A, the right letter as ``answerKey``."""
+    choices = row.get("choices")
+    if not isinstance(choices, Mapping):
+        raise RowError("field 'choices' is absent or not an object")
+    texts, labels = _strings(choices, "text"), _strings(choices, "label")
+    answer = _string(row, "answerKey")
+    if len(texts) != len(labels) or not 2 <= len(texts) <= len(LETTERS):
+        raise RowError(f"{len(texts)} choice texts and {len(labels)} labels")
+    if answer not in labels:
+        raise RowError(f"answerKey {answer!r} is not among the labels {labels}")
+    return {
+        "id": _string(row, "id"),
+        "question": _string(row, "question"),
+        "choices": {"text": texts, "label": list(LETTERS[: len(texts)])},
+        "answerKey": LETTERS[labels.index(answer)],
+    }
+
+
+def gsm8k_row(row: Mapping[str, Any]) -> Row:
+    """``question`` and ``answer``; the answer ends in ``#### number``."""
+    answer = _string(row, "answer")
+    if "####" not in answer:
+        raise RowError("field 'answer' has no '####' before its final number")
+    return {"question": _string(row, "question"), "answer": answer}
+
+
+def math_row(row: Mapping[str, Any]) -> Row:
+    """``problem``, ``level``, ``type``, ``solution``; the solution holds its answer in ``\\boxed{}``."""
+    return {name: _string(row, name) for name in ("problem", "level", "type", "solution")}
+
+
+def math500_row(row: Mapping[str, Any]) -> Row:
+    """The fields of MATH; the Hub's ``subject`` is ``type``, its numeric level 2 is ``Level 2``.
+
+    The Hub's ``answer`` is left out: it repeats what the solution boxes, and no other source has it in that form.
+    """
+    level = row.get("level")
+    return {
+        "problem": _string(row, "problem"),
+        "level": f"Level {level}" if isinstance(level, int) else _string(row, "level"),
+        "type": _string(row, "subject" if "subject" in row else "type"),
+        "solution": _string(row, "solution"),
+    }
+
+
+def mbpp_row(row: Mapping[str, Any]) -> Row:
+    """``task_id`` (1 to 974), ``text``, ``code``, ``test_setup_code`` and two lists of assert statements."""
+    number = row.get("task_id")
+    if not isinstance(number, int):
+        raise RowError("field 'task_id' is absent or not a number")
+    return {
+        "task_id": number,
+        "text": _string(row, "text"),
+        "code": _string(row, "code"),
+        "test_setup_code": _string(row, "test_setup_code"),
+        "test_list": _strings(row, "test_list"),
+        "challenge_test_list": _strings(row, "challenge_test_list"),
+    }
+
+
+def humaneval_row(row: Mapping[str, Any]) -> Row:
+    """``task_id`` (``HumanEval/0`` …), ``prompt``, ``canonical_solution``, ``test``, ``entry_point``."""
+    return {name: _string(row, name) for name in ("task_id", "prompt", "canonical_solution", "test", "entry_point")}
+
+
+def in_order(dataset: str, rows: Sequence[Row]) -> list[Row]:
+    """The one order of a data set, whichever source it came from.
+
+    MBPP and HumanEval go by their number. MATH comes in seven subjects that sources string together differently: it
+    goes by content hash, so that ``--limit`` takes from every subject. The others have one order in every source.
+    """
+    if dataset == "math":
+        return sorted(rows, key=doc_hash)
+    if dataset == "mbpp":
+        return sorted(rows, key=lambda row: int(row["task_id"]))
+    if dataset == "humaneval":
+        return sorted(rows, key=lambda row: int(str(row["task_id"]).rpartition("/")[2]))
+    return list(rows)
+
+
+_TEXT = Value("string")
+_MATH = Features({"problem": _TEXT, "level": _TEXT, "type": _TEXT, "solution": _TEXT})
+_ARC = Features(
+    {"id": _TEXT, "question": _TEXT, "choices": {"text": ListOf(_TEXT), "label": ListOf(_TEXT)}, "answerKey": _TEXT}
+)
+
+ROWS: dict[str, Callable[[Mapping[str, Any]], Row]] = {
+    "arc_easy": arc_row,
+    "arc_challenge": arc_row,
+    "gsm8k": gsm8k_row,
+    "math": math_row,
+    "math500": math500_row,
+    "mbpp": mbpp_row,
+    "humaneval": humaneval_row,
+}
+
+FEATURES: dict[str, Features] = {
+    "arc_easy": _ARC,
+    "arc_challenge": _ARC,
+    "gsm8k": Features({"question": _TEXT, "answer": _TEXT}),
+    "math": _MATH,
+    "math500": _MATH,
+    "mbpp": Features(
+        {
+            "task_id": Value("int32"),
+            "text": _TEXT,
+            "code": _TEXT,
+            "test_setup_code": _TEXT,
+            "test_list": ListOf(_TEXT),
+            "challenge_test_list": ListOf(_TEXT),
+        }
+    ),
+    "humaneval": Features(dict.fromkeys(("task_id", "prompt", "canonical_solution", "test", "entry_point"), _TEXT)),
+}
+
+
+def _string(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise RowError(f"field {name!r} is absent or not text")
+    return value
+
+
+def _strings(row: Mapping[str, Any], name: str) -> list[str]:
+    value = row.get(name)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise RowError(f"field {name!r} is absent or not a list of texts")
+    return list(value)
