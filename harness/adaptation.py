@@ -1,0 +1,306 @@
+"""One task's adaptation: checked before any search, found again by its key or planned, and recorded."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.expert import Expert, Z
+from t2.adapters.strategies import STRATEGIES, Choice, Job
+from t2.core.digests import digest_of, doc_hash
+from t2.core.errors import ExpertError
+from t2.core.record import AdaptationRecord, ExpertRef, Timing, UsedMixture
+from t2.harness import store
+from t2.harness.args import Settings
+from t2.harness.pool import Pool, draw
+from t2.harness.scorer import TaskScorer
+from t2.harness.tasks import PromptForm, TaskDocs, encode_pair
+
+_PROBE = "The quick brown fox jumps over the lazy dog. 12 + 7 ="
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What all adaptations of a run share: lm-eval's model, the engine over it, experts and settings."""
+
+    lm: HFLM
+    engine: TransformersEngine
+    experts: tuple[Expert, ...]
+    settings: Settings
+
+    def expert_refs(self) -> tuple[ExpertRef, ...]:
+        """The experts as a record names them."""
+        return tuple(ExpertRef(name=e.name, digest=e.digest, domain=e.domain) for e in self.experts)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the adapted weights, for example ``bfloat16``."""
+        return str(self.engine.dtype).removeprefix("torch.")
+
+    def probe(self) -> torch.Tensor:
+        """Logits of a fixed text under the weights as they are now."""
+        tokens = self.lm.tok_encode(_PROBE)[: self.lm.max_length]
+        logits: torch.Tensor = self.lm._model_call(torch.tensor([tokens], device=self.lm.device))
+        return logits.clone()
+
+
+def moves(z: Z | None) -> bool:
+    """Whether any component of z differs from 1."""
+    return any(bool((vector != 1).any()) for vector in (z or {}).values())
+
+
+def check_experts_move(runtime: Runtime) -> None:
+    """Stop when an expert changes nothing, before a search is spent on it.
+
+    Raises:
+        ExpertError: an expert that is not z = 1 leaves the logits of a probe text unchanged.
+    """
+    base = runtime.probe()
+    for expert in runtime.experts:
+        if moves(expert.z):
+            with runtime.engine.applied(expert.z):
+                check_moved(base, runtime.probe(), f"expert {expert.name}")
+
+
+def check_moved(base: torch.Tensor, adapted: torch.Tensor, what: str) -> None:
+    """Stop when an applied mixture has left the logits as they were.
+
+    Raises:
+        ExpertError: it has.
+    """
+    if torch.equal(base, adapted):
+        raise ExpertError(
+            f"{what} leaves the logits of a probe text unchanged: its z is too close to 1 to survive rounding in this "
+            "dtype, or its matrices do not act; try dtype=float32, or leave it out"
+        )
+
+
+class TaskAdaptation:
+    """The adaptation of one task.
+
+    Making one checks all that can be checked before a search: the adaptation pool, its labels, the objective, and that
+    every adaptation prompt can be built.
+
+    Args:
+        task: the task as lm-eval is about to run it, its requests built.
+        pool: its adaptation pool.
+        form: how prompts are built.
+        runtime: what the run shares.
+
+    Raises:
+        TaskError: the task cannot be adapted to.
+        ArgumentError: it has no such metric or filter.
+    """
+
+    def __init__(self, task: Task, pool: Pool, form: PromptForm, runtime: Runtime) -> None:
+        self.task = task
+        self.name = str(task.task_name)
+        self._runtime = runtime
+        self._pool = pool
+        self._form = form
+        self._docs = {instance.doc_id: instance.doc for instance in task.instances}
+        self._strategy = STRATEGIES[runtime.settings.adapt]()
+        self._scorer: TaskScorer | None = None
+        self._adaptation_docs: tuple[str, ...] = ()
+        if self._strategy.needs_labels:
+            settings = runtime.settings
+            docs = TaskDocs(
+                task, runtime.lm, form, metric=settings.metric, filter=settings.filter, forbidden=pool.scored
+            )
+            drawn = draw(pool, docs, settings.shots, settings.adapt_seed)
+            self._scorer = TaskScorer(docs, drawn, runtime.engine, seed=settings.adapt_seed)
+            self._adaptation_docs = tuple(doc_hash(doc) for doc in drawn)
+        self.key = self._key()
+        self.choices: tuple[Choice, ...] = ()
+        self.record: AdaptationRecord | None = None
+        self.path: Path | None = None
+        self.found = False
+        self._rows: dict[Any, int] = {}
+
+    @property
+    def version(self) -> str:
+        """The task's version."""
+        metadata = getattr(self.task.config, "metadata", None) or {}
+        return str(metadata.get("version", self.task.VERSION))
+
+    def choice_of(self, doc_id: int | None) -> Choice:
+        """The mixture that answers a doc."""
+        return self.choices[self._rows[doc_id]]
+
+    def find(self) -> bool:
+        """Take up an adaptation with this key from disk; False when there is none."""
+        stored = store.load(self.key)
+        if stored is None:
+            return False
+        rows = stored.plan.rows
+        if len(rows) not in (1, len(self._docs)) or any(not 0 <= row < len(stored.plan.alphas) for row in rows):
+            return False
+        job = self._job()
+        try:
+            self.choices = tuple(store.restore(job, alpha) for alpha in stored.plan.alphas)
+        except KeyError:
+            return False
+        self._place(rows)
+        self.path = store.path_of(self.key)
+        self.found = True
+        timing = Timing(pass1=0.0, pass2=0.0)
+        self.record = stored.record.model_copy(
+            update={"mixtures": self._used(), "timing": timing, "command": _command()}
+        )
+        _say(f"{self.name}: adaptation found again, not repeated ({self.path})")
+        return True
+
+    def plan(self) -> None:
+        """Find the mixtures, by the strategy, and store them.
+
+        Raises:
+            T2Error: the strategy cannot work with these experts or options, or the cache cannot be written.
+        """
+        start = time.perf_counter()
+        job = self._job()
+        if self._strategy.needs_labels:
+            self._announce()
+        plan = self._strategy.plan(job)
+        self.choices = plan.choices
+        rows = plan.rows if len(plan.choices) > 1 else (0,)
+        self._place(rows)
+        self.record = AdaptationRecord(
+            key=self.key,
+            task=self.name,
+            task_version=self.version,
+            strategy=self._runtime.settings.adapt,
+            base=self._runtime.engine.base,
+            dtype=self._runtime.dtype,
+            experts=self._runtime.expert_refs(),
+            control=self._runtime.settings.control,
+            settings=self._runtime.settings.bearing(),
+            objective=self._scorer.task.objective if self._scorer else None,
+            adaptation_docs=self._adaptation_docs,
+            pool=self._pool.split if self._scorer else None,
+            held_out=plan.held_out,
+            history=plan.history,
+            mixtures=self._used(),
+            dispatch=plan.dispatch,
+            no_signal=plan.no_signal,
+            note=plan.note,
+            command=_command(),
+            timing=Timing(pass1=time.perf_counter() - start),
+        )
+        self._save()
+
+    def answered(self, seconds: float) -> None:
+        """Note the seconds of the second pass."""
+        assert self.record is not None
+        timing = Timing(pass1=self.record.timing.pass1, pass2=self.record.timing.pass2 + seconds)
+        self.record = self.record.model_copy(update={"timing": timing})
+
+    def finish(self) -> None:
+        """Store the record with the seconds of the second pass; an adaptation that was found again stays as it was."""
+        if not self.found:
+            self._save()
+
+    def _save(self) -> None:
+        assert self.record is not None
+        rows = tuple(self._rows.values()) if len(self.choices) > 1 else (0,)
+        plan = store.StoredPlan(alphas=tuple(choice.alpha for choice in self.choices), rows=rows)
+        self.path = store.save(store.Stored(record=self.record, plan=plan))
+
+    def _place(self, rows: Sequence[int]) -> None:
+        every = rows if len(rows) == len(self._docs) else [rows[0]] * len(self._docs)
+        self._rows = dict(zip(self._docs, every, strict=True))
+
+    def _used(self) -> tuple[UsedMixture, ...]:
+        counts = [0] * len(self.choices)
+        for instance in self.task.instances:
+            counts[self._rows[instance.doc_id]] += int(instance.repeats or 1)
+        return tuple(
+            UsedMixture(alpha=choice.alpha, requests=count)
+            for choice, count in zip(self.choices, counts, strict=True)
+            if count or len(self.choices) == 1
+        )
+
+    def _job(self) -> Job:
+        lm = self._runtime.lm
+        chat = bool(self._form.apply_chat_template)
+        return Job(
+            task=self.name,
+            prompts=[self._text(doc) for doc in self._docs.values()],
+            experts=self._runtime.experts,
+            engine=self._runtime.engine,
+            options=self._runtime.settings.options(),
+            encode=lambda text: list(lm.tok_encode(text)),
+            encode_pair=lambda context, text: encode_pair(lm, context, text),
+            render=lambda text: str(lm.apply_chat_template([{"role": "user", "content": text}])) if chat else text,
+            scorer=self._scorer,
+        )
+
+    def _text(self, doc: Any) -> str:
+        task: Any = self.task
+        text = task.doc_to_text(doc)
+        if isinstance(text, int):
+            return "\n".join(map(str, task.doc_to_choice(doc)))
+        return str(text) or str(task.doc_to_target(doc))
+
+    def _key(self) -> str:
+        settings, lm = self._runtime.settings, self._runtime.lm
+        content: dict[str, Any] = {
+            "format": store.FORMAT,
+            "task": self.name,
+            "version": self.version,
+            "base": self._runtime.engine.base.fingerprint,
+            "dtype": self._runtime.dtype,
+            "experts": [[ref.name, ref.digest, ref.domain] for ref in self._runtime.expert_refs()],
+            "settings": settings.bearing(),
+            "tokens": [lm.max_length, lm.add_bos_token, lm.custom_prefix_token_id, lm.think_end_token],
+        }
+        if self._scorer is not None:
+            # The built requests hold the whole prompt form; which docs are scored has no bearing on a search.
+            content["objective"] = self._scorer.task.objective.model_dump(mode="json")
+            content["docs"] = self._adaptation_docs
+            content["requests"] = [
+                [[request.request_type, doc_hash(list(request.args))] for request in requests]
+                for requests in self._scorer.requests
+            ]
+        else:
+            content["prompts"] = [doc_hash(self._text(doc)) for doc in self._docs.values()]
+            content["chat"] = bool(self._form.apply_chat_template)
+        return digest_of(content)
+
+    def _announce(self) -> None:
+        """Say how long the search may take, from the time of one mixture, which the search then need not repeat."""
+        assert self._scorer is not None
+        engine, settings, expert = self._runtime.engine, self._runtime.settings, self._runtime.experts[0]
+        engine.bases(dict.fromkeys(name for e in self._runtime.experts for name in e.z))
+        self._scorer.evaluate([None])
+        start = time.perf_counter()
+        self._scorer.evaluate([expert.z])
+        once = time.perf_counter() - start
+        generation = once * settings.population
+        _say(
+            f"{self.name}: searching mixtures of {len(self._runtime.experts)} experts on {self._scorer.docs} "
+            f"adaptation docs; about {_seconds(once)} a mixture, {_seconds(generation)} a generation of "
+            f"{settings.population}, at most {_seconds(generation * settings.generations)} for {settings.generations} "
+            "generations"
+        )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def _say(text: str) -> None:
+    tqdm.write(f"t2: {text}", file=sys.stderr)
+
+
+def _command() -> str:
+    return " ".join(sys.argv)

@@ -1,0 +1,288 @@
+"""The ``model_args`` of ``--model t2``: one table, and the parser that refuses what is not in it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from t2.adapters.controls import CONTROLS, Control
+from t2.adapters.expert import Normalise, Space
+from t2.adapters.strategies.base import Options, Per
+from t2.adapters.targets import parse_layers
+from t2.core.errors import ArgumentError, nearest
+
+Kind = Literal["choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "file"]
+
+
+@dataclass(frozen=True)
+class ArgSpec:
+    """One ``model_arg`` of t2.
+
+    Attributes:
+        kind: how its value is read.
+        default: None means that there is none, or that it follows from elsewhere; ``help`` says which.
+        help: what it does, for the documentation.
+        values: of a choice.
+        low, high: bounds of a number, both allowed; ``elite`` excludes its lower bound.
+    """
+
+    kind: Kind
+    default: Any
+    help: str
+    values: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+MODEL_ARGS: dict[str, ArgSpec] = {
+    "engine": ArgSpec("choice", "hf", "what runs the model: transformers", ("hf",)),
+    "adapt": ArgSpec(
+        "choice",
+        "none",
+        "the strategy: the base, one expert, a fixed mixture, dispatch by prompt, or few-shot search",
+        ("none", "expert", "mix", "prompt", "cem"),
+    ),
+    "experts": ArgSpec(
+        "names", None, "names, files or folders joined by +; by default kind expert, this base, one per domain"
+    ),
+    "alpha": ArgSpec("numbers", None, "for mix: coefficients joined by +, in the order of experts; by default uniform"),
+    "control": ArgSpec("choice", "none", "replace each expert by its control, before any search", CONTROLS),
+    "control_seed": ArgSpec("integer", 0, "seed of the control"),
+    "shots": ArgSpec("integer", 10, "adaptation docs drawn from the task's pool; 3 with light", low=1),
+    "adapt_seed": ArgSpec("integer", 0, "seed of the drawing and of the search"),
+    "metric": ArgSpec("text", None, "metric of the objective; by default the task's first"),
+    "filter": ArgSpec("text", None, "filter of the objective; by default the task's first"),
+    "search": ArgSpec("choice", "cem", "how adapt=cem searches: the cross-entropy method", ("cem",)),
+    "population": ArgSpec("integer", 32, "candidates of a generation", low=1),
+    "generations": ArgSpec("integer", 100, "generations at most, with early stop; 10 with light", low=1),
+    "elite": ArgSpec("number", 0.2, "share of a generation that refits the search, above 0", low=0, high=1),
+    "light": ArgSpec("flag", False, "3 shots and 10 generations (the paper's Table 10), unless these are given"),
+    "per": ArgSpec(
+        "choice", "expert", "one coefficient per expert, or per expert and what", ("expert", "layer", "matrix")
+    ),
+    "space": ArgSpec("choice", "paper", "z' = sum(a z), or delta: z' = 1 + sum(a (z-1))", ("paper", "delta")),
+    "normalise": ArgSpec("choice", "none", "divide the coefficients by their sum", ("none", "sum")),
+    "rescale": ArgSpec("choice", "none", "keep the nuclear norm of each matrix", ("none", "nuclear")),
+    "layers": ArgSpec(
+        "layers", None, "adapt these decoder layers only, for example 0-15+20; by default the expert's own"
+    ),
+    "rank": ArgSpec("integer", None, "let the first so many components of each matrix move; by default all", low=1),
+    "transfer": ArgSpec(
+        "choice", "none", "strict applies experts of other weights when names and ranks agree", ("none", "strict")
+    ),
+    "record": ArgSpec("file", None, "a JSON file for the adaptation records, besides results and cache"),
+    "batch": ArgSpec("integer", 32, "rows of a batch during a search or dispatch", low=1),
+}
+
+LATER_VALUES: dict[str, tuple[str, ...]] = {
+    "engine": ("vllm",),
+    "adapt": ("classifier", "auto", "peft"),
+    "search": ("cma", "random"),
+    "transfer": ("resample",),
+}
+LATER_ARGS = ("registry", "budget", "dispatch", "threshold", "fallback", "peft", "workers")
+
+FROM_PRETRAINED: dict[str, str] = {
+    "attn_implementation": "attention kernel: eager, sdpa, flash_attention_2",
+    "device_map": "placement of the layers, by accelerate",
+    "load_in_4bit": "quantise while loading (bitsandbytes)",
+    "load_in_8bit": "quantise while loading (bitsandbytes)",
+    "bnb_4bit_compute_dtype": "dtype of the arithmetic over 4-bit weights",
+    "bnb_4bit_quant_type": "nf4 or fp4",
+    "bnb_4bit_use_double_quant": "quantise the quantisation constants too",
+    "cache_dir": "where downloads are kept",
+    "local_files_only": "never ask the Hub",
+    "token": "access token of the Hub",
+    "use_safetensors": "refuse pickled weights",
+    "variant": "file variant on the Hub, for example fp16",
+}
+"""Arguments of ``from_pretrained`` that are passed on."""
+
+_NOT_BEARING = ("record", "batch", "light")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Parsed ``model_args``; attributes as in :data:`MODEL_ARGS`, ``hf`` holds those of lm-eval's ``hf``."""
+
+    engine: str
+    adapt: str
+    experts: tuple[str, ...] | None
+    alpha: tuple[float, ...] | None
+    control: Control
+    control_seed: int
+    shots: int
+    adapt_seed: int
+    metric: str | None
+    filter: str | None
+    search: str
+    population: int
+    generations: int
+    elite: float
+    light: bool
+    per: Per
+    space: Space
+    normalise: Normalise
+    rescale: Literal["none", "nuclear"]
+    layers: tuple[int, ...] | None
+    rank: int | None
+    transfer: str
+    record: Path | None
+    batch: int
+    hf: Mapping[str, Any]
+
+    def options(self) -> Options:
+        """What the strategy is told."""
+        return Options(
+            alpha=self.alpha,
+            population=self.population,
+            generations=self.generations,
+            elite=self.elite,
+            per=self.per,
+            space=self.space,
+            normalise=self.normalise,
+            rescale=self.rescale,
+            rank=self.rank,
+            seed=self.adapt_seed,
+        )
+
+    def bearing(self) -> dict[str, Any]:
+        """The settings that bear on an adaptation, resolved, as JSON; experts are told by digest elsewhere."""
+        values = {}
+        for name in MODEL_ARGS:
+            if name not in (*_NOT_BEARING, "experts"):
+                value = getattr(self, name)
+                values[name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+
+def hf_arguments() -> list[str]:
+    """The named parameters of lm-eval's ``HFLM``, without those that t2 gives another meaning."""
+    from lm_eval.models.huggingface import HFLM
+
+    parameters = inspect.signature(HFLM.__init__).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
+    return [name for name in named if name not in LATER_ARGS]
+
+
+def parse_args(given: Mapping[str, Any]) -> Settings:
+    """Read ``model_args``, whichever of lm-eval's parsers they come from.
+
+    lm-eval turns ``none`` into None, digits into numbers and ``true`` into a bool before it hands them over, on some
+    paths; both forms are accepted.
+
+    Raises:
+        ArgumentError: an argument that does not exist, a value that is not allowed, or two that contradict each other.
+    """
+    allowed = [*MODEL_ARGS, *hf_arguments(), *FROM_PRETRAINED]
+    for name in given:
+        if name in LATER_ARGS:
+            raise ArgumentError(f"model_args: {name} is not part of this version of t2; leave it out")
+        if name not in allowed:
+            raise ArgumentError(f"model_args: {name} does not exist{nearest(str(name), allowed)}")
+    values = {name: _read(name, spec, given.get(name)) for name, spec in MODEL_ARGS.items()}
+    if values["light"]:
+        values["shots"] = values["shots"] if given.get("shots") is not None else 3
+        values["generations"] = values["generations"] if given.get("generations") is not None else 10
+    if values["elite"] == 0:
+        raise ArgumentError("model_args: elite=0 must lie above 0")
+    settings = Settings(**values, hf={name: value for name, value in given.items() if name not in MODEL_ARGS})
+    _agree(settings)
+    return settings
+
+
+def _agree(settings: Settings) -> None:
+    names = settings.experts
+    if settings.adapt == "expert" and names is not None and len(names) != 1:
+        raise ArgumentError(f"model_args: adapt=expert applies one expert, experts={'+'.join(names)} are {len(names)}")
+    if settings.alpha is not None:
+        if settings.adapt != "mix":
+            raise ArgumentError(f"model_args: alpha is for adapt=mix, not for adapt={settings.adapt}; leave it out")
+        if names is None:
+            raise ArgumentError("model_args: alpha needs experts=, which name what it multiplies")
+        if len(settings.alpha) != len(names):
+            raise ArgumentError(
+                f"model_args: alpha has {len(settings.alpha)} coefficients for the {len(names)} experts "
+                f"{'+'.join(names)}; give one for each"
+            )
+    if settings.record is not None and settings.record.is_dir():
+        raise ArgumentError(f"model_args: record={settings.record} is a folder; name a file")
+
+
+def _read(name: str, spec: ArgSpec, value: Any) -> Any:
+    if value is None:
+        return "none" if spec.kind == "choice" and "none" in spec.values else spec.default
+    match spec.kind:
+        case "choice":
+            return _choice(name, spec, value)
+        case "integer" | "number":
+            return _number(name, spec, value)
+        case "flag":
+            if isinstance(value, bool):
+                return value
+            if str(value).lower() in ("true", "1", "yes", "false", "0", "no"):
+                return str(value).lower() in ("true", "1", "yes")
+            raise ArgumentError(f"model_args: {name}={value} must be true or false")
+        case "text":
+            return str(value)
+        case "file":
+            return Path(str(value)).expanduser()
+        case "names":
+            return _names(name, value)
+        case "numbers":
+            return tuple(float(_number(name, spec, part)) for part in _parts(value))
+        case "layers":
+            return tuple(parse_layers("+".join(str(part) for part in _parts(value))))
+
+
+def _choice(name: str, spec: ArgSpec, value: Any) -> str:
+    text = str(value)
+    if text in spec.values:
+        return text
+    if text in LATER_VALUES.get(name, ()):
+        raise ArgumentError(
+            f"model_args: {name}={text} is not part of this version of t2; it has {', '.join(spec.values)}"
+        )
+    raise ArgumentError(f"model_args: {name}={text} is not a value of it{nearest(text, spec.values)}")
+
+
+def _number(name: str, spec: ArgSpec, value: Any) -> int | float:
+    wanted = "a whole number" if spec.kind == "integer" else "a number"
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+        if not math.isfinite(number) or (spec.kind == "integer" and number != int(number)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ArgumentError(f"model_args: {name}={value} must be {wanted}") from None
+    if (spec.low is not None and number < spec.low) or (spec.high is not None and number > spec.high):
+        bounds = f"at least {spec.low:g}" + ("" if spec.high is None else f" and at most {spec.high:g}")
+        raise ArgumentError(f"model_args: {name}={value} must be {bounds}")
+    # A seed may exceed what a float holds exactly.
+    return number if spec.kind != "integer" else int(value) if not isinstance(value, float) else int(number)
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    parts = _parts(value)
+    for part in parts:
+        if not isinstance(part, str) or not part.strip():
+            raise ArgumentError(
+                f"model_args: {name}={value} must be names joined by +; a name starts with a letter "
+                f"(lm-eval reads {part!r})"
+            )
+    found = tuple(part.strip() for part in cast("Sequence[str]", parts))
+    for part in found:
+        if found.count(part) > 1:
+            raise ArgumentError(f"model_args: {name} names {part} twice")
+    return found
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    if isinstance(value, (list, tuple)):
+        return value
+    return value.split("+") if isinstance(value, str) else [value]

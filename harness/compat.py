@@ -1,0 +1,118 @@
+"""The one place that touches lm-eval's internals: how t2 gets to see the tasks that lm-eval runs.
+
+A model of lm-eval sees requests only. ``simple_evaluate`` builds the model, applies all overrides to the tasks, and
+then calls the global ``lm_eval.evaluator.evaluate``; that function is wrapped when a t2 model is built, so that the
+model is told the final tasks and flags before any request is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import lm_eval.evaluator
+from lm_eval.api.task import Task
+from lm_eval.evaluator_utils import _handle_back_comp
+
+from t2.core.errors import DependencyError
+from t2.harness.tasks import PromptForm
+
+OLDEST, NEWEST = (0, 4, 13), (0, 5)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What lm-eval is about to run.
+
+    Attributes:
+        tasks: the final task objects, by name.
+        samples: positions of the docs to score, by task; absent tasks score all.
+        form: how prompts are built; the rest of it is already in the tasks.
+        caches_requests: requests may come from an older run's cache.
+    """
+
+    tasks: Mapping[str, Task]
+    samples: Mapping[str, Collection[int]]
+    form: PromptForm
+    caches_requests: bool = False
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A model that wants to be told what is evaluated."""
+
+    def evaluation(self, evaluation: Evaluation) -> AbstractContextManager[dict[str, Any]]:
+        """Context around lm-eval's run; yields arguments of ``evaluate`` to override."""
+        ...
+
+
+def check_version() -> None:
+    """Refuse versions of lm-eval whose internals are not known to be as this module expects.
+
+    Raises:
+        DependencyError: the installed version is another one.
+    """
+    text = importlib.metadata.version("lm_eval")
+    numbers = tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
+    if not OLDEST <= numbers < NEWEST:
+        raise DependencyError(f'lm-eval {text} is not supported by this t2; run: pip install "lm-eval>=0.4.13,<0.5"')
+
+
+def watch() -> None:
+    """Wrap ``lm_eval.evaluator.evaluate``; safe to call again.
+
+    Raises:
+        DependencyError: lm-eval's version is not supported.
+    """
+    check_version()
+    original = lm_eval.evaluator.evaluate
+    if getattr(original, "_t2", False):
+        return
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        model = given["lm"]
+        model = vars(model).get("lm", model)  # CachingLM holds the model under that name
+        if not isinstance(model, Watching):
+            return original(*args, **kwargs)
+        tasks = given["task_dict"].get("tasks") or _handle_back_comp(given["task_dict"])[1]
+        evaluation = Evaluation(
+            tasks=dict(tasks),
+            samples=given["samples"] or {},
+            form=PromptForm(
+                system_instruction=given["system_instruction"],
+                apply_chat_template=given["apply_chat_template"],
+                fewshot_as_multiturn=bool(given["fewshot_as_multiturn"]),
+            ),
+            caches_requests=bool(given["cache_requests"]),
+        )
+        with model.evaluation(evaluation) as overrides:
+            given.update(overrides)
+            return original(*bound.args, **bound.kwargs)
+
+    evaluate._t2 = True  # type: ignore[attr-defined]
+    lm_eval.evaluator.evaluate = evaluate
+
+
+def in_command_line() -> bool:
+    """Whether lm-eval's own command line is running us (console script, ``python -m`` or ``t2 eval``)."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "cli_evaluate" and frame.f_globals.get("__name__") in (
+            "__main__",
+            "lm_eval.__main__",
+        ):
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,396 @@
+"""``--model t2``: lm-eval's own model, adapted to each task or prompt before it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM, CacheHook
+from lm_eval.utils import simple_parse_args_string
+
+from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.strategies import STRATEGIES, Choice
+from t2.core.digests import digest_of
+from t2.core.errors import ArgumentError, ModelError
+from t2.core.manifest import BaseModelRef
+from t2.core.record import AdaptationRecord, Timing, UsedMixture
+from t2.harness import compat, excepthook, store, summary
+from t2.harness.adaptation import Runtime, TaskAdaptation, check_experts_move, check_moved, moves
+from t2.harness.args import Settings, parse_args
+from t2.harness.base import base_id, open_base
+from t2.harness.compat import Evaluation
+from t2.harness.experts import prepare_experts, read_experts
+from t2.harness.pool import Pool, carved, find_pool
+
+RequestType = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+_CACHE_KEY = "t2-identity"
+_NO_FINGERPRINT = "0" * 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Run:
+    """One evaluation by lm-eval."""
+
+    evaluation: Evaluation
+    pools: Mapping[str, Pool]
+    adaptations: dict[str, TaskAdaptation] = field(default_factory=dict)
+    ready: set[str] = field(default_factory=set)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+class T2LM(LM):  # type: ignore[misc]
+    """lm-eval's ``hf`` model with Transformer² adaptation in front of it.
+
+    Pass 1 finds the mixture of experts for each task (or prompt) by the strategy ``adapt``; pass 2 answers through
+    lm-eval's own ``HFLM``, one call per mixture over all its requests in their order. With ``adapt=none`` every call
+    goes to ``HFLM`` as it came.
+
+    Args:
+        model_args: see :data:`t2.harness.args.MODEL_ARGS`, and the parameters of ``HFLM``.
+
+    Attributes:
+        records: the adaptations of the last evaluation.
+
+    Raises:
+        T2Error: an argument, expert or model cannot be used; arguments and expert files are checked before the model
+            loads.
+    """
+
+    def __init__(self, **model_args: Any) -> None:
+        super().__init__()
+        self.settings: Settings = parse_args(model_args)
+        strategy = STRATEGIES[self.settings.adapt]()
+        named = self.settings.experts
+        read = read_experts(named) if strategy.needs_experts and named is not None else None
+        hf = dict(self.settings.hf)
+        pretrained = hf.pop("pretrained", None)
+        self.inner = open_base(pretrained, **hf)
+        # A search must not put its candidates' answers into the user's cache.
+        self.inner.set_cache_hook(CacheHook(None))
+        name = base_id(pretrained, hf.get("gguf_file"))
+        revision = str(hf["revision"]) if hf.get("revision") is not None else None
+        self._runtime: Runtime | None = None
+        try:
+            engine = TransformersEngine(
+                self.inner.model, self.inner.tokenizer, name, revision, batch_size=self.settings.batch
+            )
+        except ModelError:
+            if strategy.needs_experts:
+                raise
+            self.base = BaseModelRef(id=name, revision=revision, fingerprint=_NO_FINGERPRINT)
+        else:
+            experts = (
+                prepare_experts(self.settings, read, engine.base, engine.ranks()) if strategy.needs_experts else []
+            )
+            self._runtime = Runtime(self.inner, engine, tuple(experts), self.settings)
+            self.base = engine.base
+        self.records: list[AdaptationRecord] = []
+        self._paths: dict[str, Any] = {}
+        self._run: _Run | None = None
+        self._moved: set[str] = set()
+        compat.watch()
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> T2LM:
+        """Build the model from arguments; ``additional_config`` holds the command line's device and batch size."""
+        if compat.in_command_line():
+            excepthook.install()
+        extra = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**extra, **arg_dict})
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> T2LM:
+        """Build the model from ``key=value,…``."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """See ``lm_eval.api.model.LM.loglikelihood``."""
+        answers: list[tuple[float, bool]] = self._answer("loglikelihood", requests)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """See ``lm_eval.api.model.LM.loglikelihood_rolling``."""
+        answers: list[float] = self._answer("loglikelihood_rolling", requests)
+        return answers
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """See ``lm_eval.api.model.LM.generate_until``."""
+        answers: list[str] = self._answer("generate_until", requests)
+        return answers
+
+    @contextlib.contextmanager
+    def evaluation(self, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+        """Context in which requests belong to the given tasks.
+
+        lm-eval's ``simple_evaluate`` and ``evaluate`` enter it by themselves; only a program that had bound
+        ``evaluate`` before this model was built enters it itself.
+
+        Yields:
+            Arguments of ``evaluate`` to override: requests cached by an older run may hold docs that are now set aside.
+        """
+        if self._run is not None:
+            raise ArgumentError("this t2 model is already in an evaluation; build another one for a second")
+        with contextlib.ExitStack() as stack:
+            pools = {name: find_pool(task, evaluation.samples.get(name)) for name, task in evaluation.tasks.items()}
+            for name, task in evaluation.tasks.items():
+                stack.enter_context(carved(task, pools[name]))
+            set_aside = [name for name, pool in pools.items() if pool.kept is not None]
+            for name in set_aside:
+                _log.info("%s: %d docs are set aside for adaptation and not scored", name, len(pools[name].docs))
+            self._run = run = _Run(evaluation, pools)
+            self.records, self._paths = [], {}
+            try:
+                yield {"cache_requests": False} if set_aside and evaluation.caches_requests else {}
+                self._finish(run)
+            finally:
+                self._run = None
+
+    def _answer(self, kind: RequestType, requests: list[Instance]) -> Any:
+        if not STRATEGIES[self.settings.adapt]().needs_experts:
+            start = time.perf_counter()
+            as_it_came = self._ask(kind, requests)
+            self._spent(requests, time.perf_counter() - start)
+            return as_it_came
+        run = self._prepare(requests)
+        groups: dict[tuple[tuple[str, float], ...], list[int]] = {}
+        choices: dict[tuple[tuple[str, float], ...], Choice] = {}
+        for index, request in enumerate(requests):
+            choice = run.adaptations[str(request.task_name)].choice_of(request.doc_id)
+            key = tuple(sorted(choice.alpha.items()))
+            groups.setdefault(key, []).append(index)
+            choices[key] = choice
+        answers: list[Any] = [None] * len(requests)
+        for key, indices in groups.items():
+            own = requests if len(groups) == 1 else [requests[i] for i in indices]
+            start = time.perf_counter()
+            with self._mixed(choices[key]):
+                found = self._ask(kind, own)
+            self._spent(own, time.perf_counter() - start)
+            for i, answer in zip(indices, found, strict=True):
+                answers[i] = answer
+        return answers
+
+    def _ask(self, kind: RequestType, requests: list[Instance]) -> Any:
+        self.inner.set_cache_hook(self.cache_hook)
+        try:
+            return getattr(self.inner, kind)(requests)
+        finally:
+            self.inner.set_cache_hook(CacheHook(None))
+
+    @contextlib.contextmanager
+    def _mixed(self, choice: Choice) -> Iterator[None]:
+        """The model under a mixture, which must act."""
+        assert self._runtime is not None
+        label = ", ".join(f"{name} {value:g}" for name, value in choice.alpha.items())
+        unchecked = moves(choice.z) and label not in self._moved
+        base = self._runtime.probe() if unchecked else None
+        with self._runtime.engine.applied(choice.z):
+            if base is not None:
+                check_moved(base, self._runtime.probe(), f"the mixture {label[:200]}")
+                self._moved.add(label)
+            yield
+
+    def _prepare(self, requests: Sequence[Instance]) -> _Run:
+        run = self._run
+        if run is None or any(request.task_name not in run.evaluation.tasks for request in requests):
+            raise ArgumentError(
+                f"adapt={self.settings.adapt} was not told which tasks these requests belong to: build the model "
+                "before importing lm_eval's evaluate by name, or use simple_evaluate, or call inside lm.evaluation(...)"
+            )
+        assert self._runtime is not None
+        if not run.adaptations:
+            for name, task in run.evaluation.tasks.items():
+                run.adaptations[name] = TaskAdaptation(task, run.pools[name], run.evaluation.form, self._runtime)
+        wanted = [run.adaptations[name] for name in dict.fromkeys(str(request.task_name) for request in requests)]
+        missing = [a for a in wanted if a.name not in run.ready and not a.find()]
+        if missing and self.settings.adapt not in ("expert", "mix"):
+            check_experts_move(self._runtime)
+        for adaptation in missing:
+            adaptation.plan()
+        run.ready.update(adaptation.name for adaptation in wanted)
+        return run
+
+    def _spent(self, requests: Sequence[Instance], seconds: float) -> None:
+        if self._run is not None and requests:
+            for name, count in Counter(str(request.task_name) for request in requests).items():
+                self._run.seconds[name] += seconds * count / len(requests)
+
+    def _finish(self, run: _Run) -> None:
+        """Collect the records, also of tasks whose answers all came from lm-eval's cache."""
+        assert self._run is run
+        for name, task in run.evaluation.tasks.items():
+            if not STRATEGIES[self.settings.adapt]().needs_experts:
+                self.records.append(self._plain_record(name, task, run.seconds[name]))
+                continue
+            adaptation = run.adaptations.get(name)
+            if adaptation is None:
+                assert self._runtime is not None
+                adaptation = TaskAdaptation(task, run.pools[name], run.evaluation.form, self._runtime)
+            if name not in run.ready and not adaptation.find():
+                _log.warning("%s: all answers came from the cache and no record of their adaptation is left", name)
+                continue
+            adaptation.answered(run.seconds[name])
+            adaptation.finish()
+            assert adaptation.record is not None
+            assert adaptation.path is not None
+            self.records.append(adaptation.record)
+            self._paths[name] = adaptation.path
+        if self.settings.record is not None:
+            store.write_records(self.settings.record, self.records)
+            self._paths = dict.fromkeys(run.evaluation.tasks, self.settings.record)
+
+    def _plain_record(self, name: str, task: Any, seconds: float) -> AdaptationRecord:
+        metadata = getattr(task.config, "metadata", None) or {}
+        return AdaptationRecord(
+            key=digest_of(["none", name, self.base.fingerprint, self.dtype]),
+            task=name,
+            task_version=str(metadata.get("version", task.VERSION)),
+            strategy="none",
+            base=self.base,
+            dtype=self.dtype,
+            settings=self.settings.bearing(),
+            mixtures=(UsedMixture(alpha={}, requests=sum(int(i.repeats or 1) for i in task.instances)),),
+            note="the base model",
+            timing=Timing(pass2=seconds),
+        )
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights, for example ``bfloat16``."""
+        return (
+            self._runtime.dtype if self._runtime else str(getattr(self.inner.model, "dtype", "")).removeprefix("torch.")
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What answers: base, strategy, experts, controls, settings and seeds, with a digest of all of it."""
+        refs = self._runtime.expert_refs() if self._runtime else ()
+        content = {
+            "base": self.base.model_dump(mode="json"),
+            "dtype": self.dtype,
+            "experts": [ref.model_dump(mode="json") for ref in refs],
+            "settings": self.settings.bearing(),
+        }
+        return {**content, "digest": digest_of({**content, "base": self.base.fingerprint})}
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into its results: ``hf``'s own entries, and under ``t2`` the identity and the records."""
+        if compat.in_command_line():
+            summary.arm(self.records, self._paths)
+        records = [record.model_dump(mode="json") for record in self.records]
+        return {**self.inner.get_model_info(), "t2": {**self.identity(), "records": records}}
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take lm-eval's answer cache, unless it holds the answers of something else.
+
+        Raises:
+            ArgumentError: the cache belongs to another base, other experts or settings, or to another model of lm-eval.
+        """
+        if cache_hook.dbdict is not None:
+            own, stored = self.identity()["digest"], cache_hook.dbdict.get(_CACHE_KEY)
+            if stored is None and len(cache_hook.dbdict):
+                raise ArgumentError("--use_cache: the file holds answers that t2 did not write; name another one")
+            if stored is not None and stored != own:
+                raise ArgumentError(
+                    "--use_cache: the file holds answers of another base model, other experts or other model_args; "
+                    "name another one"
+                )
+            cache_hook.dbdict[_CACHE_KEY] = own
+        self.cache_hook = cache_hook
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Chat messages as one prompt text, by ``hf``."""
+        text: str = self.inner.apply_chat_template(chat_history, add_generation_prompt)
+        return text
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The chat template's text, by ``hf``."""
+        template: str | None = self.inner.chat_template(chat_template)
+        return template
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, part of the key of lm-eval's request cache."""
+        name: str = self.inner.tokenizer_name
+        return name
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self.inner.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.inner.device)
+
+    @property
+    def rank(self) -> int:
+        """Index of this process among those of a data-parallel run."""
+        return int(self.inner.rank)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes of a data-parallel run."""
+        return int(self.inner.world_size)
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Concatenate a tensor over processes."""
+        gathered: torch.Tensor = self.inner.all_gather(tensor)
+        return gathered
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Collect an object from every process on process ``dst``."""
+        gathered: list[Any] | None = self.inner.gather_object(obj, dst)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.inner.barrier()
+
+    @property
+    def batch_size(self) -> int | str:
+        """As given to ``hf``."""
+        size: int | str = self.inner.batch_size
+        return size
+
+    @property
+    def batch_sizes(self) -> dict[Any, Any]:
+        """Batch sizes that ``hf`` has found by itself."""
+        sizes: dict[Any, Any] = self.inner.batch_sizes
+        return sizes
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model holds."""
+        return int(self.inner.max_length)
+
+    @property
+    def max_gen_toks(self) -> int:
+        """Tokens of an answer where a task names no limit."""
+        return int(self.inner.max_gen_toks)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end-of-text token."""
+        return int(self.inner.eot_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands for an empty context."""
+        return int(self.inner.prefix_token_id)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.inner.config

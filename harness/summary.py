@@ -1,0 +1,71 @@
+"""What was adapted, as a table under lm-eval's own."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from t2.core.record import AdaptationRecord
+
+_SHOWN = 8
+"""Coefficients of a mixture that the table shows; with one per layer or matrix there are many."""
+
+_armed = False
+
+
+def format_summary(records: Sequence[AdaptationRecord], paths: Mapping[str, Path]) -> str:
+    """A Markdown table with a line per task, and the place of each record under it.
+
+    Args:
+        records: of one run.
+        paths: where they lie, by task.
+    """
+    header = ("Task", "Strategy", "Mixture (α)", "Held-out score", "Pass 1", "Pass 2")
+    lines = [header, *(_line(record) for record in records)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def join(line: Sequence[str]) -> str:
+        return "|" + "|".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + "|"
+
+    rule = "|" + "|".join("-" * width for width in widths) + "|"
+    table = [join(header), rule, *(join(line) for line in lines[1:])]
+    notes = [
+        f"{r.task}: {r.note}; record: {paths[r.task]}" if r.task in paths else f"{r.task}: {r.note}" for r in records
+    ]
+    return "\n".join(["t2: what was adapted", *table, *notes])
+
+
+def arm(records: Sequence[AdaptationRecord], paths: Mapping[str, Path]) -> None:
+    """Print the summary when the program ends, which is after lm-eval has printed its table."""
+    global _armed
+    if records and not _armed:
+        atexit.register(print, format_summary(records, paths))
+        _armed = True
+
+
+def _line(record: AdaptationRecord) -> tuple[str, ...]:
+    mixtures = [f"{_alpha(used.alpha)}" for used in record.mixtures]
+    if len(mixtures) > 1:
+        mixtures = [f"{used.requests}× {text}" for used, text in zip(record.mixtures, mixtures, strict=True)]
+    held = record.held_out
+    score = "–" if held is None else f"{held.before:.4g} → {held.after:.4g} ({held.docs} docs)"
+    if record.no_signal:
+        score += ", NO SIGNAL"
+    strategy = record.strategy + ("" if record.control == "none" else f" ({record.control})")
+    return (
+        record.task,
+        strategy,
+        "; ".join(mixtures) or "–",
+        score,
+        f"{record.timing.pass1:.1f} s",
+        f"{record.timing.pass2:.1f} s",
+    )
+
+
+def _alpha(alpha: Mapping[str, float]) -> str:
+    if not alpha:
+        return "base"
+    parts = [f"{name} {value:.4g}" for name, value in alpha.items()]
+    more = f" … {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    return ", ".join(parts[:_SHOWN]) + more
