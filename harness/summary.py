@@ -66,6 +66,6 @@ def _line(record: AdaptationRecord) -> tuple[str, ...]:
 def _alpha(alpha: Mapping[str, float]) -> str:
     if not alpha:
         return "base"
-    parts = [f"{name} {value:.4g}" for name, value in alpha.items()]
+    parts = [f"{name} {value:.4g}" for name, value in alpha.items() if value] or ["all 0"]
     more = f" … {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return ", ".join(parts[:_SHOWN]) + more

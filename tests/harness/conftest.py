@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.harness import tiny
+
+from t2.adapters.engine.transformers import TransformersEngine
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model."""
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
+    """An engine over the tiny model, for what the model itself does not have to load."""
+    return tiny.engine_of(tiny_folder)
+
+
+@pytest.fixture(autouse=True)
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every test has its own cache of adaptations and its own experts."""
+    monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("T2_EXPERTS_DIR", str(tmp_path / "experts"))
+
+
+@pytest.fixture
+def experts(tmp_path: Path, tiny_engine: TransformersEngine) -> str:
+    """Three experts of the tiny model in the user's folder, as a value of ``experts=``."""
+    for seed, (name, domain) in enumerate([("alpha", "math"), ("beta", "code"), ("gamma", "reasoning")]):
+        tiny.save_expert(tmp_path / "experts" / f"{name}.safetensors", tiny_engine, seed, domain=domain)
+    return "alpha+beta+gamma"
