@@ -135,6 +135,8 @@ FEATURES: dict[str, Features] = {
             "challenge_test_list": ListOf(_TEXT),
         }
     ),
+    "gsm8k_steps": Features({"question": _TEXT, "prefix": _TEXT, "choices": ListOf(_TEXT), "label": Value("int32")}),
+    "mbpp_programs": Features({"text": _TEXT, "test": _TEXT, "choices": ListOf(_TEXT), "label": Value("int32")}),
     "humaneval": Features(dict.fromkeys(("task_id", "prompt", "canonical_solution", "test", "entry_point"), _TEXT)),
 }
 

@@ -15,6 +15,7 @@ from lm_eval.api.samplers import ContextSampler
 
 from t2.core.digests import doc_hash
 from t2.core.errors import TaskError
+from t2.harness import choices
 from t2.harness.data import load_rows
 from t2.harness.data_schema import FEATURES, Row
 
@@ -121,6 +122,16 @@ def mbpp() -> Splits:
     return Splits("mbpp", {ours: maker(theirs) for ours, theirs in names.items()})
 
 
+def gsm8k_steps() -> Splits:
+    """Calculations of GSM8K's solutions as choices; the splits are those of :func:`gsm8k`."""
+    return _as_choices("gsm8k_steps", gsm8k(), ("test", "train", "fewshot"), choices.gsm8k_steps)
+
+
+def mbpp_programs() -> Splits:
+    """MBPP's programs as choices; the splits are those of :func:`mbpp`."""
+    return _as_choices("mbpp_programs", mbpp(), ("test", "validation", "train", "fewshot"), choices.mbpp_programs)
+
+
 def humaneval() -> Splits:
     """HumanEval: of its 164 documents 20 chosen by content hash are the pool ``validation``, the other 144 ``test``."""
 
@@ -162,6 +173,15 @@ def fewshot_sampler(name: str, rows: Callable[[], Sequence[Row]]) -> type[Contex
 
     LazySampler.__name__ = LazySampler.__qualname__ = name
     return LazySampler
+
+
+def _as_choices(
+    dataset: str, source: Splits, splits: Iterable[str], convert: Callable[[Row], dict[str, Any] | None]
+) -> Splits:
+    def maker(split: str) -> Callable[[], list[Row]]:
+        return lambda: [made for row in source[split] if (made := convert(dict(row))) is not None]
+
+    return Splits(dataset, {split: maker(split) for split in splits})
 
 
 def _trained(dataset: str, question: str) -> Splits:

@@ -23,6 +23,14 @@ def gsm8k(**_: Any) -> splits.Splits:
     return splits.gsm8k()
 
 
+def gsm8k_steps(**_: Any) -> splits.Splits:
+    return splits.gsm8k_steps()
+
+
+def mbpp_programs(**_: Any) -> splits.Splits:
+    return splits.mbpp_programs()
+
+
 def math(**_: Any) -> splits.Splits:
     return splits.math()
 
@@ -44,6 +52,8 @@ ArcChallengeFewshot = splits.fewshot_sampler("ArcChallengeFewshot", lambda: arc_
 Gsm8kFewshot = splits.fewshot_sampler("Gsm8kFewshot", lambda: gsm8k()["fewshot"])
 MathFewshot = splits.fewshot_sampler("MathFewshot", lambda: math()["fewshot"])
 Math500Fewshot = splits.fewshot_sampler("Math500Fewshot", lambda: math500()["fewshot"])
+Gsm8kStepsFewshot = splits.fewshot_sampler("Gsm8kStepsFewshot", lambda: gsm8k_steps()["fewshot"])
+MbppProgramsFewshot = splits.fewshot_sampler("MbppProgramsFewshot", lambda: mbpp_programs()["fewshot"])
 MbppFewshot = splits.fewshot_sampler("MbppFewshot", lambda: mbpp()["fewshot"])
 # HumanEval is too small to give examples away.
 HumanEvalFewshot = splits.fewshot_sampler("HumanEvalFewshot", lambda: humaneval_examples.EXAMPLES)
