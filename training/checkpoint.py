@@ -1,0 +1,87 @@
+"""Checkpoints: everything a run needs to go on as if it had not been interrupted, in one file.
+
+There is no random state in it: a step's documents and samples follow from the seed and the number of the step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from t2.core.errors import DataError
+from t2.core.files import atomic_write
+
+_KEY = "t2"
+_TENSORS = ("theta", "exp_avg", "exp_avg_sq", "best_theta")
+
+
+class Progress(BaseModel):
+    """How far a run is.
+
+    Attributes:
+        config: digest of its configuration.
+        step: gradient steps done.
+        points: points of its curve that belong to these steps.
+        best_step: steps before the best validation measurement; 0 is the base model.
+        best_score: task metric there.
+        best_reward: mean reward there.
+        base_score: task metric of the base model on the validation documents.
+        base_reward: mean reward of the base model there.
+        stale: validation measurements since the best one.
+        seconds: wall clock, resumes included.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: str
+    step: int
+    points: int
+    best_step: int
+    best_score: float
+    best_reward: float
+    base_score: float
+    base_reward: float
+    stale: int
+    seconds: float
+
+
+class Checkpoint(BaseModel):
+    """Progress and tensors, each of shape (parameters,), float32: θ = z − 1, AdamW's two moments, and the best θ."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    progress: Progress
+    theta: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+    best_theta: torch.Tensor
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically: after a kill the file is the old one or the new one.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    tensors = {name: getattr(checkpoint, name).detach().cpu().contiguous() for name in _TENSORS}
+    atomic_write(path, safetensors.torch.save(tensors, metadata={_KEY: checkpoint.progress.model_dump_json()}))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        DataError: it cannot be read, or is not a checkpoint.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            progress = Progress.model_validate_json((file.metadata() or {}).get(_KEY, ""))
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+    except (OSError, safetensors.SafetensorError, pydantic.ValidationError) as error:
+        raise DataError(f"cannot read the checkpoint {path}: {error}; start again with --overwrite") from error
+    return Checkpoint(progress=progress, **tensors)

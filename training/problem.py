@@ -1,0 +1,84 @@
+"""What the training loop asks of a task: measure an expert, and the gradient of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.expert import Z
+from t2.harness.tasks import TaskDocs
+from t2.training.config import TrainConfig
+from t2.training.likelihood import LikelihoodModel
+from t2.training.rewards import reward_of
+
+LOWEST = -1e9
+"""Stands for a metric that is undefined on a set of documents; JSON has no infinity."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean reward, the task's metric by the task's aggregation (higher is better), and mean KL in nats where measured."""
+
+    reward: float
+    score: float
+    kl: float | None = None
+
+
+class Problem(Protocol):
+    """One way to learn from a task.
+
+    Attributes:
+        method: the ``method`` of the manifest.
+    """
+
+    method: str
+
+    def measure(self, z: Z | None, progress: str | None = None) -> Measured:
+        """Reward, score and KL on the validation documents, in weight form; None is the base model."""
+        ...
+
+    def has_signal(self) -> bool:
+        """Whether the base model's answers to the validation documents earn different rewards; after a :meth:`measure`."""
+        ...
+
+    def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:
+        """Add to ``z[…].grad`` the gradient of the step's loss on some training documents.
+
+        Args:
+            z: leaves that require gradients.
+            docs: indices into the training documents.
+            step: number of the step; seeds sampling.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every problem needs."""
+
+    config: TrainConfig
+    engine: TransformersEngine
+    model: LikelihoodModel
+    docs: TaskDocs
+    train: Sequence[Any]
+    validation: Sequence[Any]
+
+    def reward(self, metrics: Mapping[str, Any]) -> float:
+        """Reward of one answer from the task's metrics of it."""
+        number = self.docs.number(metrics)
+        objective = self.docs.objective
+        if number is None:  # a metric that has a value only when aggregated, here over this one answer
+            score, higher = self.docs.aggregate([metrics]), True
+            score = score if objective.higher_is_better else -score
+            higher = objective.higher_is_better
+        else:
+            score, higher = number, objective.higher_is_better
+        return reward_of(score, higher, right=self.config.reward_right, wrong=self.config.reward_wrong)
+
+    def score(self, metrics: Sequence[Mapping[str, Any]]) -> float:
+        """The task's metric over documents, higher is better."""
+        return max(LOWEST, self.docs.aggregate(metrics))

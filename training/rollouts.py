@@ -1,0 +1,158 @@
+"""Learning from tasks that ask for generated answers: REINFORCE over sampled or greedy rollouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+
+from t2.adapters.engine import GenerateRequest
+from t2.adapters.expert import Z
+from t2.core.errors import TaskError
+from t2.core.seeds import derive_seed
+from t2.training.likelihood import Branches
+from t2.training.objective import advantages, reinforce, vocabulary_kl
+from t2.training.problem import Measured, Setup
+
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer: the document's index among those asked for, its prompt and answer tokens, its metrics and reward."""
+
+    doc: int
+    context: tuple[int, ...]
+    tokens: tuple[int, ...]
+    metrics: dict[str, Any]
+    reward: float
+
+
+class GenerationProblem:
+    """REINFORCE on generated answers.
+
+    Sampled answers come from softmax(logits/τ) over the whole vocabulary, without the task's own top-k or top-p, so that
+    their probability under the policy is that of the gradient. Greedy answers (τ = 0) have the gradient of log π at τ = 1,
+    as in the public code of Transformer²; that is not an estimate of the expected reward's gradient.
+
+    Raises:
+        TaskError: the task asks for more than one answer per document.
+    """
+
+    method = "reinforce"
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._train: dict[int, Instance] = {}
+        self._validation = self._prepare(setup.validation)
+        self._rewards: list[float] = []
+
+    def has_signal(self) -> bool:
+        """Whether greedy answers, or else sampled ones, of the base model earn different rewards."""
+        rewards = set(self._rewards)
+        if len(rewards) < 2 and self.setup.config.temperature > 0:
+            seed = derive_seed(self.setup.config.seed, "rollouts", "base")
+            sampled = self._answer(self.setup.validation, self._validation, None, seed, "Sampling the base model")
+            rewards |= {rollout.reward for rollout in sampled}
+        return len(rewards) > 1
+
+    def measure(self, z: Z | None, progress: str | None = None) -> Measured:
+        """See :class:`Problem`; answers are those of the task's own generation arguments. KL is not measured here."""
+        docs = self.setup.docs
+        with self.setup.engine.applied(z):
+            answers = docs.answer(
+                self.setup.engine,
+                [[instance] for instance in self._validation],
+                seed=derive_seed(self.setup.config.seed, "validation"),
+                progress=progress,
+            )
+        metrics = [
+            docs.metrics(doc, [instance], responses)
+            for doc, instance, responses in zip(self.setup.validation, self._validation, answers, strict=True)
+        ]
+        rewards = [self.setup.reward(one) for one in metrics]
+        if z is None:
+            self._rewards = rewards
+        return Measured(math.fsum(rewards) / len(rewards), self.setup.score(metrics))
+
+    def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:
+        """See :class:`Problem`."""
+        config = self.setup.config
+        missing = sorted({i for i in docs if i not in self._train})
+        self._train.update(zip(missing, self._prepare([self.setup.train[i] for i in missing]), strict=True))
+        rollouts = self._answer(
+            [self.setup.train[i] for i in docs],
+            [self._train[i] for i in docs],
+            {name: vector.detach().cpu() for name, vector in z.items()},
+            derive_seed(config.seed, "rollouts", step),
+            None,
+        )
+        rewards = torch.tensor([rollout.reward for rollout in rollouts]).view(len(docs), config.samples)
+        gains = advantages(rewards, config.baseline).flatten().tolist()
+        kl = self._gradient(z, rollouts, gains)
+        score = self.setup.score([rollout.metrics for rollout in rollouts])
+        return Measured(float(rewards.mean()), score, kl)
+
+    def _gradient(self, z: Mapping[str, torch.Tensor], rollouts: Sequence[Rollout], gains: Sequence[float]) -> float | None:
+        config = self.setup.config
+        temperature = config.temperature or 1.0
+        total = sum(len(rollout.tokens) for rollout in rollouts)
+        # An answer without advantage has no gradient, unless the penalty gives it one.
+        kept = [i for i, rollout in enumerate(rollouts) if rollout.tokens and (gains[i] != 0 or config.kl > 0)]
+        answers: dict[int, list[int]] = {}
+        for i in kept:
+            answers.setdefault(rollouts[i].doc, []).append(i)
+        groups = list(answers.values())
+        units = [[Branches(rollouts[g[0]].context, tuple(rollouts[i].tokens for i in g))] for g in groups]
+        penalty = 0.0
+        for batch in self.setup.model.batches(units, config.micro_tokens):
+            part = [item for i in batch for item in units[i]]
+            with self.setup.engine.activation([z]):
+                spans = self.setup.model.run(part)
+            weights = torch.tensor([gains[j] for i in batch for j in groups[i]], device=spans.logits.device)
+            gain = reinforce(spans.loglikelihoods(temperature), weights) / len(rollouts)
+            if config.kl > 0:
+                with torch.no_grad():
+                    base = self.setup.model.run(part)
+                kl = vocabulary_kl(spans.logits, base.logits, temperature).sum() / total
+                penalty += float(kl)
+                gain = gain - config.kl * kl
+            torch.autograd.backward(-gain, inputs=list(z.values()))
+        return penalty if config.kl > 0 else None
+
+    def _answer(
+        self, docs: Sequence[Any], instances: Sequence[Instance], z: Z | None, seed: int, progress: str | None
+    ) -> list[Rollout]:
+        config, source = self.setup.config, self.setup.docs
+        requests = [self._sampling(source.generation(instance)) for instance in instances]
+        asked = [request for request in requests for _ in range(config.samples)]
+        with self.setup.engine.applied(z):
+            found = self.setup.engine.generate(asked, seed=seed, progress=progress)
+        rollouts = []
+        for i, (request, answer) in enumerate(zip(asked, found, strict=True)):
+            doc = i // config.samples
+            metrics = source.metrics(docs[doc], [instances[doc]], [source.text(answer.tokens, request.stop)])
+            rollouts.append(Rollout(doc, request.context, answer.tokens, metrics, self.setup.reward(metrics)))
+        return rollouts
+
+    def _sampling(self, request: GenerateRequest) -> GenerateRequest:
+        kwargs = {name: value for name, value in request.kwargs.items() if name not in _SAMPLING}
+        temperature = self.setup.config.temperature
+        if temperature == 0:
+            kwargs |= {"do_sample": False}
+        else:
+            kwargs |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+        return replace(request, kwargs=kwargs)
+
+    def _prepare(self, docs: Sequence[Any]) -> list[Instance]:
+        built = self.setup.docs.instances(docs)
+        for instances in built:
+            if len(instances) != 1:
+                raise TaskError(
+                    f"task {self.setup.docs.name} asks for {len(instances)} answers per document; t2 trains on tasks that ask for one"
+                )
+        return [instances[0] for instances in built]

@@ -1,0 +1,88 @@
+"""Which documents train and which validate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.task import Task
+
+from t2.core.digests import digest_of, doc_hash
+from t2.core.errors import TaskError
+from t2.core.seeds import derive_seed, generator
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Training and validation documents, and their content hashes in the same order."""
+
+    train: list[Any]
+    validation: list[Any]
+    train_hashes: list[str]
+    validation_hashes: list[str]
+
+    def digest(self) -> str:
+        """Hex SHA-256 over both halves' hashes."""
+        return digest_of([self.train_hashes, self.validation_hashes])
+
+
+def split_docs(
+    task: Task, seed: int, train_docs: int | None = None, validation_docs: int | None = None
+) -> Halves:
+    """Split a task's training documents into equal halves for training and validation.
+
+    The documents are those of the task's training split; without one, of its validation split where test documents are
+    what is scored. Each content counts once, and what is among the scored documents is left out. A document's half depends
+    on its content and the seed alone.
+
+    Args:
+        task: the task.
+        seed: the user's seed.
+        train_docs: keep at most so many in the training half.
+        validation_docs: keep at most so many in the validation half.
+
+    Raises:
+        TaskError: the task has no such documents, or fewer than two.
+    """
+    name = str(task.task_name)
+    if task.has_training_docs():
+        docs = list(task.training_docs())
+    elif task.has_validation_docs() and task.has_test_docs():
+        docs = list(task.validation_docs())
+    else:
+        raise TaskError(
+            f"task {name} has no training documents besides those it scores; give it a training_split or train on another "
+            "task of its domain"
+        )
+    scored = {doc_hash(doc) for doc in task.eval_docs}
+    unique = {doc_hash(doc): doc for doc in docs}
+    kept = sorted(
+        (digest for digest in unique if digest not in scored), key=lambda digest: derive_seed(seed, "halves", digest)
+    )
+    if len(kept) < 2:
+        raise TaskError(f"task {name} has {len(kept)} training documents that it does not score; two are the least")
+    half = len(kept) // 2
+    train, validation = kept[:half][:train_docs], kept[half:][:validation_docs]
+    return Halves([unique[d] for d in train], [unique[d] for d in validation], train, validation)
+
+
+def batch_docs(docs: int, batch: int, step: int, seed: int) -> Sequence[int]:
+    """Indices of the documents of one step: epochs of all documents, each in its own order, cut into steps.
+
+    It follows from the seed and the step alone, so a resumed run goes on with the same documents.
+
+    Args:
+        docs: number of training documents.
+        batch: documents in a step; more than there are means all of them.
+        step: number of the step, from 0.
+        seed: the user's seed.
+    """
+    size = min(batch, docs)
+    picked: list[int] = []
+    position = step * size
+    while len(picked) < size:
+        epoch, offset = divmod(position + len(picked), docs)
+        order = generator(seed, "order", epoch).permutation(docs)
+        picked.extend(order[offset : offset + size - len(picked)].tolist())
+    return picked

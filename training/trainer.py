@@ -1,0 +1,228 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from t2.adapters.expert import Z
+from t2.core.curve import CurvePoint, append_point
+from t2.core.errors import TrainingError
+from t2.training.checkpoint import Checkpoint, Progress, save_checkpoint
+from t2.training.config import TrainConfig
+from t2.training.problem import Measured, Problem
+from t2.training.split import batch_docs
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step: linear warmup, then half a cosine down to zero after the last step.
+
+    Args:
+        config: gives ``learning_rate``, ``warmup`` and ``steps``.
+        step: from 0.
+    """
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / (config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Parameters:
+    """θ = z − 1 of all adapted matrices as one vector.
+
+    Args:
+        ranks: rank of each matrix, by name.
+        rank: only the first so many components of each are parameters; the others keep z = 1.
+    """
+
+    def __init__(self, ranks: Mapping[str, int], rank: int | None = None) -> None:
+        self.ranks = dict(ranks)
+        self.sizes = {name: min(rank or full, full) for name, full in ranks.items()}
+        self.count = sum(self.sizes.values())
+
+    def z(self, theta: torch.Tensor) -> Z:
+        """z by matrix name, each of shape (r,), from θ of shape (parameters,)."""
+        found: Z = {}
+        for name, part in zip(self.sizes, theta.detach().split(list(self.sizes.values())), strict=True):
+            vector = torch.ones(self.ranks[name])
+            vector[: len(part)] += part
+            found[name] = vector
+        return found
+
+    def gradient(self, z: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """∇θ, shape (parameters,), from the gradients of z; a matrix without one counts as zero."""
+        parts = []
+        for name, size in self.sizes.items():
+            gradient = z[name].grad
+            parts.append(torch.zeros(size) if gradient is None else gradient[:size].float().cpu())
+        return torch.cat(parts)
+
+
+class Trainer:
+    """AdamW on θ with clipping, cosine decay, validation, early stopping and checkpoints.
+
+    Args:
+        config: the run's configuration.
+        identity: digest of all that decides the outcome; stored in checkpoints.
+        problem: gives measurements and gradients.
+        parameters: the layout of θ.
+        train_docs: number of training documents.
+        folder: gets ``curve.jsonl`` and ``checkpoint.safetensors`` as training goes.
+        checkpoint_every: steps between checkpoints; each validation makes one too.
+        progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        identity: str,
+        problem: Problem,
+        parameters: Parameters,
+        train_docs: int,
+        folder: Path,
+        *,
+        checkpoint_every: int = 5,
+        progress: bool = True,
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self.problem = problem
+        self.parameters = parameters
+        self.train_docs = train_docs
+        self.folder = folder
+        self.checkpoint_every = checkpoint_every
+        self.progress = progress
+        self._points = 0
+        self._earlier = 0.0
+        self._began = time.monotonic()
+
+    def run(self, base: Measured, checkpoint: Checkpoint | None = None) -> Checkpoint:
+        """Train until the steps are done or validation no longer improves.
+
+        Args:
+            base: the base model's measurement.
+            checkpoint: where an interrupted run was.
+
+        Returns:
+            The last checkpoint, with the best θ.
+
+        Raises:
+            TrainingError: the gradient is not finite.
+            StorageError: a checkpoint or point could not be written.
+        """
+        config = self.config
+        theta = torch.zeros(self.parameters.count, requires_grad=True)
+        optimizer = torch.optim.AdamW([theta], lr=config.learning_rate, weight_decay=config.weight_decay)
+        if checkpoint is None:
+            state = Progress(
+                config=self.identity,
+                step=0,
+                points=0,
+                best_step=0,
+                best_score=base.score,
+                best_reward=base.reward,
+                base_score=base.score,
+                base_reward=base.reward,
+                stale=0,
+                seconds=0.0,
+            )
+            best = torch.zeros_like(theta)
+            self._point("validation", 0, base)
+        else:
+            state, best = checkpoint.progress, checkpoint.best_theta
+            self._points, self._earlier = state.points, state.seconds
+            with torch.no_grad():
+                theta.copy_(checkpoint.theta)
+            optimizer.state[theta] = {
+                "step": torch.tensor(float(state.step)),
+                "exp_avg": checkpoint.exp_avg.clone(),
+                "exp_avg_sq": checkpoint.exp_avg_sq.clone(),
+            }
+        with tqdm(
+            total=config.steps,
+            initial=state.step,
+            desc=f"Training {config.name}",
+            unit="step",
+            disable=not self.progress,
+        ) as bar:
+            bar.set_postfix(best=f"{state.best_score:.4f}")
+            while state.step < config.steps and state.stale < config.patience:
+                step = state.step
+                reached = self._step(theta, optimizer, step)
+                state = state.model_copy(update={"step": step + 1})
+                validate = state.step % config.validate_every == 0 or state.step == config.steps
+                if validate:
+                    measured = self.problem.measure(self.parameters.z(theta))
+                    self._point("validation", state.step, measured)
+                    if self._better(measured, state):
+                        best = theta.detach().clone()
+                        update = {"best_step": state.step, "best_score": measured.score, "best_reward": measured.reward}
+                        state = state.model_copy(update={**update, "stale": 0})
+                    else:
+                        state = state.model_copy(update={"stale": state.stale + 1})
+                if validate or state.step % self.checkpoint_every == 0:
+                    state = state.model_copy(update={"points": self._points, "seconds": self._seconds()})
+                    save_checkpoint(self.folder / "checkpoint.safetensors", self._checkpoint(state, theta, optimizer, best))
+                bar.set_postfix(reward=f"{reached.reward:+.3f}", score=f"{reached.score:.3f}", best=f"{state.best_score:.4f}")
+                bar.update(1)
+        return self._checkpoint(state, theta, optimizer, best)
+
+    def _step(self, theta: torch.Tensor, optimizer: torch.optim.AdamW, step: int) -> Measured:
+        config = self.config
+        z = {name: vector.requires_grad_() for name, vector in self.parameters.z(theta).items()}
+        docs = batch_docs(self.train_docs, config.batch, step, config.seed)
+        measured = self.problem.accumulate(z, docs, step)
+        theta.grad = self.parameters.gradient(z)
+        norm = float(theta.grad.norm())
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient of step {step} is not finite: training of {config.name} diverged; lower learning_rate "
+                f"({config.learning_rate:g}) or use dtype=float32 in model_args"
+            )
+        torch.nn.utils.clip_grad_norm_([theta], config.clip)
+        rate = learning_rate(config, step)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        self._point("train", step, measured, rate, norm)
+        return measured
+
+    def _better(self, measured: Measured, state: Progress) -> bool:
+        new, old = (measured.score, measured.reward), (state.best_score, state.best_reward)
+        return new > old if self.config.select == "score" else new[::-1] > old[::-1]
+
+    def _checkpoint(
+        self, state: Progress, theta: torch.Tensor, optimizer: torch.optim.AdamW, best: torch.Tensor
+    ) -> Checkpoint:
+        moments = optimizer.state.get(theta) or {}
+        zeros = torch.zeros_like(best)
+        return Checkpoint(
+            progress=state,
+            theta=theta.detach().clone(),
+            exp_avg=moments.get("exp_avg", zeros),
+            exp_avg_sq=moments.get("exp_avg_sq", zeros),
+            best_theta=best,
+        )
+
+    def _point(
+        self, split: str, step: int, measured: Measured, rate: float | None = None, norm: float | None = None
+    ) -> None:
+        point = CurvePoint(
+            step=step,
+            split="train" if split == "train" else "validation",
+            reward=measured.reward,
+            score=measured.score,
+            kl=measured.kl,
+            learning_rate=rate,
+            gradient_norm=norm,
+            seconds=round(self._seconds(), 3),
+        )
+        append_point(self.folder / "curve.jsonl", point)
+        self._points += 1
+
+    def _seconds(self) -> float:
+        return self._earlier + time.monotonic() - self._began
