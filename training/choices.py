@@ -130,7 +130,7 @@ class ChoiceProblem:
             gain = torch.zeros((), device=found[0][0].device)
             for i, doc, (scores, responses), base_scores in zip(batch, part, found, base, strict=True):
                 expected = expected_reward(scores, doc.rewards.to(scores), temperature)
-                reward += float(expected)
+                reward += float(expected.detach())
                 metrics[i] = self._metrics(doc, responses)
                 if weights is None:
                     gain = gain + expected
@@ -138,7 +138,7 @@ class ChoiceProblem:
                     gain = gain + reinforce(torch.log_softmax(scores / temperature, dim=-1), weights[i].to(scores))
                 if base_scores is not None:
                     kl = choice_kl(scores, base_scores, temperature)
-                    penalty += float(kl)
+                    penalty += float(kl.detach())
                     gain = gain - config.kl * kl
             torch.autograd.backward(-gain / len(picked), inputs=list(z.values()))
         return Measured(

@@ -1,21 +1,23 @@
-"""Log-likelihoods with gradients: many continuations of one context in one row.
+"""Log-likelihoods with gradients: many continuations of one context, and many contexts, in one row.
 
-The choices of a question, or the sampled answers to a prompt, share their context. A row holds the context once and all
-continuations after it, and a mask lets each see the context and itself alone, so the context is computed once. Logits are
-computed from the last position of the contexts on, never over whole prompts.
+The choices of a question, or the sampled answers to a prompt, share their context. A row holds a context once and all its
+continuations after it, then the next context, and a mask lets each token see its own context and continuation alone. So a
+context is computed once and little is padded. The vocabulary's logits are computed at continuations' positions only.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 _PAD = 0
+_ROW = 256
+"""Tokens of a packed row: long enough to pad little, short enough that attention to masked tokens costs little."""
 _LOGITS = 1 << 26
 """Most logits held in float32 at once: 256 MB."""
 _SHARING = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3"})
@@ -24,7 +26,7 @@ _SHARING = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3"})
 
 @dataclass(frozen=True)
 class Branches:
-    """A context and the continuations that branch from it, as tokens; no continuation is empty."""
+    """A context and the continuations that branch from it, as tokens; none of them is empty."""
 
     context: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
@@ -74,104 +76,141 @@ class LikelihoodModel:
 
     Args:
         model: a ``transformers`` causal language model.
-        share: compute a context once for all its continuations. None decides by the model: attention that obeys a given
-            mask, without sliding windows.
+        share: pack rows as above, else give each continuation a row of its own. None decides by the model: packing needs
+            attention that obeys a given mask, without sliding windows.
     """
 
-    def __init__(self, model: nn.Module, share: bool | None = None) -> None:
+    def __init__(self, model: Any, share: bool | None = None) -> None:
         self.model = model
         self.share = _can_share(model) if share is None else share
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
 
     def batches(self, units: Sequence[Sequence[Branches]], micro_tokens: int) -> list[list[int]]:
-        """Cut work into forward passes: rows of like length together, the longest first.
+        """Cut work into forward passes, with units of like length together, the longest first.
 
         Args:
             units: the work; what is in one unit stays in one pass.
-            micro_tokens: at most so many tokens, padding included, in one pass; a single unit may exceed it.
+            micro_tokens: at most so many tokens in one pass; a single unit may exceed it.
         """
-        widths = [max(map(self._width, unit)) for unit in units]
-        order = sorted(range(len(units)), key=lambda i: (-widths[i], i))
+        longest = [max(map(self._width, unit)) for unit in units]
+        order = sorted(range(len(units)), key=lambda i: (-longest[i], i))
         cut: list[list[int]] = []
-        rows = positions = width = 0
+        tokens = positions = width = 0
         for i in order:
-            more_rows = len(units[i]) if self.share else sum(len(item.continuations) for item in units[i])
+            opening = not cut
+            width = longest[i] if opening else width
+            more_tokens = self._tokens(units[i], width)
             more_positions = sum(item.positions for item in units[i])
-            rows, positions = rows + more_rows, positions + more_positions
-            if not cut or rows * width > micro_tokens or positions * self.vocabulary > _LOGITS:
+            full = tokens + more_tokens > micro_tokens or (positions + more_positions) * self.vocabulary > _LOGITS
+            if opening or full:
                 cut.append([])
-                rows, positions, width = more_rows, more_positions, widths[i]
+                width = longest[i]
+                tokens, positions = self._tokens(units[i], width), more_positions
+            else:
+                tokens, positions = tokens + more_tokens, positions + more_positions
             cut[-1].append(i)
         return cut
 
     def _width(self, item: Branches) -> int:
         return item.inputs if self.share else len(item.context) + max(map(len, item.continuations)) - 1
 
+    def _tokens(self, unit: Sequence[Branches], width: int) -> int:
+        if self.share:
+            return sum(item.inputs for item in unit)
+        return width * sum(len(item.continuations) for item in unit)
+
     def run(self, batch: Sequence[Branches]) -> Spans:
         """One forward pass; differentiable in z where gradients are enabled."""
-        if self.share:
-            return self._tree(batch)
-        return self._rows([(item.context, continuation) for item in batch for continuation in item.continuations])
+        return self._packed(batch) if self.share else self._rows(batch)
 
-    def _tree(self, batch: Sequence[Branches]) -> Spans:
-        left = max(len(item.context) for item in batch)
-        width = left + max(item.inputs - len(item.context) for item in batch)
-        ids = torch.full((len(batch), width), _PAD, dtype=torch.long)
+    def _packed(self, batch: Sequence[Branches]) -> Spans:
+        rows = _pack([item.inputs for item in batch])
+        width = max(sum(batch[i].inputs for i in row) for row in rows)
+        ids = torch.full((len(rows), width), _PAD, dtype=torch.long)
         positions = torch.zeros_like(ids)
-        branch = torch.full_like(ids, -1)
-        rows: list[int] = []
-        columns: list[int] = []
-        for row, item in enumerate(batch):
-            size = len(item.context)
-            ids[row, left - size : left] = torch.tensor(item.context)
-            positions[row, left - size : left] = torch.arange(size)
-            branch[row, left - size : left] = 0
-            at = left
-            for number, continuation in enumerate(item.continuations, start=1):
-                more = len(continuation) - 1
-                rows.extend([row] * len(continuation))
-                columns.extend([0, *range(at - left + 1, at - left + 1 + more)])
-                ids[row, at : at + more] = torch.tensor(continuation[:-1], dtype=torch.long)
-                positions[row, at : at + more] = torch.arange(size, size + more)
-                branch[row, at : at + more] = number
-                at += more
+        # Of each token: its context's number in the row, and its branch there (0 is the context itself).
+        owner = torch.full_like(ids, -1)
+        branch = torch.zeros_like(ids)
+        places: list[list[int]] = [[] for _ in batch]
+        for r, row in enumerate(rows):
+            at = 0
+            for i in row:
+                context, continuations = batch[i].context, batch[i].continuations
+                size = len(context)
+                owner[r, at : at + batch[i].inputs] = i
+                ids[r, at : at + size] = torch.tensor(context)
+                positions[r, at : at + size] = torch.arange(size)
+                at += size
+                last = r * width + at - 1
+                for number, continuation in enumerate(continuations, start=1):
+                    more = len(continuation) - 1
+                    ids[r, at : at + more] = torch.tensor(continuation[:-1], dtype=torch.long)
+                    positions[r, at : at + more] = torch.arange(size, size + more)
+                    branch[r, at : at + more] = number
+                    places[i] += [last, *range(r * width + at, r * width + at + more)]
+                    at += more
+        same = owner.unsqueeze(2) == owner.unsqueeze(1)
         query, key = branch.unsqueeze(2), branch.unsqueeze(1)
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        seen = causal & ((key == 0) | (key == query)) & (key >= 0)
-        # A row of the mask without any key would give NaN; padding may see itself.
-        seen |= torch.eye(width, dtype=torch.bool)
-        device, dtype = self._device, next(self.model.parameters()).dtype
+        seen = same & ((key == 0) | (key == query)) & torch.ones(width, width, dtype=torch.bool).tril()
+        dtype = self.model.get_input_embeddings().weight.dtype
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
-        logits = self._logits(ids, left - 1, attention_mask=mask.to(device), position_ids=positions.to(device))
-        return self._spans(logits, rows, columns, [c for item in batch for c in item.continuations])
+        kept = torch.tensor([place for found in places for place in found])
+        logits = self._logits(ids, kept, attention_mask=mask, position_ids=positions)
+        return _spans(logits, [continuation for item in batch for continuation in item.continuations])
 
-    def _rows(self, batch: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Spans:
-        inputs = [torch.tensor((*context, *continuation)[:-1]) for context, continuation in batch]
+    def _rows(self, batch: Sequence[Branches]) -> Spans:
+        pairs = [(item.context, continuation) for item in batch for continuation in item.continuations]
+        inputs = [torch.tensor((*context, *continuation)[:-1]) for context, continuation in pairs]
         ids = nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=_PAD)
-        low = min(len(context) for context, _ in batch) - 1
-        rows = [row for row, (_, continuation) in enumerate(batch) for _ in continuation]
-        columns = [len(context) - 1 - low + i for context, continuation in batch for i in range(len(continuation))]
-        return self._spans(self._logits(ids, low), rows, columns, [continuation for _, continuation in batch])
+        kept = [
+            row * ids.shape[1] + len(context) - 1 + i
+            for row, (context, continuation) in enumerate(pairs)
+            for i in range(len(continuation))
+        ]
+        return _spans(self._logits(ids, torch.tensor(kept)), [continuation for _, continuation in pairs])
 
-    def _logits(self, ids: torch.Tensor, low: int, **kwargs: torch.Tensor) -> torch.Tensor:
-        kept = {"logits_to_keep": ids.shape[1] - low} if self._keeps_logits else {}
-        logits: torch.Tensor = self.model(input_ids=ids.to(self._device), use_cache=False, **kwargs, **kept).logits
-        return logits if self._keeps_logits else logits[:, low:]
+    def _logits(self, ids: torch.Tensor, kept: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        """Logits at some places of the flattened (rows, columns), shape (places, vocabulary), float32.
 
-    def _spans(
-        self, logits: torch.Tensor, rows: list[int], columns: list[int], continuations: Sequence[tuple[int, ...]]
-    ) -> Spans:
-        picked = logits[torch.tensor(rows, device=logits.device), torch.tensor(columns, device=logits.device)]
-        tokens = torch.tensor([token for continuation in continuations for token in continuation], device=logits.device)
-        return Spans(picked.float(), tokens, [len(continuation) for continuation in continuations])
+        The hidden states are picked where they enter the output embedding, so whatever the model does to its logits after it
+        is done to these.
+        """
+        device = self.model.get_input_embeddings().weight.device
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0].flatten(0, 1)[kept.to(args[0].device)].unsqueeze(0), *args[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            moved = {name: value.to(device) for name, value in kwargs.items()}
+            logits: torch.Tensor = self.model(input_ids=ids.to(device), use_cache=False, **moved).logits
+        finally:
+            handle.remove()
+        return logits[0].float()
 
 
-def _can_share(model: nn.Module) -> bool:
+def _pack(sizes: Sequence[int]) -> list[list[int]]:
+    """Rows of items, first fit: the largest first, each into the first row with room."""
+    room = max(_ROW, max(sizes))
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        row = next((r for r, space in enumerate(left) if space >= sizes[i]), None)
+        if row is None:
+            rows.append([])
+            left.append(room)
+            row = len(rows) - 1
+        rows[row].append(i)
+        left[row] -= sizes[i]
+    return rows
+
+
+def _spans(logits: torch.Tensor, continuations: Sequence[tuple[int, ...]]) -> Spans:
+    tokens = torch.tensor([token for continuation in continuations for token in continuation], device=logits.device)
+    return Spans(logits, tokens, [len(continuation) for continuation in continuations])
+
+
+def _can_share(model: Any) -> bool:
     config = model.config
     windows = [kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"]
     sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)

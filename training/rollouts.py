@@ -119,7 +119,7 @@ class GenerationProblem:
                 with torch.no_grad():
                     base = self.setup.model.run(part)
                 kl = vocabulary_kl(spans.logits, base.logits, temperature).sum() / total
-                penalty += float(kl)
+                penalty += float(kl.detach())
                 gain = gain - config.kl * kl
             torch.autograd.backward(-gain, inputs=list(z.values()))
         return penalty if config.kl > 0 else None
