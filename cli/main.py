@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from t2.cli import data, evaluate, expert
+from t2.cli import data, evaluate, expert, train
 from t2.core.errors import T2Error
 
 app = typer.Typer(
@@ -41,7 +41,7 @@ def _program(
     pass
 
 
-for _command in (evaluate, data, expert):
+for _command in (evaluate, data, expert, train):
     _command.add_to(app)
 
 

@@ -76,8 +76,8 @@ def train(
 ) -> TrainResult:
     """Train an expert on a task; a run that was interrupted under the same configuration goes on where it was.
 
-    While training goes, ``<folder>/<name>.training`` holds the configuration, the curve and the checkpoint; when it ends that
-    folder becomes ``<folder>/<name>`` in one rename.
+    While training goes, ``<folder>/<name>.training`` holds the configuration, the curve and the checkpoint; when it ends
+    that folder becomes ``<folder>/<name>`` in one rename.
 
     Args:
         config: what to train.
@@ -99,7 +99,9 @@ def train(
     final, working = home / config.name, home / f"{config.name}.training"
     layers = parse_layers(config.layers) if config.layers is not None else None
     if (final / EXPERT).exists() and not overwrite:
-        raise ArgumentError(f"expert {config.name} exists in {final}; give another --name, or --overwrite to replace it")
+        raise ArgumentError(
+            f"expert {config.name} exists in {final}; give another --name, or --overwrite to replace it"
+        )
     with _lock(home, config.name):
         _check_interrupted(working, config, overwrite)
         if (working / EXPERT).exists():
@@ -156,7 +158,7 @@ def _problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, task: Ta
         return ChoiceProblem(setup, exact=config.objective != "reinforce")
     if config.objective == "expected-reward":
         raise ArgumentError(
-            f"objective=expected-reward needs choices to sum over, and task {config.task} generates answers; use reinforce"
+            f"objective=expected-reward sums over choices, and task {config.task} generates answers; use reinforce"
         )
     return GenerationProblem(setup)
 
@@ -184,12 +186,16 @@ def _lock(home: Path, name: str) -> Iterator[None]:
         home.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another folder for experts") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder for experts"
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ArgumentError(f"expert {name} is being trained by another process; wait, or give another --name") from error
+            raise ArgumentError(
+                f"expert {name} is being trained by another process; wait, or give another --name"
+            ) from error
         yield
     finally:
         os.close(handle)
@@ -222,8 +228,8 @@ def _resume(working: Path, config: TrainConfig, identity: str, overwrite: bool) 
     if checkpoint is not None and checkpoint.progress.config != identity:
         if not overwrite:
             raise ArgumentError(
-                f"an interrupted training of {config.name} in {working} had the same options on another base model, dtype "
-                "or set of documents; restore those to go on with it, or give --overwrite to drop it"
+                f"an interrupted training of {config.name} in {working} had the same options on another base model, "
+                "dtype or set of documents; restore those to go on with it, or give --overwrite to drop it"
             )
         checkpoint = None
     keep = checkpoint.progress.points if checkpoint is not None else 0
@@ -259,9 +265,9 @@ def _finish(
     if state.best_step == 0:
         (working / CHECKPOINT).unlink(missing_ok=True)
         raise TrainingError(
-            f"no validation measurement of {config.name} beat the base model's score of {state.base_score:g} in {state.step} "
-            f"steps, so no expert was written (the curve is {working / CURVE}); try more --steps, another --learning-rate, a "
-            "larger --clip, or more documents"
+            f"no validation measurement of {config.name} beat the base model's score of {state.base_score:g} in "
+            f"{state.step} steps, so no expert was written (the curve is {working / CURVE}); try more --steps, another "
+            "--learning-rate, a larger --clip, or more documents"
         )
     manifest = Manifest(
         name=config.name,

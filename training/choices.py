@@ -141,9 +141,7 @@ class ChoiceProblem:
                     penalty += float(kl.detach())
                     gain = gain - config.kl * kl
             torch.autograd.backward(-gain / len(picked), inputs=list(z.values()))
-        return Measured(
-            reward / len(picked), self.setup.score(metrics), penalty / len(picked) if config.kl else None
-        )
+        return Measured(reward / len(picked), self.setup.score(metrics), penalty / len(picked) if config.kl else None)
 
     @torch.no_grad()
     def _sampled(self, z: Mapping[str, torch.Tensor], docs: Sequence[ChoiceDoc], step: int) -> list[torch.Tensor]:
@@ -172,10 +170,8 @@ class ChoiceProblem:
         spans = self.setup.model.run([item for doc in docs for item in doc.unit])
         return self._split(docs, spans)
 
-    def _split(
-        self, docs: Sequence[ChoiceDoc], spans: Spans
-    ) -> list[tuple[torch.Tensor, list[tuple[float, bool]]]]:
-        parts = spans.loglikelihoods().split([len(doc.order) for doc in docs])
+    def _split(self, docs: Sequence[ChoiceDoc], spans: Spans) -> list[tuple[torch.Tensor, list[tuple[float, bool]]]]:
+        parts = torch.split(spans.loglikelihoods(), [len(doc.order) for doc in docs])
         greedy = iter(spans.greedy())
         results = []
         for doc, part in zip(docs, parts, strict=True):
@@ -244,13 +240,13 @@ def normalise_of(config: TrainConfig, metric: str) -> Normalise:
     return config.normalise
 
 
-def sample_choices(
-    scores: torch.Tensor, temperature: float, samples: int, generator: torch.Generator
-) -> torch.Tensor:
+def sample_choices(scores: torch.Tensor, temperature: float, samples: int, generator: torch.Generator) -> torch.Tensor:
     """Indices of choices drawn from softmax(s/τ), shape (samples,); τ = 0 takes the likeliest."""
     if temperature == 0:
         return scores.argmax().repeat(samples)
-    return torch.multinomial(torch.softmax(scores / temperature, dim=-1), samples, replacement=True, generator=generator)
+    return torch.multinomial(
+        torch.softmax(scores / temperature, dim=-1), samples, replacement=True, generator=generator
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -27,31 +27,34 @@ Count = Annotated[int, Field(ge=1)]
 class TrainConfig(BaseModel):
     """What decides which expert comes out: with equal configurations the same machine makes the same file.
 
-    Defaults are those of Transformer² (arXiv 2501.06252, appendix A.1) where it gives one: AdamW at 2e-3 with cosine decay,
-    clipping at 1e-3, 256 documents a step, no KL penalty, equal halves for training and validation. The paper has no
-    baseline; ``mean`` is the default here, since it is unbiased and lowers the variance.
+    Defaults are those of Transformer² (arXiv 2501.06252, appendix A.1) where it gives one: AdamW at 2e-3 with cosine
+    decay, clipping at 1e-3, 256 documents a step, no KL penalty, equal halves for training and validation. The paper has
+    no baseline; ``mean`` is the default here, since it is unbiased and lowers the variance.
 
     Attributes:
         task: an lm-eval task.
         name: the expert's name; letters, digits, ``_`` and ``-``, beginning with a letter.
         domain: what the expert is for; None takes ``metadata.t2.domain`` of the task.
-        model_args: arguments of lm-eval's ``HFLM``, such as ``pretrained`` and ``dtype``; without ``pretrained`` the demo model.
+        model_args: arguments of lm-eval's ``HFLM``, such as ``pretrained`` and ``dtype``; without ``pretrained`` the demo
+            model.
         metric: the metric that is rewarded; None takes the task's first.
         filter: the answer filter before it; None takes the task's first.
         num_fewshot: examples in the prompt; None leaves it to the task.
-        apply_chat_template: wrap prompts in the model's chat template; text instead of true names one of several templates.
+        apply_chat_template: wrap prompts in the model's chat template; text instead of true names one of several
+            templates.
         system_instruction: a system message for the prompt.
         gen_kwargs: generation arguments that replace the task's, such as ``max_gen_toks``.
-        objective: ``expected-reward`` has the exact gradient over a multiple-choice document's choices, ``reinforce`` samples
-            answers; ``auto`` takes the first where answers are choices and the second where they are generated.
-        normalise: log-likelihood of a choice per token (``tokens``) or per character (``chars``), times the mean length of the
-            document's choices, or as it is (``none``); ``auto`` is ``chars`` for the metric ``acc_norm`` and ``none`` otherwise.
+        objective: ``expected-reward`` has the exact gradient over a multiple-choice document's choices, ``reinforce``
+            samples answers; ``auto`` takes the first where answers are choices and the second where they are generated.
+        normalise: log-likelihood of a choice per token (``tokens``) or per character (``chars``), times the mean length
+            of the document's choices, or as it is (``none``); ``auto`` is ``chars`` for the metric ``acc_norm`` and
+            ``none`` otherwise.
         temperature: of the policy, over tokens or over choices; 0 rolls out the greedy answer.
         samples: answers sampled per document in a step (``reinforce``).
         reward_right: reward of a score of 1.
         reward_wrong: reward of a score of 0; scores between lie on the line between.
-        baseline: subtracted from rewards in ``reinforce``: ``mean`` of the step's other answers, ``rloo`` of the document's
-            other answers (needs ``samples`` ≥ 2).
+        baseline: subtracted from rewards in ``reinforce``: ``mean`` of the step's other answers, ``rloo`` of the
+            document's other answers (needs ``samples`` ≥ 2).
         kl: λ, weight of the penalty KL(policy‖base) in nats: per token of generated answers, or over the choices.
         steps: gradient steps.
         batch: documents in a step.

@@ -1,8 +1,8 @@
 """Log-likelihoods with gradients: many continuations of one context, and many contexts, in one row.
 
-The choices of a question, or the sampled answers to a prompt, share their context. A row holds a context once and all its
-continuations after it, then the next context, and a mask lets each token see its own context and continuation alone. So a
-context is computed once and little is padded. The vocabulary's logits are computed at continuations' positions only.
+The choices of a question, or the sampled answers to a prompt, share their context. A row holds a context once and all
+its continuations after it, then the next context, and a mask lets each token see its own context and continuation alone.
+So a context is computed once and little is padded. The vocabulary's logits are computed at continuations' positions only.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class Spans:
 
     def loglikelihoods(self, temperature: float = 1.0) -> torch.Tensor:
         """Sum of log p over each continuation's tokens, shape (continuations,)."""
-        return torch.stack([span.sum() for span in self.token_logprobs(temperature).split(self.lengths)])
+        return torch.stack([span.sum() for span in torch.split(self.token_logprobs(temperature), self.lengths)])
 
     def greedy(self) -> list[bool]:
         """For each continuation, whether every one of its tokens is the likeliest."""
         right = self.logits.detach().argmax(dim=-1) == self.tokens
-        return [bool(span.all()) for span in right.split(self.lengths)]
+        return [bool(span.all()) for span in torch.split(right, self.lengths)]
 
 
 class LikelihoodModel:
@@ -76,8 +76,8 @@ class LikelihoodModel:
 
     Args:
         model: a ``transformers`` causal language model.
-        share: pack rows as above, else give each continuation a row of its own. None decides by the model: packing needs
-            attention that obeys a given mask, without sliding windows.
+        share: pack rows as above, else give each continuation a row of its own. None decides by the model: packing
+            needs attention that obeys a given mask, without sliding windows.
     """
 
     def __init__(self, model: Any, share: bool | None = None) -> None:
@@ -172,8 +172,8 @@ class LikelihoodModel:
     def _logits(self, ids: torch.Tensor, kept: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         """Logits at some places of the flattened (rows, columns), shape (places, vocabulary), float32.
 
-        The hidden states are picked where they enter the output embedding, so whatever the model does to its logits after it
-        is done to these.
+        The hidden states are picked where they enter the output embedding, so whatever the model does to its logits after
+        it is done to these.
         """
         device = self.model.get_input_embeddings().weight.device
 

@@ -1,7 +1,7 @@
 """What training minimises: pure functions on tensors.
 
-Every function returns a sum over documents, answers or tokens, so that a step may be cut into micro-batches: the trainer
-divides by the step's totals.
+Losses are sums over documents, answers or tokens, so that a step may be cut into micro-batches: the caller divides by the
+step's totals.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Baseline = Literal["none", "mean", "rloo"]
 def choice_scores(loglikelihoods: torch.Tensor, lengths: torch.Tensor, normalise: Normalise) -> torch.Tensor:
     """Scores of one document's choices, whose softmax is the policy.
 
-    ``none``: s_c = ℓ_c. Otherwise s_c = ℓ_c · (mean length) / (length of c), which orders choices as lm-eval's ``acc_norm``
-    does and keeps the scale of ℓ.
+    ``none``: s_c = ℓ_c. Otherwise s_c = ℓ_c · (mean length) / (length of c), which with characters orders choices as
+    lm-eval's ``acc_norm`` does, and keeps the scale of ℓ.
 
     Args:
         loglikelihoods: ℓ, shape (choices,), in nats.
@@ -59,8 +59,8 @@ def choice_kl(scores: torch.Tensor, base_scores: torch.Tensor, temperature: floa
 def vocabulary_kl(logits: torch.Tensor, base_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """KL(policy‖base) at each position, exact over the vocabulary: Σ_v p(v)·(log p(v) − log p⁰(v)), in nats.
 
-    Averaged over the tokens of answers that the policy sampled, this is the penalty per token. Its gradient counts what z
-    does to the distribution at each position, not what it does to which positions are reached.
+    Averaged over the tokens of answers that the policy sampled, this is the penalty per token. Its gradient counts what
+    z does to the distribution at each position, not what it does to which positions are reached.
 
     Args:
         logits: of the policy, shape (positions, vocabulary).
@@ -92,7 +92,7 @@ def advantages(rewards: torch.Tensor, baseline: Baseline) -> torch.Tensor:
 
 
 def reinforce(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Σ_i A_i·log π(y_i), whose gradient, over the number of answers, estimates that of the expected reward (Williams 1992).
+    """Σ_i A_i·log π(y_i); its gradient, over the number of answers, estimates the expected reward's (Williams 1992).
 
     Args:
         logprobs: log π(y_i) under the distribution that y_i was sampled from, shape (answers,).

@@ -21,7 +21,7 @@ LOWEST = -1e9
 
 @dataclass(frozen=True)
 class Measured:
-    """Mean reward, the task's metric by the task's aggregation (higher is better), and mean KL in nats where measured."""
+    """Mean reward, the task's metric by its own aggregation (higher is better), and mean KL in nats where measured."""
 
     reward: float
     score: float
@@ -42,7 +42,7 @@ class Problem(Protocol):
         ...
 
     def has_signal(self) -> bool:
-        """Whether the base model's answers to the validation documents earn different rewards; after a :meth:`measure`."""
+        """Whether the base model's answers to the validation documents earn different rewards; ask after a measurement."""
         ...
 
     def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:

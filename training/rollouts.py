@@ -35,9 +35,9 @@ class Rollout:
 class GenerationProblem:
     """REINFORCE on generated answers.
 
-    Sampled answers come from softmax(logits/τ) over the whole vocabulary, without the task's own top-k or top-p, so that
-    their probability under the policy is that of the gradient. Greedy answers (τ = 0) have the gradient of log π at τ = 1,
-    as in the public code of Transformer²; that is not an estimate of the expected reward's gradient.
+    Sampled answers come from softmax(logits/τ) over the whole vocabulary, without the task's own top-k or top-p, so
+    that their probability under the policy is that of the gradient. Greedy answers (τ = 0) have the gradient of log π at
+    τ = 1, as in the public code of Transformer²; that is not an estimate of the expected reward's gradient.
 
     Raises:
         TaskError: the task asks for more than one answer per document.
@@ -97,7 +97,9 @@ class GenerationProblem:
         score = self.setup.score([rollout.metrics for rollout in rollouts])
         return Measured(float(rewards.mean()), score, kl)
 
-    def _gradient(self, z: Mapping[str, torch.Tensor], rollouts: Sequence[Rollout], gains: Sequence[float]) -> float | None:
+    def _gradient(
+        self, z: Mapping[str, torch.Tensor], rollouts: Sequence[Rollout], gains: Sequence[float]
+    ) -> float | None:
         config = self.setup.config
         temperature = config.temperature or 1.0
         total = sum(len(rollout.tokens) for rollout in rollouts)
@@ -145,7 +147,13 @@ class GenerationProblem:
         if temperature == 0:
             kwargs |= {"do_sample": False}
         else:
-            kwargs |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+            kwargs |= {
+                "do_sample": True,
+                "temperature": temperature,
+                "top_k": 0,
+                "top_p": 1.0,
+                "repetition_penalty": 1.0,
+            }
         return replace(request, kwargs=kwargs)
 
     def _prepare(self, docs: Sequence[Any]) -> list[Instance]:
@@ -153,6 +161,7 @@ class GenerationProblem:
         for instances in built:
             if len(instances) != 1:
                 raise TaskError(
-                    f"task {self.setup.docs.name} asks for {len(instances)} answers per document; t2 trains on tasks that ask for one"
+                    f"task {self.setup.docs.name} asks for {len(instances)} answers per document; t2 trains on tasks "
+                    "that ask for one"
                 )
         return [instances[0] for instances in built]

@@ -27,14 +27,12 @@ class Halves:
         return digest_of([self.train_hashes, self.validation_hashes])
 
 
-def split_docs(
-    task: Task, seed: int, train_docs: int | None = None, validation_docs: int | None = None
-) -> Halves:
+def split_docs(task: Task, seed: int, train_docs: int | None = None, validation_docs: int | None = None) -> Halves:
     """Split a task's training documents into equal halves for training and validation.
 
     The documents are those of the task's training split; without one, of its validation split where test documents are
-    what is scored. Each content counts once, and what is among the scored documents is left out. A document's half depends
-    on its content and the seed alone.
+    what is scored. Each content counts once, and what is among the scored documents is left out. The order in which the
+    task gives them does not matter.
 
     Args:
         task: the task.
@@ -52,8 +50,8 @@ def split_docs(
         docs = list(task.validation_docs())
     else:
         raise TaskError(
-            f"task {name} has no training documents besides those it scores; give it a training_split or train on another "
-            "task of its domain"
+            f"task {name} has no training documents besides those it scores; give it a training_split, or train on "
+            "another task of its domain"
         )
     scored = {doc_hash(doc) for doc in task.eval_docs}
     unique = {doc_hash(doc): doc for doc in docs}

@@ -48,7 +48,7 @@ class Parameters:
     def z(self, theta: torch.Tensor) -> Z:
         """z by matrix name, each of shape (r,), from θ of shape (parameters,)."""
         found: Z = {}
-        for name, part in zip(self.sizes, theta.detach().split(list(self.sizes.values())), strict=True):
+        for name, part in zip(self.sizes, torch.split(theta.detach(), list(self.sizes.values())), strict=True):
             vector = torch.ones(self.ranks[name])
             vector[: len(part)] += part
             found[name] = vector
@@ -167,8 +167,12 @@ class Trainer:
                         state = state.model_copy(update={"stale": state.stale + 1})
                 if validate or state.step % self.checkpoint_every == 0:
                     state = state.model_copy(update={"points": self._points, "seconds": self._seconds()})
-                    save_checkpoint(self.folder / "checkpoint.safetensors", self._checkpoint(state, theta, optimizer, best))
-                bar.set_postfix(reward=f"{reached.reward:+.3f}", score=f"{reached.score:.3f}", best=f"{state.best_score:.4f}")
+                    save_checkpoint(
+                        self.folder / "checkpoint.safetensors", self._checkpoint(state, theta, optimizer, best)
+                    )
+                bar.set_postfix(
+                    reward=f"{reached.reward:+.3f}", score=f"{reached.score:.3f}", best=f"{state.best_score:.4f}"
+                )
                 bar.update(1)
         return self._checkpoint(state, theta, optimizer, best)
 
