@@ -76,8 +76,8 @@ def train(
 ) -> TrainResult:
     """Train an expert on a task; a run that was interrupted under the same configuration goes on where it was.
 
-    While training goes, ``<folder>/<name>.training`` holds the configuration, the curve and the checkpoint; when it ends
-    that folder becomes ``<folder>/<name>`` in one rename.
+    While training goes, ``<folder>/<name>.training`` holds the configuration, the curve and the checkpoint; when it
+    ends that folder becomes ``<folder>/<name>`` in one rename.
 
     Args:
         config: what to train.

@@ -28,15 +28,15 @@ class TrainConfig(BaseModel):
     """What decides which expert comes out: with equal configurations the same machine makes the same file.
 
     Defaults are those of Transformer² (arXiv 2501.06252, appendix A.1) where it gives one: AdamW at 2e-3 with cosine
-    decay, clipping at 1e-3, 256 documents a step, no KL penalty, equal halves for training and validation. The paper has
-    no baseline; ``mean`` is the default here, since it is unbiased and lowers the variance.
+    decay, clipping at 1e-3, 256 documents a step, no KL penalty, equal halves for training and validation. The paper
+    has no baseline; ``mean`` is the default here, since it is unbiased and lowers the variance.
 
     Attributes:
         task: an lm-eval task.
         name: the expert's name; letters, digits, ``_`` and ``-``, beginning with a letter.
         domain: what the expert is for; None takes ``metadata.t2.domain`` of the task.
-        model_args: arguments of lm-eval's ``HFLM``, such as ``pretrained`` and ``dtype``; without ``pretrained`` the demo
-            model.
+        model_args: arguments of lm-eval's ``HFLM``, such as ``pretrained`` and ``dtype``; without ``pretrained`` the
+            demo model.
         metric: the metric that is rewarded; None takes the task's first.
         filter: the answer filter before it; None takes the task's first.
         num_fewshot: examples in the prompt; None leaves it to the task.

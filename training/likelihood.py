@@ -1,8 +1,9 @@
 """Log-likelihoods with gradients: many continuations of one context, and many contexts, in one row.
 
 The choices of a question, or the sampled answers to a prompt, share their context. A row holds a context once and all
-its continuations after it, then the next context, and a mask lets each token see its own context and continuation alone.
-So a context is computed once and little is padded. The vocabulary's logits are computed at continuations' positions only.
+its continuations after it, then the next context, and a mask lets each token see its own context and continuation
+alone. So a context is computed once and little is padded. Logits over the vocabulary are computed at continuations'
+positions only.
 """
 
 from __future__ import annotations
@@ -172,8 +173,8 @@ class LikelihoodModel:
     def _logits(self, ids: torch.Tensor, kept: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         """Logits at some places of the flattened (rows, columns), shape (places, vocabulary), float32.
 
-        The hidden states are picked where they enter the output embedding, so whatever the model does to its logits after
-        it is done to these.
+        The hidden states are picked where they enter the output embedding, so whatever the model does to its logits
+        after it is done to these.
         """
         device = self.model.get_input_embeddings().weight.device
 

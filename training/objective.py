@@ -1,7 +1,7 @@
 """What training minimises: pure functions on tensors.
 
-Losses are sums over documents, answers or tokens, so that a step may be cut into micro-batches: the caller divides by the
-step's totals.
+Losses are sums over documents, answers or tokens, so that a step may be cut into micro-batches: the caller divides by
+the step's totals.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Problem(Protocol):
         ...
 
     def has_signal(self) -> bool:
-        """Whether the base model's answers to the validation documents earn different rewards; ask after a measurement."""
+        """Whether the base model's answers to validation documents earn different rewards; ask after a measurement."""
         ...
 
     def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:

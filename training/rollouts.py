@@ -36,8 +36,8 @@ class GenerationProblem:
     """REINFORCE on generated answers.
 
     Sampled answers come from softmax(logits/τ) over the whole vocabulary, without the task's own top-k or top-p, so
-    that their probability under the policy is that of the gradient. Greedy answers (τ = 0) have the gradient of log π at
-    τ = 1, as in the public code of Transformer²; that is not an estimate of the expected reward's gradient.
+    that their probability under the policy is that of the gradient. Greedy answers (τ = 0) have the gradient of log π
+    at τ = 1, as in the public code of Transformer²; that is not an estimate of the expected reward's gradient.
 
     Raises:
         TaskError: the task asks for more than one answer per document.
