@@ -263,8 +263,12 @@ def _number(name: str, spec: ArgSpec, value: Any) -> int | float:
     if (spec.low is not None and number < spec.low) or (spec.high is not None and number > spec.high):
         bounds = f"at least {spec.low:g}" + ("" if spec.high is None else f" and at most {spec.high:g}")
         raise ArgumentError(f"model_args: {name}={value} must be {bounds}")
-    # A seed may exceed what a float holds exactly.
-    return number if spec.kind != "integer" else int(value) if not isinstance(value, float) else int(number)
+    if spec.kind != "integer":
+        return number
+    try:
+        return int(value)  # a seed may exceed what a float holds exactly
+    except ValueError:
+        return int(number)
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:

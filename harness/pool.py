@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.task import Task
 
 from t2.core.digests import doc_hash
-from t2.core.errors import TaskError
+from t2.core.errors import DataError, TaskError
 from t2.core.seeds import generator
 from t2.harness.tasks import TaskDocs
 
@@ -27,12 +27,14 @@ class Pool:
         docs: distinct, in the order of their content hash.
         scored: content hashes of all docs that may be scored.
         kept: the docs that remain to be scored, where the pool was carved out of them; else None.
+        absent: why the docs of the split cannot be read, which matters only to those who draw from it.
     """
 
     split: str
     docs: tuple[Any, ...]
     scored: frozenset[str]
     kept: Sequence[Any] | None = None
+    absent: DataError | None = None
 
 
 def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
@@ -49,8 +51,13 @@ def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
     docs = task.eval_docs
     hashes = [doc_hash(doc) for doc in docs]
     scored = frozenset(hashes)
-    for split, candidates in _splits(task):
-        found = {doc_hash(doc): doc for doc in candidates}
+    for split, read in _splits(task):
+        try:
+            found = {doc_hash(doc): doc for doc in read()}
+        except KeyError:
+            continue  # the task names a split that its data set does not have
+        except DataError as error:
+            return Pool(split, (), scored, absent=error)
         if found and not scored & found.keys():
             return Pool(split, tuple(found[digest] for digest in sorted(found)), scored)
     wanted = {hashes[i] for i in samples if i < len(hashes)} if samples else set()
@@ -69,7 +76,10 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int) -> list[Any]:
 
     Raises:
         TaskError: the pool is empty, unlabelled, or smaller than ``shots``.
+        DataError: its docs cannot be read.
     """
+    if pool.absent is not None:
+        raise pool.absent
     if not pool.docs:
         raise TaskError(
             f"task {docs.name} has no docs to adapt on (no validation, training or few-shot docs that are not scored, "
@@ -107,17 +117,14 @@ def carved(task: Task, pool: Pool) -> Iterator[None]:
         delattr(task, method)
 
 
-def _splits(task: Task) -> Iterator[tuple[str, Iterable[Any]]]:
-    with contextlib.suppress(KeyError):
-        if task.has_validation_docs():
-            yield "validation docs", task.validation_docs() or ()
-    with contextlib.suppress(KeyError):
-        if task.has_training_docs():
-            yield "training docs", task.training_docs() or ()
+def _splits(task: Any) -> Iterator[tuple[str, Callable[[], Iterable[Any]]]]:
+    if task.has_validation_docs():
+        yield "validation docs", lambda: task.validation_docs() or ()
+    if task.has_training_docs():
+        yield "training docs", lambda: task.training_docs() or ()
     config = getattr(task, "fewshot_cfg", None)
-    with contextlib.suppress(KeyError):
-        if config is not None and (config.split is not None or config.samples is not None):
-            yield "few-shot docs", task.fewshot_docs() or ()
+    if config is not None and (config.split is not None or config.samples is not None):
+        yield "few-shot docs", lambda: task.fewshot_docs() or ()
 
 
 def _asked(task: Any, doc: Any) -> Any:

@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lm_eval.models.huggingface import HFLM
 from tests.harness import tiny
 
 from t2.adapters.engine.transformers import TransformersEngine
+from t2.harness.base import open_base
 
 
 @pytest.fixture(scope="session")
@@ -15,13 +17,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
+def tiny_engine(tiny_folder: Path) -> TransformersEngine:
     """An engine over the tiny model, for what the model itself does not have to load."""
     return tiny.engine_of(tiny_folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_lm(tiny_folder: Path) -> HFLM:
+    """lm-eval's own model over the tiny model."""
+    return open_base(str(tiny_folder), device="cpu")
+
+
 @pytest.fixture(autouse=True)
-def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has its own cache of adaptations and its own experts."""
     monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("T2_EXPERTS_DIR", str(tmp_path / "experts"))

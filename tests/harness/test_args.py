@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.utils import simple_parse_args_string
+
+from t2.core.errors import ArgumentError, T2Error
+from t2.harness.args import FROM_PRETRAINED, LATER_ARGS, MODEL_ARGS, hf_arguments, parse_args
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "adapt=cem,experts=math+code,shots=5,elite=0.5,light=true,control=shuffle,control_seed=007,layers=0-3+5",
+        "adapt=none,control=none,normalise=none,rescale=none,transfer=none",
+        "adapt=mix,experts=a+b,alpha=0.5+-1e-1,space=delta,rank=1e1",
+    ],
+)
+def test_arguments_mean_the_same_as_strings_and_as_lm_eval_parses_them(text: str) -> None:
+    raw = dict(part.split("=", 1) for part in text.split(","))
+    assert parse_args(simple_parse_args_string(text)) == parse_args(raw)
+
+
+def test_values_are_read() -> None:
+    settings = parse_args({"adapt": "mix", "experts": "a+b", "alpha": "1+0.25", "layers": 3, "record": "r.json"})
+    assert settings.experts == ("a", "b")
+    assert settings.alpha == (1.0, 0.25)
+    assert settings.layers == (3,)
+    assert settings.record == Path("r.json")
+    assert settings.options().alpha == (1.0, 0.25)
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    settings = parse_args({})
+    assert (settings.adapt, settings.shots, settings.population, settings.generations) == ("none", 10, 32, 100)
+
+
+def test_light_gives_way_to_what_is_said_explicitly() -> None:
+    light = parse_args({"adapt": "cem", "light": True})
+    assert (light.shots, light.generations) == (3, 10)
+    mixed = parse_args({"adapt": "cem", "light": True, "shots": 7})
+    assert (mixed.shots, mixed.generations) == (7, 10)
+
+
+def test_a_large_seed_is_kept_exactly() -> None:
+    assert parse_args({"adapt_seed": 2**60 + 1}).adapt_seed == 2**60 + 1
+
+
+def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
+    settings = parse_args({"pretrained": "x", "dtype": "bfloat16", "attn_implementation": "eager"})
+    assert settings.hf == {"pretrained": "x", "dtype": "bfloat16", "attn_implementation": "eager"}
+    assert {"pretrained", "revision", "gguf_file", "dtype", "batch_size"} <= set(hf_arguments())
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"adpat": "cem"}, "adpat does not exist; did you mean 'adapt'?"),
+        ({"pretraned": "x"}, "pretraned does not exist; did you mean 'pretrained'?"),
+        ({"adapt": "cme"}, "adapt=cme is not a value of it; did you mean 'cem'?"),
+        ({"adapt": "classifier"}, "adapt=classifier is not part of this version"),
+        ({"adapt": "auto"}, "adapt=auto is not part of this version"),
+        ({"search": "cma"}, "search=cma is not part of this version"),
+        ({"engine": "vllm"}, "engine=vllm is not part of this version"),
+        ({"transfer": "resample"}, "transfer=resample is not part of this version"),
+        ({"workers": 2}, "workers is not part of this version"),
+        ({"shots": 0}, "shots=0 must be at least 1"),
+        ({"shots": 2.5}, "shots=2.5 must be a whole number"),
+        ({"shots": True}, "shots=True must be a whole number"),
+        ({"population": "many"}, "population=many must be a whole number"),
+        ({"elite": 0}, "elite=0 must lie above 0"),
+        ({"elite": 1.5}, "elite=1.5 must be at least 0 and at most 1"),
+        ({"elite": float("nan")}, "elite=nan must be a number"),
+        ({"light": "maybe"}, "light=maybe must be true or false"),
+        ({"rank": 0}, "rank=0 must be at least 1"),
+        ({"layers": "3-1"}, "runs backwards"),
+        ({"layers": "a"}, "not of the form 0-15+20"),
+        ({"experts": 7}, "a name starts with a letter"),
+        ({"experts": "a++b"}, "must be names joined by +"),
+        ({"adapt": "cem", "experts": "a+a"}, "experts names a twice"),
+        ({"adapt": "expert", "experts": "a+b"}, "adapt=expert applies one expert"),
+        ({"adapt": "cem", "experts": "a", "alpha": 1}, "alpha is for adapt=mix"),
+        ({"adapt": "mix", "alpha": "1+1"}, "alpha needs experts="),
+        ({"adapt": "mix", "experts": "a+b", "alpha": "1+1+1"}, "3 coefficients for the 2 experts a+b"),
+        ({"adapt": "mix", "experts": "a+b", "alpha": "1+x"}, "alpha=x must be a number"),
+        ({"record": "."}, "is a folder; name a file"),
+    ],
+)
+def test_a_bad_argument_is_told_in_one_line(given: dict[str, Any], line: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        parse_args(given)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_argument_says_what_it_does_and_none_is_told_twice() -> None:
+    assert all(spec.help and len(spec.help) < 120 for spec in MODEL_ARGS.values())
+    assert all(spec.default in (None, *spec.values) for spec in MODEL_ARGS.values() if spec.kind == "choice")
+    assert not set(MODEL_ARGS) & {*hf_arguments(), *FROM_PRETRAINED, *LATER_ARGS}
+    assert issubclass(ArgumentError, T2Error)
