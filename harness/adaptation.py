@@ -26,6 +26,8 @@ from t2.harness.pool import Pool, draw
 from t2.harness.scorer import TaskScorer
 from t2.harness.tasks import PromptForm, TaskDocs, encode_pair
 
+SPARE = 64
+"""Docs of the pool that may serve as few-shot examples where a task's own are all scored."""
 _PROBE = "The quick brown fox jumps over the lazy dog. 12 + 7 ="
 
 
@@ -115,7 +117,13 @@ class TaskAdaptation:
         if self._strategy.needs_labels:
             settings = runtime.settings
             docs = TaskDocs(
-                task, runtime.lm, form, metric=settings.metric, filter=settings.filter, forbidden=pool.scored
+                task,
+                runtime.lm,
+                form,
+                metric=settings.metric,
+                filter=settings.filter,
+                forbidden=pool.scored,
+                spare=pool.docs[:SPARE],
             )
             drawn = draw(pool, docs, settings.shots, settings.adapt_seed)
             self._scorer = TaskScorer(docs, drawn, runtime.engine, seed=settings.adapt_seed)

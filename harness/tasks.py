@@ -103,6 +103,7 @@ class TaskDocs:
         metric: the objective's metric; None is the task's first.
         filter: the objective's filter; None is the task's first.
         forbidden: content hashes of docs that are never few-shot examples.
+        spare: docs that serve as few-shot examples where too few others are left.
 
     Attributes:
         objective: metric, filter and direction.
@@ -122,6 +123,7 @@ class TaskDocs:
         metric: str | None = None,
         filter: str | None = None,
         forbidden: Collection[str] = (),
+        spare: Sequence[Any] = (),
     ) -> None:
         self.task = task
         self.lm = lm
@@ -150,6 +152,7 @@ class TaskDocs:
             higher_is_better=bool(task.higher_is_better().get(name, True)),
         )
         self._forbidden = frozenset(forbidden)
+        self._spare = spare
         self._encoded: dict[tuple[str, ...], list[ScoreRequest]] = {}
         self._fewshot: list[tuple[str, Any]] | None = None
 
@@ -223,12 +226,19 @@ class TaskDocs:
                     self._fewshot = [(doc_hash(example), example) for example in sampler.fewshot_docs()]
                 state = dict(vars(sampler))
                 sampler.set_rnd(seed)
-                sampler.df = [e for digest, e in self._fewshot if digest != own and digest not in self._forbidden]
+                sampler.df = [e for digest, e in self._examples() if digest != own]
             yield
         finally:
             task.fewshot_rnd = kept
             if sampler is not None:
                 vars(sampler).update(state)
+
+    def _examples(self) -> list[tuple[str, Any]]:
+        allowed = [(digest, e) for digest, e in self._fewshot or () if digest not in self._forbidden]
+        # One more than needed: the sampler of a task whose examples come from the scored split draws one to throw away.
+        if len(allowed) <= self.num_fewshot + 1:
+            allowed += [(doc_hash(doc), doc) for doc in self._spare]
+        return list(dict(allowed).items())
 
     def metrics(self, doc: Any, instances: Sequence[Instance], responses: Sequence[Response]) -> dict[str, Any]:
         """The task's metrics of one doc, from one answer per request.

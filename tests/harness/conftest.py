@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from lm_eval.models.huggingface import HFLM
-from tests.harness import tiny
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.harness.base import open_base
+from tests.harness import tiny
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,12 @@ def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test has its own cache of adaptations and its own experts."""
     monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("T2_EXPERTS_DIR", str(tmp_path / "experts"))
+
+
+@pytest.fixture(autouse=True)
+def without_environment_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval describes the machine in its results, which takes a second of every evaluation."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
 
 
 @pytest.fixture

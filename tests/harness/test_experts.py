@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.harness import tiny
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.core.errors import ArgumentError, ExpertFileError, ExpertMismatchError, T2Error
 from t2.harness.args import parse_args
 from t2.harness.experts import default_experts, find_expert, prepare_experts, read_experts
+from tests.harness import tiny
 
 
 def test_names_files_and_folders_find_the_same_expert(experts: str, tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 from lm_eval.models.huggingface import HFLM
-from tests.harness import tiny
 
 from t2.core.digests import doc_hash
 from t2.core.errors import DataError, TaskError
 from t2.harness.pool import CARVED, carved, draw, find_pool
 from t2.harness.tasks import TaskDocs
+from tests.harness import tiny
 
 
 def _hashes(docs: Any) -> list[str]:
@@ -80,7 +80,11 @@ def test_the_drawing_follows_the_seed(tiny_lm: HFLM) -> None:
     ("data", "shots", "line"),
     [
         ({"test": tiny.questions(1)}, 1, "has no docs to adapt on"),
-        (tiny.splits(validation=[{**q, "gold": -1} for q in tiny.questions(30, 100)]), 3, "none of the 30 docs .* label"),
+        (
+            tiny.splits(validation=[{**q, "gold": -1} for q in tiny.questions(30, 100)]),
+            3,
+            r"none of the 30 docs .*label",
+        ),
         (tiny.splits(), 31, r"shots=31 exceeds the 30 labelled docs of its adaptation pool \(validation docs\)"),
     ],
 )

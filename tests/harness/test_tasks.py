@@ -7,18 +7,20 @@ import pytest
 import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from tests.harness import tiny
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.core.errors import ArgumentError, TaskError
 from t2.harness.base import open_base
 from t2.harness.tasks import PromptForm, TaskDocs, load_task
+from tests.harness import tiny
 
 MAKERS = {"choice": tiny.choice_task, "text": tiny.text_task, "rolling": tiny.rolling_task}
 FORMS = {
     "plain": PromptForm(),
     "few-shot": PromptForm(num_fewshot=2),
-    "chat": PromptForm(num_fewshot=2, apply_chat_template=True, system_instruction="Be brief.", fewshot_as_multiturn=True),
+    "chat": PromptForm(
+        num_fewshot=2, apply_chat_template=True, system_instruction="Be brief.", fewshot_as_multiturn=True
+    ),
     "singleturn": PromptForm(num_fewshot=1, apply_chat_template=True, fewshot_as_multiturn=False),
 }
 
@@ -138,7 +140,9 @@ def test_a_doc_is_no_example_of_its_own_and_scored_docs_are_none(tiny_lm: HFLM) 
 
 
 def test_a_prompt_is_the_same_in_any_company(tiny_lm: HFLM) -> None:
-    docs = TaskDocs(tiny.text_task(data=tiny.splits(fewshot=tiny.questions(9, 700))), tiny_lm, PromptForm(num_fewshot=2))
+    docs = TaskDocs(
+        tiny.text_task(data=tiny.splits(fewshot=tiny.questions(9, 700))), tiny_lm, PromptForm(num_fewshot=2)
+    )
     rows = tiny.questions(5, 100)
     together = [request[0].args for request in docs.instances(rows)]
     assert [docs.instances([row])[0][0].args for row in reversed(rows)] == together[::-1]
@@ -148,7 +152,7 @@ def test_a_prompt_is_the_same_in_any_company(tiny_lm: HFLM) -> None:
 def test_too_few_examples_are_told(tiny_lm: HFLM) -> None:
     rows = tiny.questions(4, 100)
     task = tiny.text_task(data=tiny.splits(validation=rows, fewshot=rows))
-    with pytest.raises(TaskError, match="cannot draw 4 few-shot examples that are neither the doc itself nor scored docs"):
+    with pytest.raises(TaskError, match="cannot draw 4 few-shot examples that are neither the doc itself nor"):
         TaskDocs(task, tiny_lm, PromptForm(num_fewshot=4)).instances(rows)
 
 
@@ -209,7 +213,7 @@ def test_metric_and_filter_are_the_first_or_as_named(tiny_lm: HFLM) -> None:
         values.append((docs.objective.filter, docs.metrics(rows[0], docs.instances(rows)[0], ["abc"])["vowel"]))
     assert values == [("last", 1.0), ("whole", 0.0)]
     assert TaskDocs(tiny.choice_task(), tiny_lm, metric="acc_norm").objective.metric == "acc_norm"
-    with pytest.raises(ArgumentError, match="metric=acc_nrom is not a metric of task tiny_choice; did you mean 'acc_norm'"):
+    with pytest.raises(ArgumentError, match=r"metric=acc_nrom is not a metric of .* did you mean 'acc_norm'"):
         TaskDocs(tiny.choice_task(), tiny_lm, metric="acc_nrom")
     with pytest.raises(ArgumentError, match="filter=lats is not a filter of task tiny_text; did you mean 'last'"):
         TaskDocs(task, tiny_lm, filter="lats")

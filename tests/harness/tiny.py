@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,11 @@ def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
 Rows = Sequence[dict[str, Any]]
 
 
-def _task(name: str, splits: dict[str, Rows], **config: Any) -> ConfigurableTask:
+def _task(name: str, splits: Mapping[str, Rows], **config: Any) -> ConfigurableTask:
     def load(**_: Any) -> dict[str, datasets.Dataset]:
         return {split: datasets.Dataset.from_list(list(rows)) for split, rows in splits.items()}
 
-    named = {f"{split}_split": split for split in ("training", "validation", "test") if split in splits}
-    if "fewshot" in splits:
-        named["fewshot_split"] = "fewshot"
+    named = {f"{split}_split": split for split in splits}
     return ConfigurableTask(
         config={"task": name, "custom_dataset": load, "metadata": {"version": 1.0}, **named, **config}
     )
@@ -125,7 +123,7 @@ def splits(**changes: Rows | None) -> dict[str, Rows]:
     return {split: rows for split, rows in given.items() if rows is not None}
 
 
-def choice_task(name: str = "tiny_choice", data: dict[str, Rows] | None = None, **config: Any) -> ConfigurableTask:
+def choice_task(name: str = "tiny_choice", data: Mapping[str, Rows] | None = None, **config: Any) -> ConfigurableTask:
     """A likelihood task of four choices."""
     defaults: dict[str, Any] = {
         "output_type": "multiple_choice",
@@ -137,7 +135,7 @@ def choice_task(name: str = "tiny_choice", data: dict[str, Rows] | None = None, 
     return _task(name, data or splits(), **{**defaults, **config})
 
 
-def text_task(name: str = "tiny_text", data: dict[str, Rows] | None = None, **config: Any) -> ConfigurableTask:
+def text_task(name: str = "tiny_text", data: Mapping[str, Rows] | None = None, **config: Any) -> ConfigurableTask:
     """A generation task; an answer counts as right when it holds a vowel among its first letters."""
     defaults: dict[str, Any] = {
         "output_type": "generate_until",
@@ -154,12 +152,12 @@ def vowel_early(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     return {"vowel": float(any(letter in "aeiouAEIOU" for letter in results[0][:4]))}
 
 
-def rolling_task(name: str = "tiny_rolling", data: dict[str, Rows] | None = None, **config: Any) -> ConfigurableTask:
+def rolling_task(name: str = "tiny_rolling", data: Mapping[str, Rows] | None = None, **config: Any) -> ConfigurableTask:
     """A perplexity task over short texts."""
     defaults: dict[str, Any] = {
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
-        "doc_to_target": "{{q}} {{choices | join(' ')}} " * 12,
+        "doc_to_target": "{{q}} {{choices | join(' ')}} " * 3,
         "metric_list": [metric("word_perplexity", higher=False, aggregation="weighted_perplexity")],
     }
     return _task(name, data or splits(), **{**defaults, **config})
