@@ -29,7 +29,6 @@ from t2.harness.tasks import PromptForm, TaskDocs, load_task
 from t2.training.checkpoint import Checkpoint, load_checkpoint
 from t2.training.choices import ChoiceProblem
 from t2.training.config import TrainConfig
-from t2.training.likelihood import LikelihoodModel
 from t2.training.problem import Measured, Problem, Setup
 from t2.training.rollouts import GenerationProblem
 from t2.training.split import Halves, split_docs
@@ -153,7 +152,7 @@ def _problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, task: Ta
         gen_kwargs=config.gen_kwargs,
     )
     docs = TaskDocs(task, lm, form, metric=config.metric, filter=config.filter)
-    setup = Setup(config, engine, LikelihoodModel(lm.model), docs, halves.train, halves.validation)
+    setup = Setup(config, engine, engine.likelihood, docs, halves.train, halves.validation)
     if docs.output_type != "generate_until":
         return ChoiceProblem(setup, exact=config.objective != "reinforce")
     if config.objective == "expected-reward":

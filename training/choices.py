@@ -11,11 +11,11 @@ import torch
 from lm_eval.api.instance import Instance
 from tqdm import tqdm
 
+from t2.adapters.engine.likelihood import Branches, Spans
 from t2.adapters.expert import Z
 from t2.core.errors import TaskError
 from t2.core.seeds import derive_seed
 from t2.training.config import TrainConfig
-from t2.training.likelihood import Branches, Spans
 from t2.training.objective import (
     Normalise,
     advantages,

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
+from t2.adapters.engine.likelihood import LikelihoodModel
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
 from t2.harness.tasks import TaskDocs
 from t2.training.config import TrainConfig
-from t2.training.likelihood import LikelihoodModel
 from t2.training.rewards import reward_of
 
 LOWEST = -1e9

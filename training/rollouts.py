@@ -11,10 +11,10 @@ import torch
 from lm_eval.api.instance import Instance
 
 from t2.adapters.engine import GenerateRequest
+from t2.adapters.engine.likelihood import Branches
 from t2.adapters.expert import Z
 from t2.core.errors import TaskError
 from t2.core.seeds import derive_seed
-from t2.training.likelihood import Branches
 from t2.training.objective import advantages, reinforce, vocabulary_kl
 from t2.training.problem import Measured, Setup
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import nn
 from tqdm import tqdm
 
 from t2.adapters.basis import Basis, fingerprint, load_bases, matrix_digest
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
+from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.expert import Z
 from t2.adapters.targets import Target, find_targets
 from t2.core.errors import ModelError
@@ -71,7 +69,7 @@ class TransformersEngine:
         self._bases: dict[str, Basis] = {}
         self._factors: dict[tuple[str, torch.dtype], torch.Tensor] = {}
         self._generator = cast(Callable[..., torch.Tensor], model.generate)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.likelihood = LikelihoodModel(model)
 
     @property
     def device(self) -> torch.device:
@@ -279,95 +277,24 @@ class TransformersEngine:
         """Log-likelihoods of continuations, softmax in float32; see :class:`t2.adapters.engine.Engine`."""
         answers: list[Scored | None] = [None] * len(requests)
         picked = _pick(rows, range(len(requests)))
-        shared: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        shared: dict[tuple[object, ...], list[int]] = {}
         for i, request in enumerate(requests):
-            shared.setdefault((request.context, picked[i]), []).append(i)
-        units = list(shared.values()) if self._can_pack else [[i] for i in range(len(requests))]
-
-        def tokens(unit: int) -> int:
-            return len(requests[units[unit][0]].context) + sum(len(requests[i].continuation) for i in units[unit])
-
+            shared.setdefault((request.context, picked[i]) if self.likelihood.share else (i,), []).append(i)
+        units = list(shared.values())
+        branches = [Branches(requests[u[0]].context, tuple(requests[i].continuation for i in u)) for u in units]
         with _bar(progress, len(requests)) as bar:
-            for batch in self._batches(list(range(len(units))), tokens):
-                used, index = _compact(mixtures, [picked[units[unit][0]] for unit in batch])
+            most = _BATCH_TOKENS[self.device.type == "cuda"]
+            for batch in self.likelihood.batches([[item] for item in branches], most, self.batch_size):
+                work = [branches[unit] for unit in batch]
+                packed = self.likelihood.rows(work, [picked[units[unit][0]] for unit in batch])
+                used, index = _compact(mixtures, [picked[units[batch[row[0]]][0]] for row in packed])
                 with self.activation(used, index):
-                    scored = self._logprobs([[requests[i] for i in units[unit]] for unit in batch])
-                for unit, results in zip(batch, scored, strict=True):
-                    for i, (logprobs, greedy) in zip(units[unit], results, strict=True):
-                        answers[i] = Scored(float(logprobs.sum()), greedy)
-                    bar.update(len(results))
+                    spans = self.likelihood.run(work, packed)
+                order = [i for unit in batch for i in units[unit]]
+                for i, value, greedy in zip(order, spans.loglikelihoods().tolist(), spans.greedy(), strict=True):
+                    answers[i] = Scored(value, greedy)
+                bar.update(len(order))
         return [answer for answer in answers if answer is not None]
-
-    def token_logprobs(self, batch: Sequence[ScoreRequest]) -> list[tuple[torch.Tensor, bool]]:
-        """Log-probabilities of each continuation's tokens, in one batch under the one mixture now active.
-
-        Differentiable in z where gradients are enabled. Requests of the same context share its computation.
-
-        Returns:
-            For each request a float32 tensor of shape (len(continuation),) and whether every token is the likeliest.
-        """
-        shared: dict[tuple[int, ...], list[int]] = {}
-        for i, request in enumerate(batch):
-            shared.setdefault(request.context, []).append(i)
-        units = list(shared.values()) if self._can_pack else [[i] for i in range(len(batch))]
-        results: dict[int, tuple[torch.Tensor, bool]] = {}
-        for unit, scored in zip(units, self._logprobs([[batch[i] for i in unit] for unit in units]), strict=True):
-            results.update(zip(unit, scored, strict=True))
-        return [results[i] for i in range(len(batch))]
-
-    def _logprobs(self, units: Sequence[Sequence[ScoreRequest]]) -> list[list[tuple[torch.Tensor, bool]]]:
-        """One row per unit, a unit being requests of one context.
-
-        The row holds the context once and then every continuation without its last token. Each continuation takes the
-        positions after the context and sees the context and itself, not its neighbours.
-        """
-        rows = [[*unit[0].context, *(t for request in unit for t in request.continuation[:-1])] for unit in units]
-        width = max(map(len, rows))
-        ids = torch.full((len(units), width), _PAD, dtype=torch.long)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-        kwargs: dict[str, Any] = {}
-        if any(len(unit) > 1 for unit in units):
-            mask, positions = _tree(units, width)
-            lowest = torch.finfo(self.dtype).min
-            additive = torch.zeros(mask.shape, dtype=self.dtype).masked_fill(~mask, lowest)
-            kwargs = {
-                "attention_mask": additive.unsqueeze(1).to(self.device),
-                "position_ids": positions.to(self.device),
-            }
-        low = min(len(unit[0].context) for unit in units) - 1 if self._keeps_logits else 0
-        if self._keeps_logits:
-            kwargs["logits_to_keep"] = torch.arange(low, width, device=self.device)
-        logits = self.model(input_ids=ids.to(self.device), use_cache=False, **kwargs).logits
-        answers = []
-        for row, unit in enumerate(units):
-            end = len(unit[0].context)
-            results = []
-            for request in unit:
-                own = range(end, end + len(request.continuation) - 1)
-                end += len(own)
-                where = torch.tensor([len(request.context) - 1, *own], device=logits.device) - low
-                span = logits[row].index_select(0, where).float()
-                wanted = torch.tensor(request.continuation, device=span.device)
-                logprobs = F.log_softmax(span, dim=-1).gather(1, wanted.unsqueeze(1)).squeeze(1)
-                results.append((logprobs, bool((span.detach().argmax(dim=-1) == wanted).all())))
-            answers.append(results)
-        return answers
-
-    @functools.cached_property
-    def _can_pack(self) -> bool:
-        """Whether the model takes a mask of its own; seen on a probe, since not every architecture does."""
-        probe = [ScoreRequest((1, 2, 3), (4, 5)), ScoreRequest((1, 2, 3), (6, 7, 8))]
-        with torch.no_grad():
-            try:
-                packed = self._logprobs([probe])[0]
-            except (TypeError, ValueError, RuntimeError, IndexError):
-                return False
-            alone = [self._logprobs([[request]])[0][0] for request in probe]
-        if getattr(self.model.config, "sliding_window", None):
-            return False
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
-        return all(torch.allclose(a[0], b[0], atol=tolerance) for a, b in zip(packed, alone, strict=True))
 
     def _batches(self, indices: list[int], length: Callable[[int], int]) -> list[list[int]]:
         """Longest first, at most ``batch_size`` rows and a bounded number of padded tokens a batch."""
@@ -407,25 +334,6 @@ class _RowStop(transformers.StoppingCriteria):
                 if not self.lengths[row] and any(text in tail for text in self.stop):
                     self.lengths[row] = generated.shape[1]
         return torch.tensor([length > 0 for length in self.lengths], device=input_ids.device)
-
-
-def _tree(units: Sequence[Sequence[ScoreRequest]], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Who sees whom, (rows, width, width), and positions, (rows, width), of packed rows; padding sees the first token."""
-    mask = torch.zeros(len(units), width, width, dtype=torch.bool)
-    mask[:, :, 0] = True
-    positions = torch.zeros(len(units), width, dtype=torch.long)
-    triangle = torch.ones(width, width, dtype=torch.bool).tril()
-    for row, unit in enumerate(units):
-        context = end = len(unit[0].context)
-        mask[row, :context, :context] = triangle[:context, :context]
-        positions[row, :context] = torch.arange(context)
-        for request in unit:
-            size = len(request.continuation) - 1
-            mask[row, end : end + size, :context] = True
-            mask[row, end : end + size, end : end + size] = triangle[:size, :size]
-            positions[row, end : end + size] = torch.arange(context, context + size)
-            end += size
-    return mask, positions
 
 
 def _moves(vector: torch.Tensor | None) -> bool:

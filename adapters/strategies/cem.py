@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 
+from tqdm import tqdm
+
 from t2.adapters.search import CEM, Candidate, Key
 from t2.adapters.strategies.base import Choice, Job, Plan, Scorer
 from t2.adapters.strategies.mixing import choose, groups_of
 from t2.core.errors import ArgumentError
 from t2.core.record import Generation, HeldOut
 from t2.core.seeds import derive_seed
-from tqdm import tqdm
 
 _BASE: Candidate = ()
 

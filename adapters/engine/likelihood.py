@@ -21,8 +21,6 @@ _ROW = 256
 """Tokens of a packed row: long enough to pad little, short enough that attention to masked tokens costs little."""
 _LOGITS = 1 << 26
 """Most logits held in float32 at once: 256 MB."""
-_SHARING = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3"})
-"""Model types known to attend by the mask and the positions they are given."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +75,42 @@ class LikelihoodModel:
 
     Args:
         model: a ``transformers`` causal language model.
-        share: pack rows as above, else give each continuation a row of its own. None decides by the model: packing
-            needs attention that obeys a given mask, without sliding windows.
+        share: pack rows as above, else give each continuation a row of its own. None decides by the model: one without
+            sliding windows that gives a probe the same likelihoods either way obeys the mask and positions it is given.
     """
 
     def __init__(self, model: Any, share: bool | None = None) -> None:
         self.model = model
-        self.share = _can_share(model) if share is None else share
+        self._share = share
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
 
-    def batches(self, units: Sequence[Sequence[Branches]], micro_tokens: int) -> list[list[int]]:
+    @property
+    def share(self) -> bool:
+        """Whether contexts are shared; the first use may run a probe, under the mixture that is then active."""
+        if self._share is None:
+            self._share = not _has_windows(self.model) and self._probe()
+        return self._share
+
+    @torch.no_grad()
+    def _probe(self) -> bool:
+        branches = Branches((1, 2, 3), ((4, 5), (6, 7, 8)))
+        alone = self._rows([branches])
+        try:
+            shared = self._packed([branches], [[0]])
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return False
+        tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 0.1
+        return torch.allclose(shared.loglikelihoods(), alone.loglikelihoods(), atol=tolerance)
+
+    def batches(
+        self, units: Sequence[Sequence[Branches]], micro_tokens: int, most_units: int | None = None
+    ) -> list[list[int]]:
         """Cut work into forward passes, with units of like length together, the longest first.
 
         Args:
             units: the work; what is in one unit stays in one pass.
             micro_tokens: at most so many tokens in one pass; a single unit may exceed it.
+            most_units: at most so many units in one pass.
         """
         longest = [max(map(self._width, unit)) for unit in units]
         order = sorted(range(len(units)), key=lambda i: (-longest[i], i))
@@ -103,7 +122,7 @@ class LikelihoodModel:
             more_tokens = self._tokens(units[i], width)
             more_positions = sum(item.positions for item in units[i])
             full = tokens + more_tokens > micro_tokens or (positions + more_positions) * self.vocabulary > _LOGITS
-            if opening or full:
+            if opening or full or len(cut[-1]) == most_units:
                 cut.append([])
                 width = longest[i]
                 tokens, positions = self._tokens(units[i], width), more_positions
@@ -120,12 +139,33 @@ class LikelihoodModel:
             return sum(item.inputs for item in unit)
         return width * sum(len(item.continuations) for item in unit)
 
-    def run(self, batch: Sequence[Branches]) -> Spans:
-        """One forward pass; differentiable in z where gradients are enabled."""
-        return self._packed(batch) if self.share else self._rows(batch)
+    def rows(self, batch: Sequence[Branches], groups: Sequence[int]) -> list[list[int]]:
+        """What :meth:`run` may put into one row each: items of one group; without sharing, every item alone.
 
-    def _packed(self, batch: Sequence[Branches]) -> Spans:
-        rows = _pack([item.inputs for item in batch])
+        Args:
+            batch: the work of one pass; without sharing each item has one continuation.
+            groups: for each item its group, for example its mixture.
+        """
+        if not self.share:
+            return [[i] for i in range(len(batch))]
+        packed = []
+        for group in dict.fromkeys(groups):
+            members = [i for i, own in enumerate(groups) if own == group]
+            packed += [[members[k] for k in row] for row in _pack([batch[i].inputs for i in members])]
+        return packed
+
+    def run(self, batch: Sequence[Branches], rows: Sequence[Sequence[int]] | None = None) -> Spans:
+        """One forward pass; differentiable in z where gradients are enabled.
+
+        Args:
+            batch: the work.
+            rows: the items of each row, from :meth:`rows`; None packs them all alike.
+        """
+        if not self.share:
+            return self._rows(batch)
+        return self._packed(batch, rows if rows is not None else self.rows(batch, [0] * len(batch)))
+
+    def _packed(self, batch: Sequence[Branches], rows: Sequence[Sequence[int]]) -> Spans:
         width = max(sum(batch[i].inputs for i in row) for row in rows)
         ids = torch.full((len(rows), width), _PAD, dtype=torch.long)
         positions = torch.zeros_like(ids)
@@ -211,9 +251,8 @@ def _spans(logits: torch.Tensor, continuations: Sequence[tuple[int, ...]]) -> Sp
     return Spans(logits, tokens, [len(continuation) for continuation in continuations])
 
 
-def _can_share(model: Any) -> bool:
+def _has_windows(model: nn.Module) -> bool:
     config = model.config
     windows = [kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"]
     sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    obeys = getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
-    return getattr(config, "model_type", None) in _SHARING and obeys and not windows and not sliding
+    return bool(windows) or sliding

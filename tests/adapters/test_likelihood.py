@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from t2.training.likelihood import Branches, LikelihoodModel
+from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 
 BATCH = [
     Branches((1, 2, 3, 4, 5), ((6, 7), (8,), (9, 10, 11))),
