@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
@@ -53,12 +54,12 @@ def main() -> None:
 def _run(code: str, nonce: str) -> dict[str, str]:
     report = {"outcome": "failed", "nonce": nonce}
     try:
-        exec(compile(code, "<solution>", "exec"), {"__name__": "solution"})
+        exec(compile(code, "<solution>", "exec"), {"__name__": "solution"})  # noqa: S102
     except MemoryError:
         return {**report, "outcome": "memory", "detail": "out of memory"}
     except SystemExit:
         return {**report, "detail": "the program ended itself before its tests did"}
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         return {**report, "detail": f"{type(error).__name__}: {error}"[:500]}
     return {"outcome": "passed", "nonce": nonce, "detail": ""}
 
@@ -103,7 +104,7 @@ def _stop_being_root() -> None:
     """
     if os.geteuid() != 0:
         return
-    folders = [path for path in sys.path if os.path.isdir(path)]
+    folders = [path for path in sys.path if Path(path).is_dir()]
     with contextlib.suppress(OSError):
         os.setegid(_NOBODY)
         os.seteuid(_NOBODY)
