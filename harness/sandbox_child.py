@@ -79,7 +79,7 @@ def _confine(cpu_seconds: int, memory_bytes: int) -> list[str]:
         if flags & _CLONE_NEWNET:
             isolation.append("network")
         if flags & _CLONE_NEWPID:
-            _enter_process_namespace(libc)
+            _enter_process_namespace(libc, cpu_seconds)
             isolation.append("processes")
         if _forbid_writing_elsewhere(libc):
             isolation.append("files")
@@ -93,7 +93,7 @@ def _confine(cpu_seconds: int, memory_bytes: int) -> list[str]:
         ("RLIMIT_CORE", 0),
     ):
         with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, name), (value, value))
+            resource.setrlimit(getattr(resource, name), (value, value + 1 if name == "RLIMIT_CPU" else value))
     return isolation
 
 
@@ -120,17 +120,21 @@ def _stop_being_root() -> None:
             os.setresuid(_NOBODY, 0, 0)
 
 
-def _enter_process_namespace(libc: ctypes.CDLL) -> None:
+def _enter_process_namespace(libc: ctypes.CDLL, cpu_seconds: int) -> None:
     """Go on as the first process of the new namespace: when it dies, the kernel kills all that it started."""
     child = os.fork()
     if child == 0:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         return
-    _, status = os.waitpid(child, 0)
+    _, status, usage = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= cpu_seconds:
+        # The first process of a namespace ignores SIGXCPU and is killed at the hard limit instead.
+        code = -signal.SIGXCPU
     if code < 0:
         # A signal as this process's end too, so that the parent sees the same.
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code if code >= 0 else 1)
 
