@@ -18,7 +18,8 @@ from datasets.exceptions import DatasetsError
 
 from t2.core.errors import ArgumentError, DataError, nearest
 from t2.core.settings import data_dir, data_home
-from t2.harness.data_schema import FEATURES, ROWS, Row, RowError, in_order
+from t2.harness.data_features import FEATURES
+from t2.harness.data_schema import ROWS, Row, RowError, in_order
 from t2.harness.data_wheels import DATASETS, fetch
 
 __all__ = ["DATASETS", "SOURCES", "Source", "fetch", "load_rows", "load_split"]
@@ -63,7 +64,7 @@ MBPP_TASK_IDS = {
 
 
 def load_split(dataset: str, split: str) -> Dataset:
-    """One split of a benchmark as a ``datasets.Dataset`` of the columns in ``data_schema.FEATURES``.
+    """One split of a benchmark as a ``datasets.Dataset`` of the columns in ``data_features.FEATURES``.
 
     Raises:
         DataError: the split is in none of the places, or its file is truncated or malformed.

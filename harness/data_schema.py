@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Features, Value
-from datasets import Sequence as ListOf
-
 from t2.core.digests import doc_hash
 
 Row = dict[str, Any]
@@ -103,12 +100,6 @@ def in_order(dataset: str, rows: Sequence[Row]) -> list[Row]:
     return list(rows)
 
 
-_TEXT = Value("string")
-_MATH = Features({"problem": _TEXT, "level": _TEXT, "type": _TEXT, "solution": _TEXT})
-_ARC = Features(
-    {"id": _TEXT, "question": _TEXT, "choices": {"text": ListOf(_TEXT), "label": ListOf(_TEXT)}, "answerKey": _TEXT}
-)
-
 ROWS: dict[str, Callable[[Mapping[str, Any]], Row]] = {
     "arc_easy": arc_row,
     "arc_challenge": arc_row,
@@ -117,27 +108,6 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], Row]] = {
     "math500": math500_row,
     "mbpp": mbpp_row,
     "humaneval": humaneval_row,
-}
-
-FEATURES: dict[str, Features] = {
-    "arc_easy": _ARC,
-    "arc_challenge": _ARC,
-    "gsm8k": Features({"question": _TEXT, "answer": _TEXT}),
-    "math": _MATH,
-    "math500": _MATH,
-    "mbpp": Features(
-        {
-            "task_id": Value("int32"),
-            "text": _TEXT,
-            "code": _TEXT,
-            "test_setup_code": _TEXT,
-            "test_list": ListOf(_TEXT),
-            "challenge_test_list": ListOf(_TEXT),
-        }
-    ),
-    "gsm8k_steps": Features({"question": _TEXT, "prefix": _TEXT, "choices": ListOf(_TEXT), "label": Value("int32")}),
-    "mbpp_programs": Features({"text": _TEXT, "test": _TEXT, "choices": ListOf(_TEXT), "label": Value("int32")}),
-    "humaneval": Features(dict.fromkeys(("task_id", "prompt", "canonical_solution", "test", "entry_point"), _TEXT)),
 }
 
 

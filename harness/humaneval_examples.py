@@ -1,4 +1,4 @@
-"""Few-shot examples for HumanEval, in its form but not of it: its 164 documents are all needed for scoring and adapting."""
+"""Few-shot examples in HumanEval's form but not of it: it is too small to give examples away."""
 
 from __future__ import annotations
 

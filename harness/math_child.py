@@ -36,7 +36,8 @@ def main() -> None:
     for line in sys.stdin:
         try:
             equal = judge(*json.loads(line))
-        except Exception:
+        # A parser of free text raises what it likes, and none of it makes the answer right.
+        except Exception:  # noqa: BLE001
             equal = False
         print(json.dumps(equal), file=answers, flush=True)
 

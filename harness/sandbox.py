@@ -46,12 +46,16 @@ class SandboxResult:
     isolation: tuple[str, ...] = ()
 
 
-def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 512) -> SandboxResult:
+def run_python(
+    code: str, *, timeout: float = 5.0, cpu_seconds: int | None = None, memory_mb: int = 512
+) -> SandboxResult:
     """Run ``code`` to its end in a child process; it passes when the last statement was reached without an exception.
 
     Args:
         code: a program, its tests included. ``__name__`` is not ``"__main__"`` in it.
         timeout: wall-clock seconds that the code may run.
+        cpu_seconds: processor seconds, which do not depend on what else the machine does; by default more than
+            ``timeout``.
         memory_mb: address space in MiB.
     """
     nonce = secrets.token_hex(16)
@@ -60,7 +64,7 @@ def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 512) -> Sand
         "code": code,
         "nonce": nonce,
         "reports": writer,
-        "cpu_seconds": max(1, int(timeout + 1)),
+        "cpu_seconds": max(1, int(timeout + 1)) if cpu_seconds is None else cpu_seconds,
         "memory_bytes": memory_mb << 20,
     }
     with (
@@ -149,8 +153,10 @@ class _Watch:
         outcome: Outcome
         if self._last is not None:
             outcome, detail = self._last["outcome"], str(self._last["detail"])
-        elif self._timed_out or self._status == -signal.SIGXCPU:
+        elif self._timed_out:
             outcome, detail = "timeout", f"still running after {timeout:g} s"
+        elif self._status == -signal.SIGXCPU:
+            outcome, detail = "timeout", "used up its processor time"
         elif self._status == -signal.SIGKILL:
             outcome, detail = "memory", "killed, as the kernel does when memory runs out"
         elif self._status is not None and self._status < 0:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
@@ -53,12 +54,12 @@ def main() -> None:
 def _run(code: str, nonce: str) -> dict[str, str]:
     report = {"outcome": "failed", "nonce": nonce}
     try:
-        exec(compile(code, "<solution>", "exec"), {"__name__": "solution"})
+        exec(compile(code, "<solution>", "exec"), {"__name__": "solution"})  # noqa: S102
     except MemoryError:
         return {**report, "outcome": "memory", "detail": "out of memory"}
     except SystemExit:
         return {**report, "detail": "the program ended itself before its tests did"}
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         return {**report, "detail": f"{type(error).__name__}: {error}"[:500]}
     return {"outcome": "passed", "nonce": nonce, "detail": ""}
 
@@ -78,7 +79,7 @@ def _confine(cpu_seconds: int, memory_bytes: int) -> list[str]:
         if flags & _CLONE_NEWNET:
             isolation.append("network")
         if flags & _CLONE_NEWPID:
-            _enter_process_namespace(libc)
+            _enter_process_namespace(libc, cpu_seconds)
             isolation.append("processes")
         if _forbid_writing_elsewhere(libc):
             isolation.append("files")
@@ -92,7 +93,7 @@ def _confine(cpu_seconds: int, memory_bytes: int) -> list[str]:
         ("RLIMIT_CORE", 0),
     ):
         with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, name), (value, value))
+            resource.setrlimit(getattr(resource, name), (value, value + 1 if name == "RLIMIT_CPU" else value))
     return isolation
 
 
@@ -103,7 +104,7 @@ def _stop_being_root() -> None:
     """
     if os.geteuid() != 0:
         return
-    folders = [path for path in sys.path if os.path.isdir(path)]
+    folders = [path for path in sys.path if Path(path).is_dir()]
     with contextlib.suppress(OSError):
         os.setegid(_NOBODY)
         os.seteuid(_NOBODY)
@@ -119,17 +120,21 @@ def _stop_being_root() -> None:
             os.setresuid(_NOBODY, 0, 0)
 
 
-def _enter_process_namespace(libc: ctypes.CDLL) -> None:
+def _enter_process_namespace(libc: ctypes.CDLL, cpu_seconds: int) -> None:
     """Go on as the first process of the new namespace: when it dies, the kernel kills all that it started."""
     child = os.fork()
     if child == 0:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         return
-    _, status = os.waitpid(child, 0)
+    _, status, usage = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= cpu_seconds:
+        # The first process of a namespace ignores SIGXCPU and is killed at the hard limit instead.
+        code = -signal.SIGXCPU
     if code < 0:
         # A signal as this process's end too, so that the parent sees the same.
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code if code >= 0 else 1)
 

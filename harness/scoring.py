@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,6 +26,10 @@ __all__ = [
 CodeKind = Literal["humaneval", "mbpp"]
 INVALID = "[invalid]"
 
+# Processor time decides, so that a busy machine gives the same scores; MBPP's slowest right program takes four seconds.
+_CPU_SECONDS = 10
+_WALL_SECONDS = 40.0
+
 _FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 _MARKED_NUMBER = re.compile(r"####\s*(-?\$?[\d,]*\.?\d+)")
@@ -33,17 +38,18 @@ _LEADING_LETTER = re.compile(r"\s*[\"'(*\[]*([A-J])(?:[.):,;\"'*\]]|\s*$|\s*\n)"
 _LONE_LETTER = re.compile(r"(?<![\w'])(?:\(([A-J])\)|([B-HJ]))(?![\w'])")
 
 
-def pass_at_1(doc: Mapping[str, Any], completion: str, kind: CodeKind, *, timeout: float = 5.0) -> float:
+def pass_at_1(doc: Mapping[str, Any], completion: str, kind: CodeKind) -> float:
     """1.0 when the completion's program passes the document's tests in the sandbox, else 0.0.
 
     Args:
         doc: a HumanEval or MBPP document.
         completion: what a model wrote: a continuation of the prompt, a fenced block, or whole functions.
         kind: which of the two data sets.
-        timeout: wall-clock seconds of the program and its tests.
     """
     source = program(doc, completion, kind)
-    return 1.0 if source is not None and run_python(source, timeout=timeout).passed else 0.0
+    if source is None:
+        return 0.0
+    return float(run_python(source, timeout=_WALL_SECONDS, cpu_seconds=_CPU_SECONDS).passed)
 
 
 def program(doc: Mapping[str, Any], completion: str, kind: CodeKind) -> str | None:
@@ -119,7 +125,10 @@ def _definitions(code: str, at_least: str = "") -> str | None:
         range(len(lines), len(at_least.rstrip("\n").split("\n")), -1) if at_least else range(len(lines), 0, -1)
     ):
         try:
-            tree = ast.parse("\n".join(lines[:count]))
+            with warnings.catch_warnings():
+                # The escapes that a model writes in its strings are no concern of the user's.
+                warnings.simplefilter("ignore")
+                tree = ast.parse("\n".join(lines[:count]))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         for statement in tree.body:

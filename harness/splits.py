@@ -17,7 +17,8 @@ from t2.core.digests import doc_hash
 from t2.core.errors import TaskError
 from t2.harness import choices
 from t2.harness.data import load_rows
-from t2.harness.data_schema import FEATURES, Row
+from t2.harness.data_features import FEATURES
+from t2.harness.data_schema import Row
 
 FEWSHOT_DOCS = 32
 CARVED_DOCS = 20

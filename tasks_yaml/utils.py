@@ -55,7 +55,6 @@ Math500Fewshot = splits.fewshot_sampler("Math500Fewshot", lambda: math500()["few
 Gsm8kStepsFewshot = splits.fewshot_sampler("Gsm8kStepsFewshot", lambda: gsm8k_steps()["fewshot"])
 MbppProgramsFewshot = splits.fewshot_sampler("MbppProgramsFewshot", lambda: mbpp_programs()["fewshot"])
 MbppFewshot = splits.fewshot_sampler("MbppFewshot", lambda: mbpp()["fewshot"])
-# HumanEval is too small to give examples away.
 HumanEvalFewshot = splits.fewshot_sampler("HumanEvalFewshot", lambda: humaneval_examples.EXAMPLES)
 
 

@@ -45,6 +45,12 @@ def test_an_endless_program_is_stopped(code: str) -> None:
     assert len(result.output) <= 8192
 
 
+def test_processor_time_is_limited_whatever_the_clock_says() -> None:
+    result = run_python("while True: pass", timeout=60.0, cpu_seconds=1)
+    assert (result.passed, result.outcome) == (False, "timeout")
+    assert "processor" in result.detail
+
+
 def test_memory_is_limited() -> None:
     assert run_python("x = bytearray(1 << 30)", memory_mb=256).outcome == "memory"
     assert run_python("x = bytearray(1 << 20)", memory_mb=256).passed
