@@ -113,12 +113,11 @@ class TransformersEngine:
         Raises:
             ModelError: the model has no matrix of that name.
         """
-        self.bases(z or {})
+        moving = {name: vector for name, vector in (z or {}).items() if bool((vector != 1).any())}
+        self.bases(moving)
         originals: dict[str, torch.Tensor] = {}
         try:
-            for name, vector in (z or {}).items():
-                if bool((vector == 1).all()):
-                    continue
+            for name, vector in moving.items():
                 parameter = self.targets[name].parameter
                 originals[name] = parameter.data
                 parameter.data = self._adapted(name, vector)
