@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import safetensors
 import safetensors.torch
@@ -25,11 +25,13 @@ import torch
 from tqdm import tqdm
 
 from t2.adapters.targets import Target
+from t2.core.digests import canonical_json
 from t2.core.files import atomic_write
 from t2.core.settings import cache_dir
 
 Side = Literal["out", "in"]
-_FORMAT = "1"
+_SIDES: tuple[Side, ...] = get_args(Side)
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,14 @@ def load_bases(
         basis = build_basis(targets[name].matrix)
         path = _path(folder, digests[name])
         tensors = {"q": basis.q.cpu(), "sigma": basis.sigma.cpu()}
-        atomic_write(path, safetensors.torch.save(tensors, metadata={"side": basis.side, "format": _FORMAT}))
+        atomic_write(path, safetensors.torch.save(tensors, metadata=_metadata(basis.side)))
         bases[name] = _read(path, basis.rank) or basis
     return {name: bases[name] for name in targets}
+
+
+def _metadata(side: Side) -> dict[str, str]:
+    # One key: safetensors writes several in random order, and equal bases should be equal files.
+    return {"t2": canonical_json({"format": _FORMAT, "side": side})}
 
 
 def _path(folder: Path, digest: str) -> Path:
@@ -120,11 +127,15 @@ def _read(path: Path, rank: int) -> Basis | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = file.metadata()
             q, sigma = file.get_tensor("q"), file.get_tensor("sigma")
     except (safetensors.SafetensorError, OSError):
         return None
-    side = metadata.get("side")
-    if metadata.get("format") != _FORMAT or q.shape != (rank, rank) or sigma.shape != (rank,):
+    side = next((side for side in _SIDES if metadata == _metadata(side)), None)
+    if (
+        side is None
+        or (q.shape, q.dtype) != ((rank, rank), torch.float32)
+        or (sigma.shape, sigma.dtype) != ((rank,), torch.float32)
+    ):
         return None
-    return Basis("out" if side == "out" else "in", q, sigma)
+    return Basis(side, q, sigma)

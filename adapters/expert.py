@@ -141,9 +141,16 @@ def keep_leading(z: Z, rank: int) -> Z:
 
 
 def rescale_nuclear(z: Z, bases: Mapping[str, Basis]) -> Z:
-    """Scale z so that each matrix keeps its nuclear norm: z·Σσ / Σ(σ⊙z), matrix by matrix (the public code's rule)."""
+    """Scale z so that each matrix keeps its nuclear norm: z·Σσ / Σ(σ⊙z), matrix by matrix (the public code's rule).
+
+    Raises:
+        ArgumentError: Σ(σ⊙z) of a matrix is zero.
+    """
     scaled: Z = {}
     for name, vector in z.items():
-        sigma = bases[name].sigma.cpu()
-        scaled[name] = vector * (sigma.sum() / (sigma * vector).sum())
+        sigma = bases[name].sigma.cpu().double()
+        norm, moved = float(sigma.sum()), float((sigma * vector).sum())
+        if norm and abs(moved) < 1e-8 * norm:
+            raise ArgumentError(f"this mixture takes {name} to norm zero, which rescale=nuclear cannot divide by")
+        scaled[name] = (vector.double() * (norm / moved)).float() if norm else vector
     return scaled

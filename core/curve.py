@@ -51,10 +51,10 @@ def read_curve(path: Path) -> list[CurvePoint]:
         DataError: the file cannot be read or another line is not a point.
     """
     try:
-        text = path.read_text()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the curve {path}: {error.strerror or error}") from error
-    lines = text.split("\n")
+    lines = data.split(b"\n")
     points = []
     for number, line in enumerate(lines[:-1], start=1):
         try:

@@ -179,7 +179,7 @@ def _vectors(header: dict[str, Any], body: memoryview, fail: Any) -> dict[str, V
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise fail(f"{name} has a malformed header entry")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if dtype not in _ITEM_BYTES:
+        if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
             raise fail(f"{name} has type {str(dtype)[:20]}, allowed are {', '.join(_ITEM_BYTES)}")
         if not _naturals(shape, 1) or shape[0] < 1:
             raise fail(f"{name} is not a vector (shape {str(shape)[:40]})")

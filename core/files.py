@@ -54,17 +54,29 @@ def atomic_write(path: Path, data: bytes) -> None:
 def append_line(path: Path, line: str) -> None:
     """Append one line to a log-like file and sync it; a kill can cut at most the line being written.
 
+    A line that an earlier kill or full disk has cut is dropped first, so that only a last line can ever be cut.
+
     Raises:
         StorageError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        with path.open("a+b") as file:
+            _drop_cut_line(file)
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise StorageError(f"cannot append to {path}: {error.strerror or error}; free space") from error
+
+
+def _drop_cut_line(file: IO[bytes]) -> None:
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _umask() -> int:

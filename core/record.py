@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from t2.core.digests import digest_of
 from t2.core.manifest import BaseModelRef
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
+"""A metric; None where it is NaN or infinite, which JSON cannot say."""
 
 
 class _Frozen(BaseModel):
@@ -34,8 +43,8 @@ class HeldOut(_Frozen):
     """Scores on the adaptation docs of the base and of the chosen mixture."""
 
     docs: int
-    before: float
-    after: float
+    before: Number
+    after: Number
 
 
 class UsedMixture(_Frozen):
@@ -48,8 +57,8 @@ class UsedMixture(_Frozen):
 class Generation(_Frozen):
     """One generation of a search: the best score so far, the mean of its candidates, and the evaluations it cost."""
 
-    best: float
-    mean: float
+    best: Number
+    mean: Number
     evaluations: int
 
 

@@ -49,7 +49,7 @@ def _line(record: AdaptationRecord) -> tuple[str, ...]:
     if len(mixtures) > 1:
         mixtures = [f"{used.requests}× {text}" for used, text in zip(record.mixtures, mixtures, strict=True)]
     held = record.held_out
-    score = "–" if held is None else f"{held.before:.4g} → {held.after:.4g} ({held.docs} docs)"
+    score = "–" if held is None else f"{_number(held.before)} → {_number(held.after)} ({held.docs} docs)"
     if record.no_signal:
         score += ", NO SIGNAL"
     strategy = record.strategy + ("" if record.control == "none" else f" ({record.control})")
@@ -61,6 +61,10 @@ def _line(record: AdaptationRecord) -> tuple[str, ...]:
         f"{record.timing.pass1:.1f} s",
         f"{record.timing.pass2:.1f} s",
     )
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
 
 
 def _alpha(alpha: Mapping[str, float]) -> str:

@@ -107,12 +107,15 @@ class TransformersEngine:
         """Weight form: inside the context the model is the base under ``z``, for any caller; None is the base.
 
         The base comes back bit for bit, also after an error.
+
+        Raises:
+            ModelError: the model has no matrix of that name.
         """
+        moving = {name: vector for name, vector in (z or {}).items() if bool((vector != 1).any())}
+        self.bases(moving)
         originals: dict[str, torch.Tensor] = {}
         try:
-            for name, vector in (z or {}).items():
-                if bool((vector == 1).all()):
-                    continue
+            for name, vector in moving.items():
                 parameter = self.targets[name].parameter
                 originals[name] = parameter.data
                 parameter.data = self._adapted(name, vector)
@@ -319,9 +322,8 @@ class _RowStop(transformers.StoppingCriteria):
         self.tokenizer = tokenizer
         self.stop = [text for text in stop if text]
         self.prompt = prompt
-        # A stop text may be tokenised differently inside an answer, so look back further than its own tokens.
-        tails = [len(tokenizer.encode(text, add_special_tokens=False)) for text in self.stop]
-        self.window = max(tails, default=0) + 2
+        # However an answer spells a stop text, every token holds a byte of it.
+        self.window = max((len(text.encode()) for text in self.stop), default=0)
         self.lengths: list[int] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:

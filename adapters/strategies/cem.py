@@ -9,6 +9,7 @@ import math
 
 from tqdm import tqdm
 
+from t2.adapters.expert import Z
 from t2.adapters.search import CEM, Candidate, Key
 from t2.adapters.strategies.base import Choice, Job, Plan, Scorer
 from t2.adapters.strategies.mixing import choose, groups_of
@@ -63,7 +64,7 @@ class CemStrategy:
                 history.append(
                     Generation(
                         best=best * memory.sign,
-                        mean=sum(values) / len(values) * memory.sign,
+                        mean=_mean(values) * memory.sign,
                         evaluations=len(memory.scores) - before,
                     )
                 )
@@ -87,6 +88,11 @@ class CemStrategy:
         return Plan((memory.choice(winner),), (0,) * len(job.prompts), note, held_out, tuple(history))
 
 
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
 class _Memory:
     """Every candidate's score, so that none is evaluated twice; tie-breaks only for those that tie."""
 
@@ -105,19 +111,28 @@ class _Memory:
 
     def flat(self) -> bool:
         """Whether nothing distinguishes the candidates so far, not even the likelihood of right answers."""
-        return len({*self.keys(list(self.scores))}) == 1
+        return len(set(self.scores.values())) == 1 and len(set(self.keys(list(self.scores)))) == 1
 
     def values(self, candidates: list[Candidate]) -> list[float]:
-        new = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self.scores]
+        """Scores, higher is better; −inf for a metric that is no number and for coefficients that give no mixture."""
+        new: dict[Candidate, Z | None] = {}
+        for candidate in candidates:
+            if candidate not in self.scores and candidate not in new:
+                try:
+                    new[candidate] = self.choice(candidate).z
+                except ArgumentError:
+                    self.scores[candidate] = -math.inf
         if new:
-            scores = self.scorer.evaluate([self.choice(candidate).z for candidate in new])
+            scores = self.scorer.evaluate(list(new.values()))
             for candidate, score in zip(new, scores, strict=True):
                 self.scores[candidate] = score.value if math.isfinite(score.value) else -math.inf
         return [self.scores[candidate] for candidate in candidates]
 
     def keys(self, candidates: list[Candidate]) -> list[Key]:
+        """Keys of candidates that have a score; the top ones get a tie-break too, since a later generation may tie."""
         values = [self.scores[candidate] for candidate in candidates]
-        shared = {value for value in values if values.count(value) > 1}
+        top = max(values)
+        shared = {value for value in values if value == top or values.count(value) > 1} - {-math.inf}
         new = [
             candidate
             for candidate in dict.fromkeys(candidates)
@@ -125,5 +140,5 @@ class _Memory:
         ]
         if new:
             ties = self.scorer.tie_break([self.choice(candidate).z for candidate in new])
-            self._ties.update(zip(new, ties, strict=True))
+            self._ties.update((c, -math.inf if math.isnan(tie) else tie) for c, tie in zip(new, ties, strict=True))
         return [(self.scores[candidate], self._ties.get(candidate, 0.0)) for candidate in candidates]
