@@ -214,12 +214,32 @@ class T2LM(LM):  # type: ignore[misc]
                 run.adaptations[name] = TaskAdaptation(task, run.pools[name], run.evaluation.form, self._runtime)
         wanted = [run.adaptations[name] for name in dict.fromkeys(str(request.task_name) for request in requests)]
         missing = [a for a in wanted if a.name not in run.ready and not a.find()]
+        if STRATEGIES[self.settings.adapt]().needs_labels:
+            for adaptation in missing:
+                self._check_uncached(adaptation.task, requests)
         if missing and self.settings.adapt not in ("expert", "mix"):
             check_experts_move(self._runtime)
         for adaptation in missing:
             adaptation.plan()
         run.ready.update(adaptation.name for adaptation in wanted)
         return run
+
+    def _check_uncached(self, task: Any, requests: Sequence[Instance] = ()) -> None:
+        """A new search must not meet answers that another one has left in lm-eval's cache.
+
+        Raises:
+            ArgumentError: some requests of the task did not reach the model.
+        """
+        given = Counter(request.request_type for request in requests if request.task_name == task.task_name)
+        own: Counter[str] = Counter()
+        for instance in task.instances:
+            own[instance.request_type] += int(instance.repeats or 1)
+        kinds = given or own
+        if any(given[kind] < own[kind] for kind in kinds):
+            raise ArgumentError(
+                f"--use_cache: the file holds answers of task {task.task_name} under an adaptation whose record is not "
+                "in the cache of adaptations; name another file"
+            )
 
     def _spent(self, requests: Sequence[Instance], seconds: float) -> None:
         if self._run is not None and requests:
@@ -238,8 +258,9 @@ class T2LM(LM):  # type: ignore[misc]
                 assert self._runtime is not None
                 adaptation = TaskAdaptation(task, run.pools[name], run.evaluation.form, self._runtime)
             if name not in run.ready and not adaptation.find():
-                _log.warning("%s: all answers came from the cache and no record of their adaptation is left", name)
-                continue
+                if STRATEGIES[self.settings.adapt]().needs_labels:
+                    self._check_uncached(task)
+                adaptation.plan()
             adaptation.answered(run.seconds[name])
             adaptation.finish()
             assert adaptation.record is not None

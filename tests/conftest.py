@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,9 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
 
 settings.register_profile("t2", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("t2")
@@ -22,3 +26,11 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("t2")
     os.environ["T2_CACHE_DIR"] = str(home / "cache")
     os.environ["T2_EXPERTS_DIR"] = str(home / "experts")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> HFLM:
+    """The demo model, SmolLM2-135M-Instruct, in float32 on the CPU: loaded once, for it takes a quarter of a minute."""
+    from t2.harness.base import open_base
+
+    return open_base(dtype="float32", device="cpu", batch_size=4)

@@ -100,3 +100,16 @@ def test_every_argument_says_what_it_does_and_none_is_told_twice() -> None:
     assert all(spec.default in (None, *spec.values) for spec in MODEL_ARGS.values() if spec.kind == "choice")
     assert not set(MODEL_ARGS) & {*hf_arguments(), *FROM_PRETRAINED, *LATER_ARGS}
     assert issubclass(ArgumentError, T2Error)
+
+
+def test_the_readme_names_every_argument_with_its_values_and_default() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = [line.split("|") for line in readme.splitlines() if line.startswith("| `")]
+    for name, spec in MODEL_ARGS.items():
+        row = next((cells for cells in rows if f"`{name}`" in cells[1]), None)
+        assert row is not None, f"{name} is missing from the README's table"
+        told = " ".join(row[2:])
+        assert [value for value in spec.values if f"`{value}`" not in told] == []
+        if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
+            assert f"{spec.default:g}" in row[3]
+    assert not [name for name in LATER_ARGS if any(f"`{name}`" in cells[1] for cells in rows)]

@@ -106,18 +106,10 @@ def test_the_command_line_prints_the_summary_under_lm_evals_table(
     assert '"adaptation_docs"' in written
 
 
-@pytest.mark.parametrize(
-    ("args", "line"),
-    [
-        ("adapt=cme", "t2: error: model_args: adapt=cme is not a value of it; did you mean 'cem'?"),
-        ("adapt=cem,experts=alhpa", "did you mean 'alpha'?"),
-        ("adapt=cem,light=true,shots=50", "shots=50 exceeds the 20 labelled docs"),
-    ],
-)
-def test_the_command_line_ends_with_one_line_and_status_2(
-    args: str, line: str, tiny_folder: Path, experts: str, tmp_path: Path
-) -> None:
-    done = run_lm_eval(tmp_path, "--model", "t2", "--model_args", f"pretrained={tiny_folder},{args}")
+def test_the_command_line_ends_with_one_line_and_status_2(tiny_folder: Path, experts: str, tmp_path: Path) -> None:
+    args = f"pretrained={tiny_folder},adapt=cem,light=true,shots=50"
+    done = run_lm_eval(tmp_path, "--model", "t2", "--model_args", args)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert line in done.stderr.strip().splitlines()[-1]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("t2: error: task tiny_line: shots=50 exceeds the 20 labelled docs")

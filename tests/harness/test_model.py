@@ -332,6 +332,25 @@ def test_the_cache_of_answers_serves_the_same_model_only(tiny_folder: Path, expe
             tiny.evaluate(make(tiny_folder, **other), three(), use_cache=cache)
 
 
+def test_cached_answers_of_a_search_that_is_not_on_record_are_refused(
+    tiny_folder: Path, experts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "answers")
+    tiny.evaluate(make(tiny_folder, **SEARCH), [tiny.choice_task()], use_cache=cache, limit=5)
+    monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "elsewhere"))
+    for limit in (5, 9):
+        with pytest.raises(ArgumentError, match="holds answers of task tiny_choice under an adaptation whose record"):
+            tiny.evaluate(make(tiny_folder, **SEARCH), [tiny.choice_task()], use_cache=cache, limit=limit)
+    fixed = {"adapt": "mix", "experts": "alpha+beta"}
+    other = str(tmp_path / "others")
+    first = make(tiny_folder, **fixed)
+    tiny.evaluate(first, [tiny.choice_task()], use_cache=other)
+    monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "further"))
+    again = make(tiny_folder, **fixed)
+    tiny.evaluate(again, [tiny.choice_task()], use_cache=other)
+    assert [record.digest() for record in again.records] == [record.digest() for record in first.records]
+
+
 def _built() -> list[Any]:
     tasks = three()
     for task in tasks:

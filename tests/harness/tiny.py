@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.targets import layer_of
 from t2.core.expertfile import write_expert
 from t2.core.manifest import BaseModelRef, Manifest
 
@@ -79,11 +80,13 @@ def save_expert(
     domain: str | None = None,
     scale: float = 0.5,
     base: BaseModelRef | None = None,
+    layers: Collection[int] | None = None,
     **manifest: Any,
 ) -> Path:
-    """A random expert, z = 1 + scale·N(0, 1)."""
+    """A random expert, z = 1 + scale·N(0, 1), of all layers or some."""
     rng = np.random.default_rng(seed)
-    z = {n: (1 + scale * rng.standard_normal(r)).astype(np.float32) for n, r in engine.ranks().items()}
+    ranks = {name: r for name, r in engine.ranks().items() if layers is None or layer_of(name) in layers}
+    z = {name: (1 + scale * rng.standard_normal(r)).astype(np.float32) for name, r in ranks.items()}
     targets = {name: len(vector) for name, vector in z.items()}
     write_expert(
         path, Manifest(name=path.stem, base=base or engine.base, targets=targets, domain=domain, **manifest), z
