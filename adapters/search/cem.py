@@ -13,6 +13,10 @@ from t2.core.errors import ArgumentError
 from t2.core.seeds import generator
 
 DECIMALS = 4
+SMOOTHING = 0.5
+"""Share of the old standard deviation in the new one (smoothed updating, de Boer et al. 2005, A Tutorial on the
+Cross-Entropy Method). Without it the distribution shrinks to a point before it reaches a best point far from its start.
+"""
 PATIENCE = 10
 """Generations without a better key after which the search ends."""
 COLLAPSED = 1e-3
@@ -85,7 +89,8 @@ class CEM:
         """Refit the distribution to the elite; ties in the score are broken by the second part of the key."""
         order = sorted(range(len(candidates)), key=lambda i: keys[i], reverse=True)
         elite = np.asarray([candidates[i] for i in order[: self.elites]])
-        self.mean, self.std = elite.mean(axis=0), elite.std(axis=0)
+        self.mean = elite.mean(axis=0)
+        self.std = SMOOTHING * self.std + (1 - SMOOTHING) * elite.std(axis=0)
         self._generation += 1
         champion = (candidates[order[0]], keys[order[0]])
         if self.best is None or champion[1] > self.best[1]:
