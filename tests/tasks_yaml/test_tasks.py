@@ -29,6 +29,7 @@ TASKS = {
     "t2_mbpp": 500,
     "t2_mbpp_programs": 299,
 }
+# Scored by the likelihood of choices, and not by an answer.
 BY_LIKELIHOOD = ("t2_arc_challenge", "t2_arc_easy", "t2_gsm8k_steps", "t2_mbpp_programs")
 GROUPS = {
     "t2_unseen": ["t2_math", "t2_humaneval", "t2_arc_challenge"],
@@ -127,7 +128,7 @@ def test_training_sets_are_split_without_overlap(
         task.fewshot_context(task.eval_docs[0], num_fewshot=33)
 
 
-@pytest.mark.parametrize("name", ["t2_gsm8k", "t2_math", "t2_mbpp"])
+@pytest.mark.parametrize("name", ["t2_gsm8k", "t2_gsm8k_steps", "t2_math", "t2_mbpp", "t2_mbpp_programs"])
 def test_absent_training_data_matters_only_when_used(
     name: str, tasks: dict[str, Any], no_hub: None, manager: TaskManager
 ) -> None:
@@ -164,6 +165,27 @@ def test_arc_by_likelihood(tasks: dict[str, Any]) -> None:
             wrong = [(-900.0 if position == gold else -1.0, False) for position in range(len(requests))]
             assert score(task, doc, right) == {"acc": 1.0, "acc_norm": 1.0}
             assert score(task, doc, wrong) == {"acc": 0.0, "acc_norm": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "delimiter"),
+    [
+        ("t2_gsm8k_steps", "Question: {question}\nAnswer: {prefix}", " "),
+        ("t2_mbpp_programs", "# {text}\n# {test}", "\n"),
+    ],
+)
+def test_choices_by_likelihood(name: str, prompt: str, delimiter: str, tasks: dict[str, Any]) -> None:
+    task = tasks[name]
+    assert list(task.aggregation()) == ["acc", "acc_norm"]
+    for doc in list(task.eval_docs)[:40]:
+        text = task.fewshot_context(doc, num_fewshot=0)
+        assert text == prompt.format(**doc)
+        requests = task.construct_requests(doc=doc, ctx=text, metadata=(name, 0, 1))
+        assert [request.args for request in requests] == [(text, f"{delimiter}{choice}") for choice in doc["choices"]]
+        right = [(-1.0 if position == doc["label"] else -900.0, False) for position in range(4)]
+        wrong = [(-900.0 if position == doc["label"] else -1.0, False) for position in range(4)]
+        assert score(task, doc, right) == {"acc": 1.0, "acc_norm": 1.0}
+        assert score(task, doc, wrong) == {"acc": 0.0, "acc_norm": 0.0}
 
 
 def test_arc_by_letter(tasks: dict[str, Any]) -> None:
