@@ -1,7 +1,7 @@
 """Likelihood forms of GSM8K and MBPP for models too weak to earn reward by generating answers.
 
-Each document becomes a choice among four continuations, of which one is right; wrong ones are made from the right one by
-rules, chosen by the document's content hash, so that the same documents result everywhere.
+Each document becomes a choice among four continuations, of which one is right; wrong ones are made from the right one
+by rules, chosen by the document's content hash, so that the same documents result everywhere.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def gsm8k_steps(row: Mapping[str, str]) -> dict[str, Any] | None:
         row: ``question`` and ``answer``, the latter with ``<<48/2=24>>`` annotations.
 
     Returns:
-        ``question``, ``prefix`` (the solution up to and with the equals sign), ``choices`` (results as text) and ``label``
-        (index of the right one); None when no calculation of the solution is written out.
+        ``question``, ``prefix`` (the solution up to and with the equals sign), ``choices`` (results as text) and
+        ``label`` (index of the right one); None when no calculation of the solution is written out.
     """
     answer = row["answer"]
     steps = []

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from t2.adapters.engine.base import GenerateRequest, ScoreRequest
+from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
 from t2.core.errors import ModelError
@@ -252,21 +253,21 @@ def test_a_greedy_continuation_is_recognised(engine: TransformersEngine) -> None
 
 def test_log_probabilities_of_tokens_sum_to_the_score(engine: TransformersEngine) -> None:
     z = random_z(engine, 1)
+    continuations = tuple(encode(choice) for choice in CHOICES)
     with torch.no_grad(), engine.activation([z]):
-        found = engine.token_logprobs(scores())
-    for request, (logprobs, greedy), whole in zip(scores(), found, engine.score(scores(), [z]), strict=True):
-        assert logprobs.shape == (len(request.continuation),)
-        assert logprobs.dtype == torch.float32
-        assert abs(float(logprobs.sum()) - whole.loglikelihood) < TOLERANCE
-        assert greedy == whole.greedy
+        spans = LikelihoodModel(engine.model).run([Branches(encode(prompt), continuations) for prompt in PROMPTS])
+    scored = engine.score(scores(), [z])
+    assert spans.token_logprobs().shape == (sum(map(len, continuations)) * len(PROMPTS),)
+    assert torch.allclose(spans.loglikelihoods(), torch.tensor([s.loglikelihood for s in scored]), atol=TOLERANCE)
+    assert spans.greedy() == [s.greedy for s in scored]
 
 
 def test_gradients_of_z_are_those_through_the_dense_weights(engine: TransformersEngine) -> None:
-    request = ScoreRequest(encode("the cat "), encode("stop ab"))
+    context, continuations = encode("the cat "), (encode("stop ab"), encode("y12"))
     z = {name: vector.requires_grad_() for name, vector in random_z(engine, 5).items()}
     with engine.activation([z]):
-        loglikelihood = engine.token_logprobs([request])[0][0].sum()
-    gradients = torch.autograd.grad(loglikelihood, list(z.values()))
+        loglikelihoods = LikelihoodModel(engine.model).run([Branches(context, continuations)]).loglikelihoods()
+    gradients = torch.autograd.grad(loglikelihoods[0] - 2 * loglikelihoods[1], list(z.values()))
 
     leaves = {name: vector.detach().clone().requires_grad_() for name, vector in z.items()}
     dense = {}
@@ -276,10 +277,14 @@ def test_gradients_of_z_are_those_through_the_dense_weights(engine: Transformers
         u, vt = (q, (q.T @ w) / basis.sigma[:, None]) if basis.side == "out" else ((w @ q) / basis.sigma, q.T)
         adapted = (u * (basis.sigma * vector)) @ vt
         dense[name] = adapted.T if target.transposed else adapted
-    tokens = torch.tensor([[*request.context, *request.continuation]])
-    out = torch.func.functional_call(engine.model, dense, (tokens,)).logits[0, len(request.context) - 1 : -1]
-    wanted = torch.tensor(request.continuation).unsqueeze(1)
-    expected = torch.autograd.grad(torch.log_softmax(out, -1).gather(1, wanted).sum(), list(leaves.values()))
+
+    def loglikelihood(continuation: tuple[int, ...]) -> torch.Tensor:
+        tokens = torch.tensor([[*context, *continuation]])
+        out = torch.func.functional_call(engine.model, dense, (tokens,)).logits[0, len(context) - 1 : -1]
+        return torch.log_softmax(out, -1).gather(1, torch.tensor(continuation).unsqueeze(1)).sum()
+
+    objective = loglikelihood(continuations[0]) - 2 * loglikelihood(continuations[1])
+    expected = torch.autograd.grad(objective, list(leaves.values()))
     for name, ours, theirs in zip(z, gradients, expected, strict=True):
         assert float(theirs.abs().max()) > 0, name
         assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())), name
