@@ -5,22 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 
 from t2.adapters.engine.base import GenerateRequest, ScoreRequest
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
-from t2.harness.base import DEMO_ID, open_base
+from t2.harness.base import DEMO_ID
 from tests.adapters.checks import check_forms_agree, weights
 
 PROMPTS = ["The capital of France is", "def add(a, b):\n", "2 + 3 =", "Once upon a time", "Water boils at"]
 ANSWERS = [" Paris", "    return a + b", " 5", " there was", " 100"]
 
 
-@pytest.fixture(scope="session")
-def smollm() -> TransformersEngine:
-    """The demo model in float32 on the CPU."""
-    lm = open_base(dtype="float32", batch_size=8)
-    return TransformersEngine(lm.model, lm.tokenizer, DEMO_ID)
+@pytest.fixture(scope="module")
+def smollm(smollm2: HFLM) -> TransformersEngine:
+    return TransformersEngine(smollm2.model, smollm2.tokenizer, DEMO_ID)
 
 
 def some_z(engine: TransformersEngine, seed: int) -> Z:

@@ -1,5 +1,7 @@
 """Packed rows give what one row per continuation gives, for values and for gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -15,7 +17,13 @@ BATCH = [
 
 def model_of(kind):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config: Any
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     if kind == "llama":
         config = transformers.LlamaConfig(vocab_size=50, num_key_value_heads=2, **sizes)
     elif kind == "qwen2":

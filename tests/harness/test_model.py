@@ -295,11 +295,15 @@ def test_records_are_in_the_results_and_in_the_named_file(tiny_folder: Path, exp
     records = [AdaptationRecord.model_validate(value) for value in written]
     assert [record.task for record in records] == list(NAMES)
     assert [expert.name for expert in records[0].experts] == ["alpha", "beta", "gamma"]
-    assert records[0].held_out is not None
-    assert records[0].held_out.docs == len(records[0].adaptation_docs) == 6
-    assert records[0].held_out.after >= records[0].held_out.before
-    rolling = records[2].held_out
+    choice, rolling = records[0].held_out, records[2].held_out
+    assert choice is not None
     assert rolling is not None
+    assert choice.docs == len(records[0].adaptation_docs) == 6
+    assert choice.before is not None
+    assert choice.after is not None
+    assert choice.after >= choice.before
+    assert rolling.before is not None
+    assert rolling.after is not None
     assert rolling.after <= rolling.before
     assert results["config"]["t2"]["base"]["fingerprint"] == lm.base.fingerprint
     assert len(results["config"]["t2"]["digest"]) == 64

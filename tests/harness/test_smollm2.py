@@ -99,6 +99,8 @@ def test_a_search_on_arc_finds_a_mixture_and_says_so(
     record = first.records[0]
     assert record.pool == "validation docs"
     assert record.held_out is not None
+    assert record.held_out.before is not None
+    assert record.held_out.after is not None
     assert record.held_out.after >= record.held_out.before
     assert "searching mixtures of 3 experts on 4 adaptation docs" in capsys.readouterr().err
     again = _t2(smollm2, **args)
