@@ -6,12 +6,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
+from pydantic import BaseModel
 
 from t2.cli.main import app
+from t2.core.curve import CurvePoint
+from t2.core.manifest import BaseModelRef, Manifest
+from t2.core.record import AdaptationRecord
 from t2.core.settings import SETTINGS
 from tests.environments import REPOSITORY
 
@@ -85,6 +89,31 @@ def test_every_setting_is_in_a_table_with_its_default(name: str) -> None:
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     named = {name for page in PAGES for name in re.findall(r"\bT2_[A-Z][A-Z_]*[A-Z]\b", page.read_text())}
     assert named <= SETTINGS.keys()
+
+
+def fields(model: type[BaseModel]) -> Iterator[str]:
+    """The fields of a model and of the models inside it."""
+    for name, field in model.model_fields.items():
+        yield name
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from fields(inner)
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"), [("Expert", Manifest), ("Reward curve", CurvePoint), ("Adaptation record", AdaptationRecord)]
+)
+def test_every_field_of_a_format_is_described_and_no_other(heading: str, model: type[BaseModel]) -> None:
+    page = (REPOSITORY / "docs" / "formats.md").read_text()
+    text = re.split(r"^## ", page.partition(f"\n## {heading}\n")[2], flags=re.MULTILINE)[0]
+    known = set(fields(model))
+    rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith("| `")]
+    missing = known - set(re.findall(r"`(\w+)`", "".join("".join(row) for row in rows)))
+    if model is AdaptationRecord:
+        # Its base is described with the manifest.
+        missing -= set(BaseModelRef.model_fields)
+    assert not missing
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row[0])} <= known
 
 
 def anchors(page: Path) -> set[str]:
