@@ -104,14 +104,18 @@ def _text(value: float) -> str:
 
 
 def _wrong_results(expression: str, right: float) -> list[float]:
-    """What the calculation gives with another operation, and near misses of the right result."""
+    """What the calculation gives with another operation, and near misses, which ask for more skill."""
     wrong = []
     match = re.fullmatch(r"\s*([\d.]+)\s*[-+*/]\s*([\d.]+)\s*", expression)
     if match:
         a, b = float(match[1]), float(match[2])
         wrong = [a + b, a - b, a * b, *([a / b] if b else [])]
-    wrong += [right + 1, right - 1, right + 10, right * 2, right * 10]
-    return [round(value, 2) for value in wrong if value > 0 and _text(round(value, 2)) != _text(right)]
+    wrong += [right + shift for shift in (-10, -5, -2, -1, 1, 2, 5, 10)]
+    digits = _text(right)
+    if digits.isdigit() and len(digits) > 1:
+        wrong.append(float(digits[:-2] + digits[-1] + digits[-2]))
+    rounded = [round(value, 2) for value in wrong]
+    return [value for value in rounded if value > 0 and _text(value) != _text(right)]
 
 
 _BINARY: dict[type[ast.operator], type[ast.operator]] = {

@@ -17,6 +17,7 @@ from t2.core.curve import CurvePoint
 from t2.core.manifest import BaseModelRef, Manifest
 from t2.core.record import AdaptationRecord
 from t2.core.settings import SETTINGS
+from t2.harness.args import FROM_PRETRAINED, MODEL_ARGS
 from tests.environments import REPOSITORY
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
@@ -142,3 +143,22 @@ def test_relative_links_resolve(page: Path, target: str) -> None:
     assert file.is_relative_to(REPOSITORY)
     if anchor and file.suffix == ".md":
         assert anchor in anchors(file), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", sorted(MODEL_ARGS))
+def test_every_model_arg_is_in_a_table_with_its_values_and_default(name: str) -> None:
+    row, spec = table_rows()[name], MODEL_ARGS[name]
+    assert all(f"`{value}`" in row for value in spec.values), row
+    default = (
+        str(spec.default).lower()
+        if isinstance(spec.default, bool)
+        else ""
+        if spec.default is None
+        else str(spec.default)
+    )
+    assert default in row.split("|")[3], row
+
+
+@pytest.mark.parametrize("name", sorted(FROM_PRETRAINED))
+def test_every_argument_passed_on_to_from_pretrained_is_in_a_table(name: str) -> None:
+    assert name in table_rows()

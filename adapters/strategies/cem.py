@@ -48,7 +48,7 @@ class CemStrategy:
             generations=options.generations,
             elite=options.elite,
             seed=derive_seed(options.seed, "search", job.task),
-            starts=[*starts, mean],
+            starts=starts if count == 1 else [*starts, mean],
         )
         history = []
         base = memory.values([_BASE])[0]
