@@ -7,8 +7,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 # The demo's size: the whole run is to end in five minutes on two cores.
 DEMO_TASK := t2_arc_challenge
-DEMO_MODEL_ARGS := adapt=cem,dtype=bfloat16,shots=8,population=6,generations=3
-DEMO_OPTIONS := --limit 100 --output_path results/demo
+DEMO_MODEL_ARGS := adapt=cem,dtype=bfloat16,normalise=sum,population=12,generations=5
+DEMO_OPTIONS := --limit 200 --batch_size 16 --output_path results/demo
 
 # What the tests read; the train splits, a larger download, are not among it.
 TEST_DATA := arc_easy arc_challenge gsm8k math500 mbpp humaneval
