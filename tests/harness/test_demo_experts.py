@@ -1,0 +1,58 @@
+"""The experts that t2 ships: of the demo model, on training documents only, and as good as their papers say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.expert import check_expert, load_expert
+from t2.core.curve import read_curve
+from t2.core.digests import doc_hash
+from t2.core.manifest import unpack_hashes
+from t2.harness.base import base_id
+from t2.harness.experts import default_experts, demo_dir, find_expert
+from t2.harness.tasks import load_task
+
+TASKS = {"math": "t2_gsm8k_steps", "code": "t2_mbpp_programs", "reasoning": "t2_arc_easy"}
+EXPERTS = sorted(TASKS)
+
+
+def test_they_are_small_and_complete() -> None:
+    files = [path for path in demo_dir().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    names = {"expert.safetensors", "curve.jsonl", "config.json", "scores.json"}
+    assert {path.relative_to(demo_dir()).as_posix() for path in files} == {f"{e}/{n}" for e in EXPERTS for n in names}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_manifest_configuration_curve_and_scores_agree(name: str) -> None:
+    expert, folder = load_expert(find_expert(f"demo/{name}")), demo_dir() / name
+    config, scores = (json.loads((folder / file).read_text()) for file in ("config.json", "scores.json"))
+    assert (expert.name, expert.domain, expert.manifest.task) == (name, name, TASKS[name])
+    assert expert.manifest.training == config
+    points = {point.step: point for point in read_curve(folder / "curve.jsonl") if point.split == "validation"}
+    assert (points[0].score, points[0].reward) == (scores["base_score"], scores["base_reward"])
+    best = points[scores["best_step"]]
+    assert (best.score, best.reward) == (scores["best_score"], scores["best_reward"])
+    assert best.score > points[0].score
+    assert best.reward > points[0].reward
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_no_scored_document_was_trained_on(name: str) -> None:
+    seen = set(unpack_hashes(load_expert(find_expert(f"demo/{name}")).manifest.training_docs))
+    assert len(seen) > 150
+    for task in (TASKS[name], "t2_arc_challenge"):
+        assert not seen & {doc_hash(doc) for doc in load_task(task).test_docs()}
+
+
+def test_they_belong_to_the_demo_model_in_every_dtype_and_are_its_default(smollm2: HFLM) -> None:
+    # They were trained in bfloat16, the fixture is float32.
+    engine = TransformersEngine(smollm2.model, smollm2.tokenizer, base_id(None))
+    chosen = default_experts(engine.base)
+    assert {expert.domain for expert in chosen} == set(EXPERTS)
+    for expert in chosen:
+        check_expert(expert, engine.base, engine.ranks())
