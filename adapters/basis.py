@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from t2.adapters.targets import Target
 from t2.core.digests import canonical_json
+from t2.core.errors import ModelError
 from t2.core.files import atomic_write
 from t2.core.settings import cache_dir
 
@@ -92,6 +93,7 @@ def load_bases(
         progress: show a progress bar when something has to be built.
 
     Raises:
+        ModelError: a matrix holds values that are not finite.
         StorageError: a basis could not be written; those already written stay whole.
     """
     folder = folder or cache_dir() / "bases"
@@ -105,6 +107,8 @@ def load_bases(
             bases[name] = basis
     bar = tqdm(missing, desc="Building spectral bases", unit="matrix", disable=not (progress and missing), delay=1)
     for name in bar:
+        if not bool(torch.isfinite(targets[name].matrix).all()):
+            raise ModelError(f"{name} of the base model holds values that are not finite; load whole weights")
         basis = build_basis(targets[name].matrix)
         path = _path(folder, digests[name])
         tensors = {"q": basis.q.cpu(), "sigma": basis.sigma.cpu()}

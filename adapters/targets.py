@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -54,20 +54,17 @@ class Target:
         return min(self.parameter.shape)
 
 
-def find_targets(
-    model: nn.Module, targets: str = "all", layers: Sequence[int] | None = None, names: Iterable[str] | None = None
-) -> dict[str, Target]:
+def find_targets(model: nn.Module, targets: str = "all", layers: Sequence[int] | None = None) -> dict[str, Target]:
     """The adaptable matrices of a model, by parameter name, in the order of the model's modules.
 
     Args:
         model: a decoder-only language model.
         targets: ``mlp``, ``attn`` or ``all`` (both).
         layers: keep these decoder layers only; None keeps all.
-        names: keep exactly these parameters, for example those of an expert; overrides the other two.
 
     Raises:
         ArgumentError: an unknown target set, or layers that the model does not have.
-        ModelError: the model has no such matrices, or lacks one of ``names``.
+        ModelError: the model has no such matrices, or they are quantised or offloaded.
     """
     if targets not in TARGET_SETS:
         raise ArgumentError(f"targets={targets} is not a set of matrices{nearest(targets, TARGET_SETS)}")
@@ -82,18 +79,19 @@ def find_targets(
         layer = layer_of(name)
         if kind is None or layer is None:
             continue
+        weight = module.weight
+        if weight.is_meta or not weight.is_floating_point():
+            state = "is not in memory (offloaded)" if weight.is_meta else f"is quantised ({weight.dtype})"
+            raise ModelError(
+                f"{name} {state}, and t2 adapts weights that are floating-point numbers in memory; load the model "
+                "without quantisation and offloading"
+            )
         found[name] = Target(name, module, layer, isinstance(module, Conv1D))
         kinds[name] = kind
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no linear layers under an 'mlp' or 'attn' module, so there is nothing to adapt"
         )
-    if names is not None:
-        wanted = set(names)
-        missing = sorted(wanted - found.keys())
-        if missing:
-            raise ModelError(f"the model has no adaptable matrix {missing[0]}{nearest(missing[0], found)}")
-        return {name: target for name, target in found.items() if name in wanted}
     if layers is not None:
         depth = 1 + max(target.layer for target in found.values())
         outside = sorted(layer for layer in layers if not 0 <= layer < depth)
@@ -119,7 +117,7 @@ def parse_layers(text: str) -> list[int]:
     """
     layers: set[int] = set()
     for part in text.split("+"):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
         if not match:
             raise ArgumentError(f"layers={text} is not of the form 0-15+20 (ranges include both ends)")
         first = int(match[1])

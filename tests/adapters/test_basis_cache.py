@@ -189,3 +189,11 @@ def test_a_kill_while_building_leaves_whole_files(tmp_path: Path) -> None:
 def test_no_target_needs_no_cache(bases_folder: Path) -> None:
     assert load_bases({}, {}) == {}
     assert not bases_folder.exists()
+
+
+def test_weights_that_are_not_finite_are_told() -> None:
+    engine = engine_of()
+    name = next(iter(engine.ranks()))
+    engine.targets[name].parameter.data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="holds values that are not finite"):
+        engine.bases([name], progress=False)

@@ -72,12 +72,20 @@ def test_a_matrix_computes_what_its_layer_does() -> None:
             assert torch.allclose(target.module(x), y, atol=1e-5)
 
 
-def test_names_choose_exactly_those() -> None:
+@pytest.mark.parametrize(
+    ("device", "dtype", "line"),
+    [
+        ("cpu", torch.int8, r"mlp\.up_proj\.weight is quantised \(torch\.int8\)"),
+        ("meta", torch.float32, "not in memory"),
+    ],
+)
+def test_weights_that_cannot_be_scaled_are_refused(device: str, dtype: torch.dtype, line: str) -> None:
     model = make_model("llama")
-    names = ["model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
-    assert sorted(find_targets(model, names=names)) == sorted(names)
-    with pytest.raises(ModelError, match=r"no adaptable matrix model\.layers\.1\.mlp\.upproj\.weight; did you mean"):
-        find_targets(model, names=["model.layers.1.mlp.upproj.weight"])
+    layer = model.get_submodule("model.layers.1.mlp.up_proj")
+    assert isinstance(layer, nn.Linear)
+    layer.weight = nn.Parameter(torch.ones(48, 32, dtype=dtype, device=device), requires_grad=False)
+    with pytest.raises(ModelError, match=line):
+        find_targets(model)
 
 
 def test_neither_head_nor_embedding_is_adapted() -> None:
