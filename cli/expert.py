@@ -11,7 +11,7 @@ import typer
 
 from t2.cli.output import print_error, print_fields, print_json, print_table
 from t2.core.errors import ExpertFileError
-from t2.core.expertfile import ExpertFile, read_expert
+from t2.core.expertfile import ExpertFile, read_expert, unfinished
 from t2.core.manifest import unpack_hashes
 from t2.core.settings import experts_dir
 
@@ -118,7 +118,7 @@ def _list(
 def _files(paths: list[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(path.rglob("*.safetensors"))
+            yield from (file for file in sorted(path.rglob("*.safetensors")) if not unfinished(file))
         elif path.exists() or path != experts_dir():
             yield path
 

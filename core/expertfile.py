@@ -130,6 +130,11 @@ def read_expert(path: Path) -> ExpertFile:
     return decode_expert(data, str(path))
 
 
+def unfinished(path: Path) -> bool:
+    """Whether a file belongs to a training that has not ended, or to an expert about to be replaced."""
+    return path.parent.suffix in (".training", ".replaced")
+
+
 def write_expert(path: Path, manifest: Manifest, vectors: Mapping[str, Vector]) -> str:
     """Write an expert's file atomically and return its digest.
 

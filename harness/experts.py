@@ -10,6 +10,7 @@ from t2.adapters.controls import control_expert
 from t2.adapters.expert import Expert, check_expert, load_expert
 from t2.adapters.targets import layer_of
 from t2.core.errors import ArgumentError, ExpertError, ExpertFileError, ExpertMismatchError, nearest
+from t2.core.expertfile import unfinished
 from t2.core.manifest import BaseModelRef
 from t2.core.settings import experts_dir
 from t2.harness.args import Settings
@@ -150,6 +151,8 @@ def _listed(folder: Path, prefix: str) -> dict[str, Path]:
         if not folder.is_dir():
             return found
         for path in sorted(folder.rglob("*.safetensors")):
+            if unfinished(path):
+                continue
             if path.name == FILE_NAME:
                 name = path.parent.relative_to(folder).as_posix()
             elif path.parent == folder:

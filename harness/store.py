@@ -57,7 +57,7 @@ def load(key: str) -> Stored | None:
     if not path.exists():
         return None
     try:
-        return Stored.model_validate_json(path.read_text())
+        return Stored.model_validate_json(path.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         _log.warning("%s cannot be read (%s); adapting again", path, type(error).__name__)
         return None

@@ -112,7 +112,7 @@ class Trainer:
             The last checkpoint, with the best θ.
 
         Raises:
-            TrainingError: the gradient is not finite.
+            TrainingError: the gradient or a reward is not finite.
             StorageError: a checkpoint or point could not be written.
         """
         config = self.config
@@ -215,6 +215,11 @@ class Trainer:
     def _point(
         self, split: str, step: int, measured: Measured, rate: float | None = None, norm: float | None = None
     ) -> None:
+        if not math.isfinite(measured.reward):
+            raise TrainingError(
+                f"the reward after step {step} is not a finite number: training of {self.config.name} diverged; lower "
+                f"learning_rate ({self.config.learning_rate:g}) or use dtype=float32 in model_args"
+            )
         point = CurvePoint(
             step=step,
             split="train" if split == "train" else "validation",

@@ -35,6 +35,14 @@ def test_what_is_stored_is_loaded() -> None:
     assert store.load("l" * 64) is None
 
 
+def test_a_file_cut_inside_a_character_counts_as_absent() -> None:
+    stored = store.Stored(record=record(note="best, α"), plan=store.StoredPlan(alphas=({},), rows=(0,)))
+    path = store.save(stored)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index("α".encode()) + 1])
+    assert store.load("k" * 64) is None
+
+
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "file" / "cache"))
