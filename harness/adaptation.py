@@ -246,11 +246,16 @@ class TaskAdaptation:
             experts=self._runtime.experts,
             engine=self._runtime.engine,
             options=self._runtime.settings.options(),
-            encode=lambda text: list(lm.tok_encode(text)),
-            encode_pair=lambda context, text: encode_pair(lm, context, text),
+            encode_pair=self._encode_pair,
             render=lambda text: str(lm.apply_chat_template([{"role": "user", "content": text}])) if chat else text,
             scorer=self._scorer,
         )
+
+    def _encode_pair(self, context: str, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of a pair, the context cut from the left to what the model holds, as lm-eval cuts prompts."""
+        lm = self._runtime.lm
+        left, right = encode_pair(lm, context, text)
+        return left[-max(1, lm.max_length + 1 - len(right)) :], right
 
     def _text(self, doc: Any) -> str:
         task: Any = self.task

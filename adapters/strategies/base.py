@@ -85,7 +85,6 @@ class Job:
         experts: the experts, controls already applied.
         engine: runs the model.
         options: settings.
-        encode: tokens of a prompt text.
         encode_pair: tokens of (context, continuation), split at the border as the harness does it.
         render: wraps a user message in the chat template when the user asked for it; otherwise the identity.
         scorer: for strategies that need labels; made only then.
@@ -97,7 +96,6 @@ class Job:
     experts: Sequence[Expert]
     engine: Engine
     options: Options
-    encode: Callable[[str], list[int]]
     encode_pair: Callable[[str, str], tuple[list[int], list[int]]]
     render: Callable[[str], str]
     scorer: Scorer | None = None

@@ -41,7 +41,7 @@ def corners(engine: TransformersEngine) -> list[Expert]:
 def job(engine: TransformersEngine, experts: Sequence[Expert], scorer: Any = None, **fields: Any) -> Job:
     prompts = fields.pop("prompts", ["one", "two", "three"])
     render = fields.pop("render", lambda text: text)
-    return Job("tiny", prompts, experts, engine, Options(**fields), encode, encode_pair, render, scorer, progress=False)
+    return Job("tiny", prompts, experts, engine, Options(**fields), encode_pair, render, scorer, progress=False)
 
 
 class Landscape:
