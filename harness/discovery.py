@@ -3,7 +3,8 @@
 lm-eval 0.4.13 has no way to announce either from outside. An installed t2 therefore ships a ``.pth`` file whose one
 line waits, in every program of the environment, for ``lm_eval`` to be imported, and then calls :func:`install`. The two
 halves each do nothing where lm-eval does the same by itself: the model is left alone when the name is taken (newer
-lm-eval reads the ``lm_eval.models`` entry point), the tasks when their folder is already among those indexed.
+lm-eval reads the ``lm_eval.models`` entry point), the tasks when their folder is already among those indexed. With
+``--model t2`` a task that does not exist is told in one line with the nearest name, where lm-eval has a traceback.
 """
 
 from __future__ import annotations
@@ -67,6 +68,36 @@ def _index_tasks(module: ModuleType) -> None:
     index.build = staticmethod(build)
 
 
+def _name_missing_tasks(module: ModuleType) -> None:
+    from functools import wraps
+
+    config = module.EvaluatorConfig
+    original = config.process_tasks
+    if getattr(original, "_t2", False):
+        return
+
+    @wraps(original)
+    def process_tasks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        except ValueError as error:
+            told, _, names = str(error).partition(": ")
+            if self.model != MODEL_NAME or told != "Tasks not found":
+                raise
+            from lm_eval.tasks import TaskManager
+
+            from t2.core.errors import TaskError, nearest
+            from t2.harness.excepthook import install as one_line_errors
+
+            one_line_errors()
+            known = TaskManager(include_path=self.include_path).all_tasks
+            first = names.split(", ")[0]
+            raise TaskError(f"--tasks: {first} does not exist{nearest(first, known)}") from error
+
+    process_tasks._t2 = True  # type: ignore[attr-defined]
+    config.process_tasks = process_tasks
+
+
 def _require_extra(module_name: str) -> None:
     from importlib.util import find_spec
 
@@ -85,6 +116,7 @@ _ADJUSTMENTS: dict[str, Callable[[ModuleType], None]] = {
     # Not lm_eval.api.registry: a registry that is not empty no longer loads lm-eval's own models.
     "lm_eval.models": _register_model,
     "lm_eval.tasks._index": _index_tasks,
+    "lm_eval.config.evaluate_config": _name_missing_tasks,
 }
 _REQUIREMENTS: dict[str, Callable[[str], None]] = {"t2.harness.model": _require_extra}
 

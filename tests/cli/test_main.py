@@ -115,6 +115,15 @@ def test_list_finds_experts_in_the_users_folder(expert: tuple[Path, str], trunca
     assert len(done.stdout.splitlines()) == 2
 
 
+def test_list_passes_over_a_training_that_has_not_ended(expert: tuple[Path, str]) -> None:
+    path, _ = expert
+    checkpoint = path.parent / "science.training" / "checkpoint.safetensors"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"not an expert")
+    done = t2("expert", "list", T2_EXPERTS_DIR=str(path.parent))
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2)
+
+
 def test_list_of_no_experts_is_empty(tmp_path: Path) -> None:
     done = t2("expert", "list", "--json", T2_EXPERTS_DIR=str(tmp_path / "none"))
     assert (done.returncode, json.loads(done.stdout)) == (0, [])
@@ -146,6 +155,15 @@ def test_eval_hands_its_arguments_to_lm_eval() -> None:
     done = t2("eval", "run", "--help")
     assert done.returncode == 0
     assert "--model_args" in done.stdout
+
+
+def test_a_task_that_does_not_exist_is_one_line_with_the_nearest() -> None:
+    done = t2("eval", "--model", "t2", "--tasks", "t2_arc_chalenge")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "t2: error: --tasks: t2_arc_chalenge does not exist; did you mean 't2_arc_challenge'?"
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_eval_without_lm_eval_names_the_install_command() -> None:
