@@ -51,6 +51,20 @@ def atomic_write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def check_writable(path: Path) -> None:
+    """Check that :func:`atomic_write` could put a file there, before long work whose result it is to hold.
+
+    Raises:
+        StorageError: its folder cannot be created or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line to a log-like file and sync it; a kill can cut at most the line being written.
 

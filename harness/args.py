@@ -169,6 +169,24 @@ def hf_arguments() -> list[str]:
     return [name for name in named if name not in LATER_ARGS]
 
 
+def check_hf_args(given: Mapping[str, Any], where: str) -> None:
+    """Refuse what is neither an argument of lm-eval's ``hf`` nor passed on to ``from_pretrained``.
+
+    Args:
+        given: arguments of ``hf``, by name.
+        where: what they were given to, for the message.
+
+    Raises:
+        ArgumentError: an argument that does not exist, or that only ``--model t2`` takes.
+    """
+    allowed = [*hf_arguments(), *FROM_PRETRAINED]
+    for name in given:
+        if name in MODEL_ARGS or name in LATER_ARGS:
+            raise ArgumentError(f"{where}: {name} is an argument of lm_eval --model t2, not of the base model")
+        if name not in allowed:
+            raise ArgumentError(f"{where}: {name} does not exist{nearest(str(name), allowed)}")
+
+
 def parse_args(given: Mapping[str, Any]) -> Settings:
     """Read ``model_args``, whichever of lm-eval's parsers they come from.
 
@@ -199,6 +217,10 @@ def _agree(settings: Settings) -> None:
     names = settings.experts
     if settings.adapt == "expert" and names is not None and len(names) != 1:
         raise ArgumentError(f"model_args: adapt=expert applies one expert, experts={'+'.join(names)} are {len(names)}")
+    if settings.adapt == "none":
+        for name, given in (("experts", names is not None), ("control", settings.control != "none")):
+            if given:
+                raise ArgumentError(f"model_args: {name} has no effect with adapt=none; give adapt=, or leave it out")
     if settings.alpha is not None:
         if settings.adapt != "mix":
             raise ArgumentError(f"model_args: alpha is for adapt=mix, not for adapt={settings.adapt}; leave it out")
@@ -258,8 +280,8 @@ def _number(name: str, spec: ArgSpec, value: Any) -> int | float:
         number = float(value)
         if not math.isfinite(number) or (spec.kind == "integer" and number != int(number)):
             raise ValueError
-    except (TypeError, ValueError):
-        raise ArgumentError(f"model_args: {name}={value} must be {wanted}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ArgumentError(f"model_args: {name}={str(value)[:60]} must be {wanted}") from None
     if (spec.low is not None and number < spec.low) or (spec.high is not None and number > spec.high):
         bounds = f"at least {spec.low:g}" + ("" if spec.high is None else f" and at most {spec.high:g}")
         raise ArgumentError(f"model_args: {name}={value} must be {bounds}")

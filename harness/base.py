@@ -66,7 +66,16 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, **hf
         lm = HFLM(pretrained=pretrained, **hf_args)
     except T2Error:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, AssertionError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+        AssertionError,
+        KeyError,
+        AttributeError,  # a dtype that torch does not have
+        TypeError,
+    ) as error:
         raise ModelError(f"cannot load pretrained={pretrained}: {type(error).__name__}: {error}") from error
     if lm.backend != "causal":
         raise ModelError(f"pretrained={pretrained} is not a decoder-only language model, which is all that t2 adapts")

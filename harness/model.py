@@ -19,6 +19,7 @@ from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.strategies import STRATEGIES, Choice
 from t2.core.digests import digest_of
 from t2.core.errors import ArgumentError, ModelError
+from t2.core.files import check_writable
 from t2.core.manifest import BaseModelRef
 from t2.core.record import AdaptationRecord, Timing, UsedMixture
 from t2.harness import compat, excepthook, store, summary
@@ -68,6 +69,8 @@ class T2LM(LM):  # type: ignore[misc]
     def __init__(self, **model_args: Any) -> None:
         super().__init__()
         self.settings: Settings = parse_args(model_args)
+        if self.settings.record is not None:
+            check_writable(self.settings.record)
         strategy = STRATEGIES[self.settings.adapt]()
         named = self.settings.experts
         read = read_experts(named) if strategy.needs_experts and named is not None else None

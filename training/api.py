@@ -24,6 +24,7 @@ from t2.core.errors import ArgumentError, DataError, StorageError, TrainingError
 from t2.core.files import atomic_write
 from t2.core.manifest import Manifest, pack_hashes
 from t2.core.settings import experts_dir
+from t2.harness.args import check_hf_args
 from t2.harness.base import base_id, open_base
 from t2.harness.tasks import PromptForm, TaskDocs, load_task
 from t2.training.checkpoint import Checkpoint, load_checkpoint
@@ -97,6 +98,7 @@ def train(
     home = (folder or experts_dir()).absolute()
     final, working = home / config.name, home / f"{config.name}.training"
     layers = parse_layers(config.layers) if config.layers is not None else None
+    check_hf_args(config.model_args, "model_args")
     if (final / EXPERT).exists() and not overwrite:
         raise ArgumentError(
             f"expert {config.name} exists in {final}; give another --name, or --overwrite to replace it"
@@ -205,7 +207,7 @@ def _check_interrupted(working: Path, config: TrainConfig, overwrite: bool) -> N
     if not working.exists():
         return
     try:
-        earlier = json.loads((working / CONFIG).read_text())
+        earlier = json.loads((working / CONFIG).read_bytes())
     except (OSError, ValueError):
         earlier = None
     wanted = config.model_dump(mode="json")
@@ -303,7 +305,7 @@ def _domain(task: Task) -> str | None:
 
 def _publish(working: Path, final: Path) -> TrainResult:
     """Make a working folder that holds a finished expert the expert's folder."""
-    scores = json.loads((working / SCORES).read_text())
+    scores = json.loads((working / SCORES).read_bytes())
     aside = final.with_name(f"{final.name}.replaced")
     try:
         (working / CHECKPOINT).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import pytest
 from lm_eval.utils import simple_parse_args_string
 
 from t2.core.errors import ArgumentError, T2Error
-from t2.harness.args import FROM_PRETRAINED, LATER_ARGS, MODEL_ARGS, hf_arguments, parse_args
+from t2.harness.args import FROM_PRETRAINED, LATER_ARGS, MODEL_ARGS, check_hf_args, hf_arguments, parse_args
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,10 @@ def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
         ({"workers": 2}, "workers is not part of this version"),
         ({"shots": 0}, "shots=0 must be at least 1"),
         ({"shots": 2.5}, "shots=2.5 must be a whole number"),
+        ({"adapt_seed": 10**400}, "must be a whole number"),
+        ({"experts": "a"}, "experts has no effect with adapt=none"),
+        ({"control": "shuffle"}, "control has no effect with adapt=none"),
+        ({"layers": "0-99999999999"}, "not of the form 0-15+20"),
         ({"shots": True}, "shots=True must be a whole number"),
         ({"population": "many"}, "population=many must be a whole number"),
         ({"elite": 0}, "elite=0 must lie above 0"),
@@ -93,6 +97,19 @@ def test_a_bad_argument_is_told_in_one_line(given: dict[str, Any], line: str) ->
         parse_args(given)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"dtpye": "bfloat16"}, "--model-args: dtpye does not exist; did you mean 'dtype'?"),
+        ({"adapt": "cem"}, "--model-args: adapt is an argument of lm_eval --model t2"),
+    ],
+)
+def test_arguments_of_the_base_model_alone_are_checked(given: dict[str, Any], line: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        check_hf_args({"pretrained": "x", "variant": "fp16", **given}, "--model-args")
+    assert line in str(caught.value)
 
 
 def test_every_argument_says_what_it_does_and_none_is_told_twice() -> None:

@@ -112,7 +112,10 @@ def test_layers_leave_the_others_alone(experts: str, tiny_engine: TransformersEn
 def test_a_control_keeps_the_values_and_loses_their_places(experts: str, tiny_engine: TransformersEngine) -> None:
     read = read_experts(["alpha"])
     shuffled = prepare_experts(
-        parse_args({"control": "shuffle", "control_seed": 3}), read, tiny_engine.base, tiny_engine.ranks()
+        parse_args({"adapt": "mix", "control": "shuffle", "control_seed": 3}),
+        read,
+        tiny_engine.base,
+        tiny_engine.ranks(),
     )[0]
     name = next(iter(read[0].z))
     assert torch.equal(shuffled.z[name].sort().values, read[0].z[name].sort().values)

@@ -11,10 +11,13 @@ import pytest
 from lm_eval.api.model import LM, CachingLM
 
 from t2.adapters.engine.transformers import TransformersEngine
-from t2.core.errors import ArgumentError, ExpertError, ExpertMismatchError, ModelError, T2Error, TaskError
+from t2.core.errors import ArgumentError, ExpertError, ExpertMismatchError, ModelError, StorageError, T2Error, TaskError
 from t2.core.expertfile import read_expert, write_expert
 from t2.core.record import AdaptationRecord
+from t2.harness.adaptation import TaskAdaptation
 from t2.harness.model import T2LM
+from t2.harness.pool import find_pool
+from t2.harness.tasks import PromptForm
 from tests.harness import tiny
 
 SEARCH = {"adapt": "cem", "population": 5, "generations": 2, "shots": 6}
@@ -110,6 +113,17 @@ def test_dispatch_answers_each_prompt_with_its_own_mixture(tiny_folder: Path, ex
     for i, sample in enumerate(tiny.answers(results, "tiny_choice")):
         lls = [r[0] for r in sample[4]]
         assert any(lls == pytest.approx([r[0] for r in other[i][4]], abs=1e-3) for other in possible)
+
+
+def test_a_prompt_longer_than_the_model_is_cut_for_its_dispatch(tiny_folder: Path, experts: str) -> None:
+    lm = make(tiny_folder, adapt="prompt", max_length=200)
+    assert lm._runtime is not None
+    task = tiny.choice_task()
+    task.build_all_requests()
+    job = TaskAdaptation(task, find_pool(task), PromptForm(), lm._runtime)._job()
+    context, label = job.encode_pair("x" * 900 + "yes", " math")
+    assert len(context) + len(label) == 201
+    assert lm.inner.tok_decode(context).endswith("yes")
 
 
 @pytest.mark.parametrize("data", [None, {"test": tiny.questions(50)}], ids=["own pool", "carved pool"])
@@ -426,6 +440,8 @@ def test_every_tasks_pool_is_checked_before_the_first_search(
         ({"adapt": "cem", "experts": "alhpa"}, ArgumentError, "did you mean 'alpha'?"),
         ({"adapt": "cem", "experts": "alpha", "layers": "9"}, ArgumentError, "the model has no layer 9"),
         ({"pretrained": "does/not/exist"}, ModelError, "cannot load pretrained=does/not/exist"),
+        ({"dtype": "bf16"}, ModelError, "has no attribute 'bf16'"),
+        ({"record": __file__ + "/r.json"}, StorageError, "r.json"),
         ({"adapt": "none", "gguf_file": "x.gguf", "pretrained": None}, ArgumentError, "needs pretrained="),
     ],
 )
