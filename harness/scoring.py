@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from t2.core.errors import TaskError
 from t2.harness.math_answers import last_boxed, math_equal
 from t2.harness.sandbox import run_python
 
@@ -29,6 +30,8 @@ INVALID = "[invalid]"
 # Processor time decides, so that a busy machine gives the same scores; MBPP's slowest right program takes four seconds.
 _CPU_SECONDS = 10
 _WALL_SECONDS = 40.0
+_STARTS = 3
+"""Attempts to start the sandbox, which on a busy machine may take too long once."""
 
 _FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
@@ -45,11 +48,18 @@ def pass_at_1(doc: Mapping[str, Any], completion: str, kind: CodeKind) -> float:
         doc: a HumanEval or MBPP document.
         completion: what a model wrote: a continuation of the prompt, a fenced block, or whole functions.
         kind: which of the two data sets.
+
+    Raises:
+        TaskError: the sandbox does not start on this machine; no program is to blame for that.
     """
     source = program(doc, completion, kind)
     if source is None:
         return 0.0
-    return float(run_python(source, timeout=_WALL_SECONDS, cpu_seconds=_CPU_SECONDS).passed)
+    for _ in range(_STARTS):
+        result = run_python(source, timeout=_WALL_SECONDS, cpu_seconds=_CPU_SECONDS)
+        if result.outcome != "error":
+            return float(result.passed)
+    raise TaskError(f"programs cannot be scored on this machine: {result.detail}; allow child processes of 512 MB")
 
 
 def program(doc: Mapping[str, Any], completion: str, kind: CodeKind) -> str | None:

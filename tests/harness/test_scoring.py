@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from t2.core.errors import TaskError
 from t2.harness.data import load_rows
 from t2.harness.math_answers import _JUDGE, last_boxed, math_equal
 from t2.harness.scoring import INVALID, extract_letter, extract_number, pass_at_1, program
@@ -64,6 +65,14 @@ def test_mbpp_gold_passes_and_wrong_code_fails(mbpp: list[dict[str, Any]]) -> No
             assert pass_at_1(doc, form.format(doc["code"].replace("\r\n", "\n")), "mbpp") == 1.0, (doc["task_id"], form)
         for wrong in ("", "import sys\nsys.exit(0)", "def unrelated():\n    return 1", "no code at all"):
             assert pass_at_1(doc, wrong, "mbpp") == 0.0, (doc["task_id"], wrong)
+
+
+def test_a_sandbox_that_does_not_start_is_told_and_not_scored_as_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    doc = {"test_setup_code": "", "test_list": ["assert f() == 1"]}
+    assert pass_at_1(doc, "def f(): return 1", "mbpp") == 1.0
+    monkeypatch.setattr("sys.executable", "/does/not/exist/python")
+    with pytest.raises(TaskError, match="programs cannot be scored on this machine: cannot start"):
+        pass_at_1(doc, "def f(): return 1", "mbpp")
 
 
 def test_statements_that_only_try_the_code_out_are_left_out(mbpp: list[dict[str, Any]]) -> None:
