@@ -76,7 +76,7 @@ class AdaptationRecord(_Frozen):
         key: identity of the adaptation: its built requests, objective, base, experts, settings and seed.
         settings: the model_args that bear on the adaptation, resolved.
         adaptation_docs: content hashes of the labelled docs that the search saw.
-        pool: the split they were drawn from.
+        pool: the split they were drawn from, and how many of them an expert was trained on, if any.
         mixtures: what answered the scored requests.
         no_signal: all candidates tied, so the base was kept.
         dispatch: number of prompts by domain, for the strategies that name one.

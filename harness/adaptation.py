@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from t2.adapters.expert import Expert, Z
 from t2.adapters.strategies import STRATEGIES, Choice, Job
 from t2.core.digests import digest_of, doc_hash
 from t2.core.errors import ExpertError
+from t2.core.manifest import unpack_hashes
 from t2.core.record import AdaptationRecord, ExpertRef, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.args import Settings
@@ -29,6 +31,8 @@ from t2.harness.tasks import PromptForm, TaskDocs, encode_pair
 SPARE = 64
 """Docs of the pool that may serve as few-shot examples where a task's own are all scored."""
 _PROBE = "The quick brown fox jumps over the lazy dog. 12 + 7 ="
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class TaskAdaptation:
         self.name = str(task.task_name)
         self._runtime = runtime
         self._pool = pool
+        self._split = pool.split
         self._form = form
         self._docs = {instance.doc_id: instance.doc for instance in task.instances}
         self._strategy = STRATEGIES[runtime.settings.adapt]()
@@ -125,9 +130,20 @@ class TaskAdaptation:
                 forbidden=pool.scored,
                 spare=pool.docs[:SPARE],
             )
-            drawn = draw(pool, docs, settings.shots, settings.adapt_seed)
+            trained = {h for expert in runtime.experts for h in unpack_hashes(expert.manifest.training_docs)}
+            drawn = draw(pool, docs, settings.shots, settings.adapt_seed, trained)
             self._scorer = TaskScorer(docs, drawn, runtime.engine, seed=settings.adapt_seed)
             self._adaptation_docs = tuple(doc_hash(doc) for doc in drawn)
+            seen = len(trained.intersection(self._adaptation_docs))
+            if seen:
+                self._split = f"{pool.split}, {seen} of those drawn trained an expert"
+                _log.warning(
+                    "%s: %d of the %d adaptation docs trained an expert, since the pool holds too few others; it looks "
+                    "better on them than it is",
+                    self.name,
+                    seen,
+                    len(drawn),
+                )
         self.key = self._key()
         self.choices: tuple[Choice, ...] = ()
         self.record: AdaptationRecord | None = None
@@ -194,7 +210,7 @@ class TaskAdaptation:
             settings=self._runtime.settings.bearing(),
             objective=self._scorer.task.objective if self._scorer else None,
             adaptation_docs=self._adaptation_docs,
-            pool=self._pool.split if self._scorer else None,
+            pool=self._split if self._scorer else None,
             held_out=plan.held_out,
             history=plan.history,
             mixtures=self._used(),

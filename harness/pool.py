@@ -71,8 +71,16 @@ def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
     return Pool("carved out of the scored docs", pool, scored - taken, kept)
 
 
-def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int) -> list[Any]:
+def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[str] = ()) -> list[Any]:
     """Draw ``shots`` labelled docs from a pool.
+
+    Args:
+        pool: the pool.
+        docs: the task.
+        shots: how many.
+        seed: the user's ``adapt_seed``.
+        trained: content hashes of docs that an expert was trained on; they are drawn only where there are too few
+            others, since an expert looks better on them than it is.
 
     Raises:
         TaskError: the pool is empty, unlabelled, or smaller than ``shots``.
@@ -86,10 +94,11 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int) -> list[Any]:
             "and too few scored docs to set some aside); use adapt=expert or mix, or a task with more docs"
         )
     order = generator(seed, "adaptation docs", docs.name).permutation(len(pool.docs))
+    candidates = sorted((pool.docs[int(i)] for i in order), key=lambda doc: bool(trained) and doc_hash(doc) in trained)
     drawn: list[Any] = []
-    for i in order:
-        if docs.labelled(pool.docs[int(i)]):
-            drawn.append(pool.docs[int(i)])
+    for doc in candidates:
+        if docs.labelled(doc):
+            drawn.append(doc)
         if len(drawn) == shots:
             return drawn
     if not drawn:

@@ -11,8 +11,10 @@ import pytest
 from lm_eval.api.model import LM, CachingLM
 
 from t2.adapters.engine.transformers import TransformersEngine
+from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, ExpertError, ExpertMismatchError, ModelError, StorageError, T2Error, TaskError
 from t2.core.expertfile import read_expert, write_expert
+from t2.core.manifest import pack_hashes
 from t2.core.record import AdaptationRecord
 from t2.harness.adaptation import TaskAdaptation
 from t2.harness.model import T2LM
@@ -403,6 +405,17 @@ def test_an_expert_that_changes_nothing_is_an_error(
     for settings in ({"adapt": "expert", "experts": "idle"}, {**SEARCH, "experts": "alpha+idle"}):
         with pytest.raises(ExpertError, match=r"idle.* leaves the logits of a probe text unchanged"):
             tiny.evaluate(make(tiny_folder, dtype="bfloat16", **settings), [tiny.choice_task()])
+
+
+def test_adaptation_docs_that_trained_an_expert_are_told(
+    tiny_folder: Path, tiny_engine: TransformersEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    docs = pack_hashes(doc_hash(doc) for doc in tiny.choice_task().validation_docs())
+    tiny.save_expert(tmp_path / "experts" / "one.safetensors", tiny_engine, 0, training_docs=docs)
+    lm = make(tiny_folder, adapt="cem", shots=4, population=2, generations=1)
+    tiny.evaluate(lm, [tiny.choice_task()])
+    assert lm.records[0].pool == "validation docs, 4 of those drawn trained an expert"
+    assert "4 of the 4 adaptation docs trained an expert" in caplog.text
 
 
 def test_an_expert_of_ones_is_the_base(tiny_folder: Path, tiny_engine: TransformersEngine, tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_the_drawing_follows_the_seed(tiny_lm: HFLM) -> None:
     assert len(set(drawn)) == 10
 
 
+def test_what_an_expert_was_trained_on_is_drawn_last(tiny_lm: HFLM) -> None:
+    task = tiny.choice_task()
+    pool, docs = find_pool(task), TaskDocs(task, tiny_lm)
+    trained = set(_hashes(pool.docs)[:25])
+    drawn = _hashes(draw(pool, docs, 7, 0, trained))
+    assert not set(drawn[:5]) & trained
+    assert len(set(drawn) & trained) == 2
+
+
 @pytest.mark.parametrize(
     ("data", "shots", "line"),
     [
