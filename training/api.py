@@ -109,11 +109,11 @@ def train(
             return _publish(working, final)
         task = task if task is not None else load_task(config.task, include_path=include_path)
         halves = split_docs(task, config.seed, config.train_docs, config.validation_docs)
-        own = lm is not None
+        given = lm is not None
         lm = lm if lm is not None else open_base(**config.model_args)
-        engine = _engine(lm, config, own)
+        engine = build_engine(lm, config, given=given)
         ranks = {name: target.rank for name, target in find_targets(lm.model, config.targets, layers).items()}
-        problem = _problem(config, engine, lm, task, halves)
+        problem = build_problem(config, engine, lm, task, halves)
         identity = digest_of([config.digest(), engine.base.fingerprint, str(engine.dtype), halves.digest()])
         checkpoint = _resume(working, config, identity, overwrite)
         if checkpoint is None:
@@ -138,15 +138,27 @@ def train(
         return _finish(done, config, task, engine, parameters, problem.method, halves, working, final)
 
 
-def _engine(lm: HFLM, config: TrainConfig, own: bool) -> TransformersEngine:
-    """The engine; a model that the caller loaded (``own``) goes by its own name."""
-    pretrained = lm.model if own else config.model_args.get("pretrained")
+def build_engine(lm: HFLM, config: TrainConfig, *, given: bool = True) -> TransformersEngine:
+    """The engine over a loaded base model.
+
+    Args:
+        lm: the base model.
+        config: its ``model_args`` name it.
+        given: the caller loaded it, so it goes by its own name.
+    """
+    pretrained = lm.model if given else config.model_args.get("pretrained")
     name = base_id(pretrained, config.model_args.get("gguf_file"))
     batch = lm.batch_size if isinstance(lm.batch_size, int) and lm.batch_size > 1 else 32
     return TransformersEngine(lm.model, lm.tokenizer, name, config.model_args.get("revision"), batch_size=batch)
 
 
-def _problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, task: Task, halves: Halves) -> Problem:
+def build_problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, task: Task, halves: Halves) -> Problem:
+    """What is to be learned from a task's documents.
+
+    Raises:
+        ArgumentError: the task has no such metric or filter, or the objective does not suit its answers.
+        TaskError: the task's answers cannot be rewarded.
+    """
     form = PromptForm(
         num_fewshot=config.num_fewshot,
         system_instruction=config.system_instruction,
