@@ -178,7 +178,12 @@ def test_ctrl_c_ends_quietly(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "t2.cli", "expert", "verify", str(pipe)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def heed() -> None:
+        # A shell's background jobs ignore Ctrl-C and hand that on; the tests may run in one.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
     # Opening blocks until the program reads from the other end, and then it waits for bytes that never come.
     with process, pipe.open("wb"):
         process.send_signal(signal.SIGINT)
