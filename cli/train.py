@@ -38,7 +38,6 @@ def _train(
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Use the model's chat template.")
     ] = False,
-    chat_template: Annotated[str | None, typer.Option(help="Use the chat template of this name.")] = None,
     system_instruction: Annotated[str | None, typer.Option(help="A system message.")] = None,
     gen_kwargs: Annotated[
         str, typer.Option(help="Generation arguments over the task's, such as max_gen_toks=128.")
@@ -84,8 +83,6 @@ def _train(
     include_path: Annotated[Path | None, typer.Option(help="A folder of further lm-eval tasks.")] = None,
 ) -> None:
     """Train an expert on a task by reinforcement; an interrupted run goes on when it is given the same options."""
-    if apply_chat_template and chat_template is not None:
-        raise ArgumentError("give --apply-chat-template or --chat-template, not both")
     with needs_eval("t2 train"):
         from lm_eval.utils import simple_parse_args_string
 
@@ -98,7 +95,7 @@ def _train(
         metric=metric,
         filter=answer_filter,
         num_fewshot=num_fewshot,
-        apply_chat_template=chat_template if chat_template is not None else apply_chat_template,
+        apply_chat_template=apply_chat_template,
         system_instruction=system_instruction,
         gen_kwargs=_pairs("--gen-kwargs", gen_kwargs, simple_parse_args_string),
         objective=objective,

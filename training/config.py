@@ -40,8 +40,7 @@ class TrainConfig(BaseModel):
         metric: the metric that is rewarded; None takes the task's first.
         filter: the answer filter before it; None takes the task's first.
         num_fewshot: examples in the prompt; None leaves it to the task.
-        apply_chat_template: wrap prompts in the model's chat template; text instead of true names one of several
-            templates.
+        apply_chat_template: wrap prompts in the model's chat template.
         system_instruction: a system message for the prompt.
         gen_kwargs: generation arguments that replace the task's, such as ``max_gen_toks``.
         objective: ``expected-reward`` has the exact gradient over a multiple-choice document's choices, ``reinforce``
@@ -83,7 +82,7 @@ class TrainConfig(BaseModel):
     metric: str | None = None
     filter: str | None = None
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    apply_chat_template: bool | str = False
+    apply_chat_template: bool = False
     system_instruction: str | None = None
     gen_kwargs: dict[str, Any] = Field(default_factory=dict)
 
