@@ -23,7 +23,7 @@ from t2.core.seeds import derive_seed
 
 _PAD = 0
 _BATCH_TOKENS = (4096, 65536)
-"""Padded prompt tokens of a batch on a CPU and on a GPU; on 2 CPU cores larger ones were a third slower per token."""
+"""Padded prompt tokens of a batch on a CPU, where larger ones fall out of the caches, and on a GPU."""
 
 
 class TransformersEngine:
