@@ -10,7 +10,7 @@ import typer
 from t2.cli.extras import needs_eval
 from t2.cli.output import print_fields
 from t2.core.errors import ArgumentError
-from t2.training.config import BASELINES, NORMALISES, OBJECTIVES, SELECTS, TrainConfig, make_config
+from t2.training.config import BASELINES, KINDS, NORMALISES, OBJECTIVES, SELECTS, TrainConfig, make_config
 
 
 def _default(field: str) -> Any:
@@ -25,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
 def _train(
     task: Annotated[str, typer.Option(help="The lm-eval task to learn.")],
     name: Annotated[str, typer.Option(help="The expert's name.")],
+    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}.")] = _default("kind"),
     domain: Annotated[str | None, typer.Option(help="What it is for; without it the task's domain.")] = None,
     model_args: Annotated[
         str,
@@ -90,6 +91,7 @@ def _train(
     config = make_config(
         task=task,
         name=name,
+        kind=kind,
         domain=domain,
         model_args=_pairs("--model-args", model_args, simple_parse_args_string),
         metric=metric,

@@ -51,6 +51,7 @@ class Manifest(_Frozen):
         training: the training configuration, as JSON.
         training_docs: hashes of the documents it was trained on, packed by :func:`pack_hashes`.
         parents: for a mixture, what was mixed.
+        labels: for a classifier, the domains that it tells apart, as the model is to name them.
     """
 
     schema_version: Literal[1] = 1
@@ -64,10 +65,14 @@ class Manifest(_Frozen):
     training: dict[str, Any] = Field(default_factory=dict)
     training_docs: str = ""
     parents: tuple[Parent, ...] = ()
+    labels: tuple[Label, ...] = ()
 
     def canonical(self) -> str:
-        """The canonical JSON text that is stored in the expert's file; equal manifests give equal text."""
-        return canonical_json(self.model_dump(mode="json"))
+        """The canonical JSON text that is stored in the expert's file; equal manifests give equal text.
+
+        Without labels the text does not name them, as it did before they existed: files keep their digests.
+        """
+        return canonical_json(self.model_dump(mode="json", exclude=None if self.labels else {"labels"}))
 
 
 def pack_hashes(hashes: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from t2.adapters.expert import save_expert
 from t2.adapters.targets import find_targets, parse_layers
 from t2.core.curve import CurvePoint, read_curve
 from t2.core.digests import canonical_json, digest_of, sha256_file
-from t2.core.errors import ArgumentError, DataError, StorageError, TrainingError
+from t2.core.errors import ArgumentError, DataError, StorageError, TaskError, TrainingError
 from t2.core.files import atomic_write
 from t2.core.manifest import Manifest, pack_hashes
 from t2.core.settings import experts_dir
@@ -109,6 +109,7 @@ def train(
             return _publish(working, final)
         task = task if task is not None else load_task(config.task, include_path=include_path)
         halves = split_docs(task, config.seed, config.train_docs, config.validation_docs)
+        labels = _labels(task, halves) if config.kind == "classifier" else ()
         given = lm is not None
         lm = lm if lm is not None else open_base(**config.model_args)
         engine = build_engine(lm, config, given=given)
@@ -135,7 +136,7 @@ def train(
             progress=progress,
         )
         done = trainer.run(base, checkpoint)
-        return _finish(done, config, task, engine, parameters, problem.method, halves, working, final)
+        return _finish(done, config, task, engine, parameters, problem.method, labels, halves, working, final)
 
 
 def build_engine(lm: HFLM, config: TrainConfig, *, given: bool = True) -> TransformersEngine:
@@ -270,6 +271,7 @@ def _finish(
     engine: TransformersEngine,
     parameters: Parameters,
     method: str,
+    labels: tuple[str, ...],
     halves: Halves,
     working: Path,
     final: Path,
@@ -283,6 +285,7 @@ def _finish(
             "--learning-rate, a larger --clip, or more documents"
         )
     manifest = Manifest(
+        kind=config.kind,
         name=config.name,
         base=engine.base,
         targets=parameters.ranks,
@@ -291,6 +294,7 @@ def _finish(
         method=method,
         training=config.model_dump(mode="json"),
         training_docs=pack_hashes([*halves.train_hashes, *halves.validation_hashes]),
+        labels=labels,
     )
     scores = {
         "base_reward": state.base_reward,
@@ -306,6 +310,21 @@ def _finish(
     atomic_write(working / SCORES, (json.dumps(scores, indent=2) + "\n").encode())
     save_expert(working / EXPERT, manifest, parameters.z(done.best_theta))
     return _publish(working, final)
+
+
+def _labels(task: Any, halves: Halves) -> tuple[str, ...]:
+    """The domains that a classifier learns to name: the choices, which every document shares."""
+    offered = (
+        {tuple(map(str, task.doc_to_choice(doc))) for doc in (*halves.train, *halves.validation)}
+        if task.OUTPUT_TYPE == "multiple_choice"
+        else set()
+    )
+    if len(offered) != 1:
+        raise TaskError(
+            f"task {task.task_name} cannot train a classifier, which needs one set of choices, the domains, for every "
+            "document; take t2_domains or a task like it, or --kind expert"
+        )
+    return next(iter(offered))
 
 
 def _domain(task: Task) -> str | None:

@@ -13,12 +13,14 @@ ObjectiveName = Literal["auto", "expected-reward", "reinforce"]
 NormaliseName = Literal["auto", "none", "tokens", "chars"]
 BaselineName = Literal["none", "mean", "rloo"]
 SelectName = Literal["score", "reward"]
+KindName = Literal["expert", "classifier"]
 TargetsName = Literal["mlp", "attn", "all"]
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 NORMALISES: tuple[str, ...] = get_args(NormaliseName)
 BASELINES: tuple[str, ...] = get_args(BaselineName)
 SELECTS: tuple[str, ...] = get_args(SelectName)
+KINDS: tuple[str, ...] = get_args(KindName)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
 Count = Annotated[int, Field(ge=1)]
@@ -34,6 +36,8 @@ class TrainConfig(BaseModel):
     Attributes:
         task: an lm-eval task.
         name: the expert's name; letters, digits, ``_`` and ``-``, beginning with a letter.
+        kind: ``expert`` answers; ``classifier`` learns a task whose documents all offer the same choices, the domains,
+            and names them for ``adapt=classifier``.
         domain: what the expert is for; None takes ``metadata.t2.domain`` of the task.
         model_args: arguments of lm-eval's ``HFLM``, such as ``pretrained`` and ``dtype``; without ``pretrained`` the
             demo model.
@@ -77,6 +81,7 @@ class TrainConfig(BaseModel):
 
     task: Annotated[str, StringConstraints(min_length=1)]
     name: Name
+    kind: KindName = "expert"
     domain: str | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     metric: str | None = None

@@ -224,3 +224,13 @@ def test_another_process_may_not_train_the_same_name(tiny_lm: HFLM) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(ArgumentError, match="being trained by another process"):
             run(tiny_lm, planted.choices())
+
+
+def test_a_classifier_names_its_labels(tiny_lm: HFLM) -> None:
+    labels = planted.LETTERS[:4]
+    rows = [{"q": row["q"], "choices": labels, "gold": 2} for row in planted.rows(48)]
+    task = tiny.choice_task("kinds", {"training": rows, "test": planted.rows(8, start=1000)})
+    manifest = load_expert(run(tiny_lm, task, kind="classifier").path).manifest
+    assert (manifest.kind, manifest.labels) == ("classifier", tuple(labels))
+    with pytest.raises(TaskError, match="one set of choices"):
+        run(tiny_lm, planted.choices(), "mixed", kind="classifier")
