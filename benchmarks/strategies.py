@@ -1,7 +1,7 @@
 """Every strategy on tasks of different kinds: score, held-out score and seconds of each pass.
 
     python benchmarks/strategies.py --output strategies.json [--tasks t2_arc_challenge:300 …] [--strategies cem …]
-    [--common dtype=bfloat16,…]
+    [--common dtype=bfloat16,…] [--gen-kwargs max_gen_toks=192]
 
 One lm-eval run per strategy, on the same documents: the first N of each task. A strategy that stands in the output file
 already is not run again, so an interrupted benchmark goes on where it was. Running HumanEval executes what the model
@@ -49,12 +49,19 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--common", default="dtype=bfloat16", help="model_args of every strategy")
     parser.add_argument("--search", default=SEARCH, help="model_args of the strategies that search")
+    parser.add_argument("--gen-kwargs", default="max_gen_toks=192", help="over those of the tasks")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
 
     sizes = {name: int(count) for name, _, count in (task.partition(":") for task in args.tasks)}
-    setting = {"tasks": sizes, "common": args.common, "search": args.search, "batch_size": args.batch_size}
+    setting: dict[str, Any] = {
+        "tasks": sizes,
+        "common": args.common,
+        "search": args.search,
+        "gen_kwargs": args.gen_kwargs,
+        "batch_size": args.batch_size,
+    }
     report = json.loads(args.output.read_text()) if args.output.exists() else {**setting, "strategies": {}}
     if {key: report.get(key) for key in setting} != setting:
         raise SystemExit(f"{args.output} holds a benchmark of other settings; name another file")
@@ -66,7 +73,7 @@ def main() -> None:
         searches = "adapt=cem" in own or "adapt=auto" in own
         model_args = ",".join(part for part in (own, args.common, args.search if searches else "") if part)
         try:
-            report["strategies"][name] = run(model_args, sizes, args.batch_size)
+            report["strategies"][name] = run(model_args, sizes, args.gen_kwargs, args.batch_size)
         except T2Error as error:
             raise SystemExit(f"{name} ({model_args}): {error}") from error
         atomic_write(args.output, json.dumps(report, indent=2).encode())
@@ -74,7 +81,7 @@ def main() -> None:
         print(table(task, sizes[task], report["strategies"]))
 
 
-def run(model_args: str, sizes: dict[str, int], batch_size: int) -> dict[str, Any]:
+def run(model_args: str, sizes: dict[str, int], gen_kwargs: str, batch_size: int) -> dict[str, Any]:
     """Scores and records of one strategy on all tasks."""
     start = time.perf_counter()
     results = lm_eval.simple_evaluate(
@@ -82,6 +89,7 @@ def run(model_args: str, sizes: dict[str, int], batch_size: int) -> dict[str, An
         model_args=simple_parse_args_string(model_args),
         tasks=list(sizes),
         samples={name: list(range(count)) for name, count in sizes.items()},
+        gen_kwargs=gen_kwargs,
         batch_size=batch_size,
         confirm_run_unsafe_code=True,
         log_samples=False,
