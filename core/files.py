@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from t2.core.errors import StorageError
+
+_STALE = 60.0
+"""Seconds after which a temporary file that no process holds counts as left behind by a kill."""
 
 
 @contextlib.contextmanager
@@ -17,7 +23,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces ``path`` when the block ends, and leaves it as it was when the block fails.
 
     The bytes are synced to disk before the rename, and the folder after it, so that neither a kill nor a power cut
-    leaves half a file under ``path``.
+    leaves half a file under ``path``. What an earlier kill left beside it is removed.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be created or written.
@@ -25,8 +31,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
+            with contextlib.suppress(OSError):  # not every network file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -91,6 +100,15 @@ def _drop_cut_line(file: IO[bytes]) -> None:
     if file.read(1) != b"\n":
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files for ``path`` whose writer was killed: old ones that no process holds a lock on."""
+    for found in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), found.open("rb") as file:
+            if time.time() - found.stat().st_mtime > _STALE:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.unlink()
 
 
 def _umask() -> int:

@@ -17,8 +17,8 @@ from lm_eval.utils import simple_parse_args_string
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.strategies import STRATEGIES, Choice
-from t2.core.digests import digest_of
-from t2.core.errors import ArgumentError, ModelError
+from t2.core.digests import digest_of, doc_hash
+from t2.core.errors import ArgumentError, ModelError, StorageError
 from t2.core.files import check_writable
 from t2.core.manifest import BaseModelRef
 from t2.core.record import AdaptationRecord, Timing, UsedMixture
@@ -173,6 +173,7 @@ class T2LM(LM):  # type: ignore[misc]
             key = tuple(sorted(choice.alpha.items()))
             groups.setdefault(key, []).append(index)
             choices[key] = choice
+        self._check_cacheable(kind, requests, groups)
         answers: list[Any] = [None] * len(requests)
         for key, indices in groups.items():
             own = requests if len(groups) == 1 else [requests[i] for i in indices]
@@ -183,6 +184,27 @@ class T2LM(LM):  # type: ignore[misc]
             for i, answer in zip(indices, found, strict=True):
                 answers[i] = answer
         return answers
+
+    def _check_cacheable(
+        self, kind: RequestType, requests: list[Instance], groups: Mapping[Any, Sequence[int]]
+    ) -> None:
+        """lm-eval's cache keys answers by the request alone, so one request must not have two mixtures.
+
+        Raises:
+            ArgumentError: it has, and the cache is in use.
+        """
+        if self.cache_hook.dbdict is None or len(groups) == 1:
+            return
+        owner: dict[str, tuple[Any, str]] = {}
+        for group, indices in groups.items():
+            for i in indices:
+                name = str(requests[i].task_name)
+                first, other = owner.setdefault(doc_hash([kind, *requests[i].args]), (group, name))
+                if first != group:
+                    raise ArgumentError(
+                        f"--use_cache: tasks {other} and {name} ask the same under different mixtures, which the cache "
+                        "cannot tell apart; run them one by one with a file each"
+                    )
 
     def _ask(self, kind: RequestType, requests: list[Instance]) -> Any:
         self.inner.set_cache_hook(self.cache_hook)
@@ -265,14 +287,16 @@ class T2LM(LM):  # type: ignore[misc]
                     self._check_uncached(task)
                 adaptation.plan()
             adaptation.answered(run.seconds[name])
-            adaptation.finish()
+            with _results_first():
+                adaptation.finish()
             assert adaptation.record is not None
             assert adaptation.path is not None
             self.records.append(adaptation.record)
             self._paths[name] = adaptation.path
         if self.settings.record is not None:
-            store.write_records(self.settings.record, self.records)
-            self._paths = dict.fromkeys(run.evaluation.tasks, self.settings.record)
+            with _results_first():
+                store.write_records(self.settings.record, self.records)
+                self._paths = dict.fromkeys(run.evaluation.tasks, self.settings.record)
 
     def _plain_record(self, name: str, task: Any, seconds: float) -> AdaptationRecord:
         metadata = getattr(task.config, "metadata", None) or {}
@@ -418,3 +442,12 @@ class T2LM(LM):  # type: ignore[misc]
     def config(self) -> Any:
         """The model's configuration."""
         return self.inner.config
+
+
+@contextlib.contextmanager
+def _results_first() -> Iterator[None]:
+    """After the answers a full disk is reported and no more: lm-eval's results hold the records too."""
+    try:
+        yield
+    except StorageError as error:
+        _log.error("%s", error)

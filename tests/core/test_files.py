@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -155,3 +156,16 @@ def test_the_umask_is_as_before(tmp_path: Path) -> None:
         assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
     finally:
         os.umask(before)
+
+
+def test_what_a_kill_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    dead, fresh, held, other = (tmp_path / name for name in (".file.a.tmp", ".file.b.tmp", ".file.c.tmp", ".fil.d.tmp"))
+    for left in (dead, fresh, held, other):
+        left.write_bytes(b"half")
+    for old in (dead, held, other):
+        os.utime(old, (0, 0))
+    with held.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        atomic_write(path, b"whole")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".fil.d.tmp", ".file.b.tmp", ".file.c.tmp", "file"]

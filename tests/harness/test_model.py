@@ -371,6 +371,30 @@ def test_cached_answers_of_a_search_that_is_not_on_record_are_refused(
     assert [record.digest() for record in again.records] == [record.digest() for record in first.records]
 
 
+def test_two_mixtures_for_one_request_do_not_share_a_cache(tiny_folder: Path, experts: str, tmp_path: Path) -> None:
+    other = tiny.splits(validation=tiny.questions(40, 3000))
+    tasks = [tiny.choice_task("first"), tiny.choice_task("second", other)]
+    lm = make(tiny_folder, **SEARCH)
+    tiny.evaluate(lm, tasks)
+    assert lm.records[0].mixtures[0].alpha != lm.records[1].mixtures[0].alpha
+    with pytest.raises(
+        ArgumentError, match="--use_cache: tasks first and second ask the same under different mixtures"
+    ):
+        tiny.evaluate(make(tiny_folder, **SEARCH), tasks, use_cache=str(tmp_path / "answers"))
+
+
+def test_scores_survive_a_record_that_cannot_be_written(
+    tiny_folder: Path, experts: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "deep" / "r.json"
+    lm = make(tiny_folder, adapt="mix", record=str(place))
+    place.parent.rmdir()
+    place.parent.write_text("in the way")
+    results = tiny.evaluate(lm, [tiny.choice_task()])
+    assert len(results["config"]["t2"]["records"]) == 1
+    assert f"cannot write {place}" in caplog.text
+
+
 def _built() -> list[Any]:
     tasks = three()
     for task in tasks:
