@@ -107,9 +107,11 @@ def load_bases(
             bases[name] = basis
     bar = tqdm(missing, desc="Building spectral bases", unit="matrix", disable=not (progress and missing), delay=1)
     for name in bar:
-        if not bool(torch.isfinite(targets[name].matrix).all()):
+        matrix = targets[name].matrix
+        if not bool(torch.isfinite(matrix).all()):
             raise ModelError(f"{name} of the base model holds values that are not finite; load whole weights")
-        basis = build_basis(targets[name].matrix)
+        basis = build_basis(matrix)
+        del matrix  # a quantised one was dequantised for this alone
         path = _path(folder, digests[name])
         tensors = {"q": basis.q.cpu(), "sigma": basis.sigma.cpu()}
         atomic_write(path, safetensors.torch.save(tensors, metadata=_metadata(basis.side)))

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from t2.adapters.quantised import dequantised, is_plain, quantised_form
 from t2.core.errors import ArgumentError, ModelError, nearest
 
 TargetSet = Literal["mlp", "attn", "all"]
 TARGET_SETS: tuple[str, ...] = get_args(TargetSet)
+Moe = Literal["refuse", "skip"]
+MOE: tuple[str, ...] = get_args(Moe)
 
-_KINDS: dict[str, tuple[str, ...]] = {"mlp": ("mlp", "feed_forward", "ffn"), "attn": ("attn", "self_attn", "attention")}
+_KINDS: dict[str, tuple[str, ...]] = {
+    "mlp": ("mlp", "feed_forward", "ffn", "shared_mlp"),
+    "attn": ("attn", "self_attn", "attention", "self_attention", "linear_attn"),
+}
+_ROUTED = ("experts", "router", "gate", "shared_expert_gate")
+"""Modules of a mixture-of-experts layer that choose experts or are chosen."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +33,18 @@ class Target:
     """One adapted matrix.
 
     Attributes:
-        name: its parameter name in the model's state dict.
+        name: its parameter name in the state dict of the (text) model.
         module: the linear layer that holds it.
         layer: index of the decoder layer.
         transposed: the layer stores in × out (GPT-2's ``Conv1D``) instead of out × in.
+        form: how its weight is quantised, ``int8``, ``nf4`` or ``fp4``; None where it holds the matrix itself.
     """
 
     name: str
     module: nn.Module
     layer: int
     transposed: bool
+    form: str | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -43,51 +54,75 @@ class Target:
         return weight
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) = (out, in)."""
+        if self.form is not None:
+            assert isinstance(self.module, nn.Linear)
+            return self.module.out_features, self.module.in_features
+        m, n = self.parameter.shape
+        return (n, m) if self.transposed else (m, n)
+
+    @property
     def matrix(self) -> torch.Tensor:
-        """W as a view of shape (m, n) = (out, in)."""
+        """W, of shape (m, n): a view of the parameter; of a quantised one a new tensor each time, to be let go soon."""
+        if self.form is not None:
+            return dequantised(self.module)
         weight = self.parameter.detach()
         return weight.T if self.transposed else weight
 
     @property
     def rank(self) -> int:
         """r = min(m, n)."""
-        return min(self.parameter.shape)
+        return min(self.shape)
 
 
-def find_targets(model: nn.Module, targets: str = "all", layers: Sequence[int] | None = None) -> dict[str, Target]:
+def find_targets(
+    model: nn.Module, targets: str = "all", layers: Sequence[int] | None = None, moe: str = "refuse"
+) -> dict[str, Target]:
     """The adaptable matrices of a model, by parameter name, in the order of the model's modules.
 
+    Of a model that also sees images or hears, these are the matrices of its language half, under the names that they
+    have in the text model of that architecture.
+
     Args:
-        model: a decoder-only language model.
+        model: a decoder-only language model, or one with such a half.
         targets: ``mlp``, ``attn`` or ``all`` (both).
         layers: keep these decoder layers only; None keeps all.
+        moe: ``refuse`` a model with mixture-of-experts layers, or ``skip`` their routers and routed experts and adapt
+            the rest: attention, shared experts, and the layers that have no experts.
 
     Raises:
         ArgumentError: an unknown target set, or layers that the model does not have.
-        ModelError: the model has no such matrices, or they are quantised or offloaded.
+        ModelError: the model has no such matrices, they are offloaded, quantised in a way that is not known, or it has
+            mixture-of-experts layers and ``moe`` is not ``skip``.
     """
     if targets not in TARGET_SETS:
         raise ArgumentError(f"targets={targets} is not a set of matrices{nearest(targets, TARGET_SETS)}")
+    if moe not in MOE:
+        raise ArgumentError(f"moe={moe} is not a way to treat mixtures of experts{nearest(moe, MOE)}")
     found: dict[str, Target] = {}
     kinds: dict[str, str] = {}
-    for module_name, module in model.named_modules():
-        if not isinstance(module, (nn.Linear, Conv1D)):
-            continue
+    routed = None
+    for module_name, module in language_modules(model):
         parts = module_name.split(".")
-        kind = next((kind for kind, words in _KINDS.items() if any(part in words for part in parts)), None)
         name = f"{module_name}.weight"
         layer = layer_of(name)
-        if kind is None or layer is None:
+        if layer is None:
             continue
-        weight = module.weight
-        if weight.is_meta or not weight.is_floating_point():
-            state = "is not in memory (offloaded)" if weight.is_meta else f"is quantised ({weight.dtype})"
-            raise ModelError(
-                f"{name} {state}, and t2 adapts weights that are floating-point numbers in memory; load the model "
-                "without quantisation and offloading"
-            )
-        found[name] = Target(name, module, layer, isinstance(module, Conv1D))
+        routed = routed or (module_name if _holds_experts(parts, module) else None)
+        kind = next((kind for kind, words in _KINDS.items() if any(part in words for part in parts)), None)
+        if kind is None or not _is_linear(module):
+            continue
+        _check(name, module)
+        found[name] = Target(name, module, layer, isinstance(module, Conv1D), quantised_form(module))
         kinds[name] = kind
+    if routed is not None:
+        if moe == "refuse":
+            raise ModelError(
+                f"{type(model).__name__} has mixture-of-experts layers ({routed}), which t2 does not adapt; "
+                "moe=skip adapts the rest of it: attention, shared experts and dense layers"
+            )
+        found = {name: target for name, target in found.items() if not set(name.split(".")).intersection(_ROUTED)}
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no linear layers under an 'mlp' or 'attn' module, so there is nothing to adapt"
@@ -102,6 +137,55 @@ def find_targets(model: nn.Module, targets: str = "all", layers: Sequence[int] |
         for name, target in found.items()
         if (targets == "all" or kinds[name] == targets) and (layers is None or target.layer in layers)
     }
+
+
+def language_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model's language half, under the names that they have in the text model of its architecture.
+
+    Of a text model these are all its modules, under their own names.
+    """
+    config = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if isinstance(model, PreTrainedModel) and config is not None else None
+    if text is None or text is config:
+        yield from model.named_modules()
+        return
+    for module in model.modules():
+        if module is not model and isinstance(module, PreTrainedModel) and type(module.config) is type(text):
+            # The backbone of a text model lies under this name in it, unless this is the whole text model.
+            inner = module.base_model_prefix
+            start = "" if hasattr(module, inner) else f"{inner}."
+            yield from ((f"{start}{name}", part) for name, part in module.named_modules())
+            return
+    raise ModelError(f"{type(model).__name__} has a text configuration but no language model that t2 can find in it")
+
+
+def _holds_experts(parts: Sequence[str], module: nn.Module) -> bool:
+    """Whether a module holds the routed experts of a layer: in one tensor with a dimension for them, or as a list."""
+    stacked = any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+    return parts[-1] == "experts" or (stacked and not isinstance(module, nn.Conv1d))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, whatever it keeps its weight in."""
+    leaf = hasattr(module, "in_features") and hasattr(module, "out_features") and not list(module.children())
+    return leaf or isinstance(module, (nn.Linear, Conv1D))
+
+
+def _check(name: str, module: nn.Module) -> None:
+    """Refuse a layer whose matrix cannot be read.
+
+    Raises:
+        ModelError: it is not in memory, or quantised in a way that is not known.
+    """
+    weight = module.weight if isinstance(module, (nn.Linear, Conv1D)) else None
+    if isinstance(weight, torch.Tensor) and weight.is_meta:
+        raise ModelError(f"{name} is not in memory (offloaded); load the model without offloading")
+    if weight is None or not (is_plain(module) or quantised_form(module)):
+        how = type(module).__name__ if weight is None else weight.dtype
+        raise ModelError(
+            f"{name} is quantised in a way that t2 cannot read ({how}); load the model with load_in_8bit or "
+            "load_in_4bit (bitsandbytes), or without quantisation"
+        )
 
 
 def layer_of(name: str) -> int | None:

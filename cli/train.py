@@ -72,6 +72,9 @@ def _train(
     ),
     targets: Annotated[str, typer.Option(help="Matrices to scale: mlp, attn, all.")] = _default("targets"),
     layers: Annotated[str | None, typer.Option(help="Layers to adapt, such as 0-15+20.")] = None,
+    moe: Annotated[str, typer.Option(help="A base with mixture-of-experts layers: refuse, or skip them.")] = _default(
+        "moe"
+    ),
     rank: Annotated[int | None, typer.Option(help="Only the first so many components move.")] = None,
     micro_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.")] = _default("micro_tokens"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = _default("seed"),
@@ -121,6 +124,7 @@ def _train(
         select=select,
         targets=targets,
         layers=layers,
+        moe=moe,
         rank=rank,
         micro_tokens=micro_tokens,
         seed=seed,

@@ -50,8 +50,8 @@ class Runtime:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the adapted weights, for example ``bfloat16``."""
-        return str(self.engine.dtype).removeprefix("torch.")
+        """The dtype of the adapted weights, for example ``bfloat16``, and how they are quantised."""
+        return self.engine.precision
 
     def probe(self) -> torch.Tensor:
         """Logits of a fixed text under the weights as they are now."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from t2.adapters.controls import CONTROLS, Control
 from t2.adapters.expert import Normalise, Space
 from t2.adapters.strategies.base import Options, Per
-from t2.adapters.targets import parse_layers
+from t2.adapters.targets import MOE, parse_layers
 from t2.core.errors import ArgumentError, nearest
 
 Kind = Literal["choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "file"]
@@ -74,6 +74,12 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     "transfer": ArgSpec(
         "choice", "none", "strict applies experts of other weights when names and ranks agree", ("none", "strict")
     ),
+    "moe": ArgSpec(
+        "choice",
+        "refuse",
+        "a base with mixture-of-experts layers: refuse it, or skip these layers' routers and routed experts",
+        MOE,
+    ),
     "record": ArgSpec("file", None, "a JSON file for the adaptation records, besides results and cache"),
     "batch": ArgSpec("integer", 32, "rows of a batch during a search or dispatch", low=1),
 }
@@ -131,6 +137,7 @@ class Settings:
     layers: tuple[int, ...] | None
     rank: int | None
     transfer: str
+    moe: str
     record: Path | None
     batch: int
     hf: Mapping[str, Any]

@@ -84,7 +84,12 @@ class T2LM(LM):  # type: ignore[misc]
         self._runtime: Runtime | None = None
         try:
             engine = TransformersEngine(
-                self.inner.model, self.inner.tokenizer, name, revision, batch_size=self.settings.batch
+                self.inner.model,
+                self.inner.tokenizer,
+                name,
+                revision,
+                batch_size=self.settings.batch,
+                moe=self.settings.moe,
             )
         except ModelError:
             if strategy.needs_experts:

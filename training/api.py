@@ -113,7 +113,9 @@ def train(
         given = lm is not None
         lm = lm if lm is not None else open_base(**config.model_args)
         engine = build_engine(lm, config, given=given)
-        ranks = {name: target.rank for name, target in find_targets(lm.model, config.targets, layers).items()}
+        ranks = {
+            name: target.rank for name, target in find_targets(lm.model, config.targets, layers, config.moe).items()
+        }
         problem = build_problem(config, engine, lm, task, halves)
         identity = digest_of([config.digest(), engine.base.fingerprint, str(engine.dtype), halves.digest()])
         checkpoint = _resume(working, config, identity, overwrite)
@@ -150,7 +152,8 @@ def build_engine(lm: HFLM, config: TrainConfig, *, given: bool = True) -> Transf
     pretrained = lm.model if given else config.model_args.get("pretrained")
     name = base_id(pretrained, config.model_args.get("gguf_file"))
     batch = lm.batch_size if isinstance(lm.batch_size, int) and lm.batch_size > 1 else 32
-    return TransformersEngine(lm.model, lm.tokenizer, name, config.model_args.get("revision"), batch_size=batch)
+    revision = config.model_args.get("revision")
+    return TransformersEngine(lm.model, lm.tokenizer, name, revision, batch_size=batch, moe=config.moe)
 
 
 def build_problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, task: Task, halves: Halves) -> Problem:

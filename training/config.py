@@ -15,6 +15,7 @@ BaselineName = Literal["none", "mean", "rloo"]
 SelectName = Literal["score", "reward"]
 KindName = Literal["expert", "classifier"]
 TargetsName = Literal["mlp", "attn", "all"]
+MoeName = Literal["refuse", "skip"]
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 NORMALISES: tuple[str, ...] = get_args(NormaliseName)
@@ -72,6 +73,7 @@ class TrainConfig(BaseModel):
         select: what decides the best measurement: the task's ``score`` (ties by reward) or the ``reward``.
         targets: which matrices are scaled: ``mlp``, ``attn`` or ``all``.
         layers: decoder layers to adapt, such as ``0-15+20``; None adapts all.
+        moe: a base with mixture-of-experts layers: ``refuse`` it, or ``skip`` their routers and routed experts.
         rank: only the first so many components move; None lets all.
         micro_tokens: tokens in one forward pass; bounds memory.
         seed: of the split, the order of documents and sampled answers.
@@ -114,6 +116,7 @@ class TrainConfig(BaseModel):
 
     targets: TargetsName = "all"
     layers: str | None = None
+    moe: MoeName = "refuse"
     rank: Count | None = None
     micro_tokens: Count = 4096
     seed: int = 0

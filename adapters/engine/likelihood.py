@@ -251,8 +251,8 @@ def _spans(logits: torch.Tensor, continuations: Sequence[tuple[int, ...]]) -> Sp
     return Spans(logits, tokens, [len(continuation) for continuation in continuations])
 
 
-def _has_windows(model: nn.Module) -> bool:
-    config = model.config
+def _has_windows(model: Any) -> bool:
+    config = model.config.get_text_config(decoder=True)
     windows = [kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"]
     sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     return bool(windows) or sliding

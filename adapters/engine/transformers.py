@@ -31,7 +31,7 @@ class TransformersEngine:
 
     *Weight form* (:meth:`applied`): each adapted parameter is replaced by W′ = W + Q·diag(z−1)·QᵀW (or its input-side
     twin), summed in float32 and rounded once into the model's dtype; leaving the context puts the original tensors
-    back.
+    back. A quantised matrix is not replaced: hooks act on it as in activation form.
 
     *Activation form* (:meth:`activation`, used by :meth:`generate` and :meth:`score`): the weights stay, hooks compute
     y′ = y + Q((z−1)⊙Qᵀy) on the output side, where y = Wx before the bias, or x′ = x + Q((z−1)⊙Qᵀx) on the input side.
@@ -43,9 +43,10 @@ class TransformersEngine:
         base_id: the name it was loaded by.
         revision: its revision.
         batch_size: rows of a batch.
+        moe: what to do with mixture-of-experts layers; see :func:`t2.adapters.targets.find_targets`.
 
     Raises:
-        ModelError: the model has nothing to adapt.
+        ModelError: the model has nothing to adapt, or something that cannot be adapted.
     """
 
     supports_rows = True
@@ -58,12 +59,13 @@ class TransformersEngine:
         revision: str | None = None,
         *,
         batch_size: int = 32,
+        moe: str = "refuse",
     ) -> None:
         self.model = model
         model.train(False).requires_grad_(False)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.targets: dict[str, Target] = find_targets(model)
+        self.targets: dict[str, Target] = find_targets(model, moe=moe)
         self._digests = {name: matrix_digest(target.matrix) for name, target in self.targets.items()}
         self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=fingerprint(self._digests))
         self._bases: dict[str, Basis] = {}
@@ -78,8 +80,15 @@ class TransformersEngine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the adapted weights."""
-        return next(iter(self.targets.values())).parameter.dtype
+        """The dtype of the adapted weights; of quantised ones that of the model's other weights."""
+        target = next(iter(self.targets.values()))
+        return target.parameter.dtype if target.form is None else self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """The dtype by name, for example ``bfloat16``, and before it how weights are quantised: ``nf4+bfloat16``."""
+        forms = sorted({target.form for target in self.targets.values() if target.form is not None})
+        return "+".join([*forms, str(self.dtype).removeprefix("torch.")])
 
     def ranks(self) -> Mapping[str, int]:
         """The rank of every adaptable matrix, by parameter name."""
@@ -113,13 +122,16 @@ class TransformersEngine:
         """
         moving = {name: vector for name, vector in (z or {}).items() if bool((vector != 1).any())}
         self.bases(moving)
+        hooked = {name: vector for name, vector in moving.items() if self.targets[name].form is not None}
         originals: dict[str, torch.Tensor] = {}
         try:
             for name, vector in moving.items():
-                parameter = self.targets[name].parameter
-                originals[name] = parameter.data
-                parameter.data = self._adapted(name, vector)
-            yield
+                if name not in hooked:
+                    parameter = self.targets[name].parameter
+                    originals[name] = parameter.data
+                    parameter.data = self._adapted(name, vector)
+            with self.activation([hooked]):
+                yield
         finally:
             for name, original in originals.items():
                 self.targets[name].parameter.data = original
@@ -174,13 +186,16 @@ class TransformersEngine:
 
         def move(x: torch.Tensor) -> torch.Tensor:
             q = self._factor(name, x.dtype)
-            if shift.shape[0] not in (1, x.shape[0]):
+            moved, rows = x @ q, shift.shape[0]
+            if rows == 1 or x.shape[0] == rows:
+                return (moved * shift.to(x.dtype).view(rows, *([1] * (x.dim() - 2)), -1)) @ q.T
+            if x.dim() != 2 or x.shape[0] % rows:
                 raise ModelError(
-                    f"{name} sees {x.shape[0]} rows in a batch of {shift.shape[0]}; this layer mixes rows, "
+                    f"{name} sees {x.shape[0]} rows in a batch of {rows}; this layer mixes rows, "
                     "so it can only be adapted in weight form"
                 )
-            scale = shift.to(x.dtype).view(shift.shape[0], *([1] * (x.dim() - 2)), shift.shape[1])
-            return ((x @ q) * scale) @ q.T
+            # Mixture-of-experts layers flatten (rows, positions), row after row.
+            return (moved * shift.to(x.dtype).repeat_interleave(x.shape[0] // rows, 0)) @ q.T
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (args[0] + move(args[0]), *args[1:])

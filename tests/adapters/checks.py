@@ -24,6 +24,24 @@ def weights(engine: TransformersEngine) -> str:
     return digest.hexdigest()
 
 
+def logits(engine: TransformersEngine, tokens: tuple[int, ...]) -> torch.Tensor:
+    """Logits of one text, shape (tokens, vocabulary)."""
+    with torch.no_grad():
+        out: torch.Tensor = engine.model(torch.tensor([tokens])).logits[0]
+    return out
+
+
+def dense_weights(engine: TransformersEngine, z: Z) -> dict[str, torch.Tensor]:
+    """W′(z) of every matrix by a full singular value decomposition, in the parameter's layout."""
+    adapted = {}
+    for name, vector in z.items():
+        target = engine.targets[name]
+        u, sigma, vt = torch.linalg.svd(target.matrix.double(), full_matrices=False)
+        w = ((u * (sigma * vector.double())) @ vt).float()
+        adapted[name] = w.T if target.transposed else w
+    return adapted
+
+
 def in_weight_form(
     engine: TransformersEngine,
     mixtures: Sequence[Z | None],

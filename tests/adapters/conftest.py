@@ -1,21 +1,20 @@
-"""Tiny random models of three architectures with biases that matter, over a small tokenizer, and experts for them."""
+"""Tiny random models over a small tokenizer, and experts for them."""
 
 from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
 import transformers
-from torch import nn
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, Z
 from t2.core.manifest import Manifest
+from tests.adapters import families
 
 WORDS = ["the", "stop", "ab"]
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -37,40 +36,8 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
 def make_model(
     architecture: str, seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32
 ) -> transformers.PreTrainedModel:
-    """A random model whose weights and biases are large enough to matter, and of values that bfloat16 has."""
-    torch.manual_seed(seed)
-    size = len(make_tokenizer())
-    common: dict[str, Any] = {
-        "vocab_size": size,
-        "initializer_range": 0.3,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    rotary: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-    }
-    config: transformers.PretrainedConfig
-    match architecture:
-        case "llama":
-            config = transformers.LlamaConfig(**common, **rotary, attention_bias=True, mlp_bias=True)
-        case "qwen2":
-            config = transformers.Qwen2Config(**common, **rotary)
-        case _:
-            config = transformers.GPT2Config(**common, n_embd=32, n_layer=layers, n_head=4, n_positions=256)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.5)
-            parameter.copy_(parameter.bfloat16())
-    cast: transformers.PreTrainedModel = nn.Module.to(model, dtype)
-    return cast
+    """A random model of a family, over the tokenizer above; see :mod:`tests.adapters.families`."""
+    return families.make_model(architecture, len(make_tokenizer()), seed, layers, dtype)
 
 
 def random_z(engine: TransformersEngine, seed: int, scale: float = 0.4) -> Z:

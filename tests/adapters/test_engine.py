@@ -11,9 +11,8 @@ import transformers
 from t2.adapters.engine.base import GenerateRequest, ScoreRequest
 from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.engine.transformers import TransformersEngine
-from t2.adapters.expert import Z
 from t2.core.errors import ModelError
-from tests.adapters.checks import TOLERANCE, check_forms_agree, weights
+from tests.adapters.checks import TOLERANCE, dense_weights, logits, weights
 from tests.adapters.conftest import ARCHITECTURES, make_model, make_tokenizer, random_z
 
 PROMPTS = ["the cat", "a", "1 + 2 =", "stop the ab", "Zebra? no", "0123456789", "q"]
@@ -34,48 +33,6 @@ def generates(max_new_tokens: int = 12, **kwargs: Any) -> list[GenerateRequest]:
 
 def scores() -> list[ScoreRequest]:
     return [ScoreRequest(encode(prompt), encode(choice)) for prompt in PROMPTS for choice in CHOICES]
-
-
-def dense_weights(engine: TransformersEngine, z: Z) -> dict[str, torch.Tensor]:
-    """W′(z) of every matrix by a full singular value decomposition, in the parameter's layout."""
-    adapted = {}
-    for name, vector in z.items():
-        target = engine.targets[name]
-        u, sigma, vt = torch.linalg.svd(target.matrix.double(), full_matrices=False)
-        w = ((u * (sigma * vector.double())) @ vt).float()
-        adapted[name] = w.T if target.transposed else w
-    return adapted
-
-
-def logits(engine: TransformersEngine, tokens: tuple[int, ...]) -> torch.Tensor:
-    with torch.no_grad():
-        out: torch.Tensor = engine.model(torch.tensor([tokens])).logits[0]
-    return out
-
-
-def test_both_forms_are_the_scaled_decomposition(engine: TransformersEngine) -> None:
-    z, tokens = random_z(engine, 1), encode("the stop 12")
-    dense = torch.func.functional_call(engine.model, dense_weights(engine, z), (torch.tensor([tokens]),))
-    with engine.applied(z):
-        by_weight = logits(engine, tokens)
-    with engine.activation([z]):
-        by_activation = logits(engine, tokens)
-    assert torch.allclose(by_weight, dense.logits[0], atol=1e-3)
-    assert torch.allclose(by_activation, dense.logits[0], atol=1e-3)
-    assert not torch.allclose(logits(engine, tokens), dense.logits[0], atol=0.1)
-
-
-def test_a_mixed_batch_answers_as_one_run_per_mixture(engine: TransformersEngine) -> None:
-    mixtures = [random_z(engine, 1), None, random_z(engine, 2), {}]
-    rows = [0, 1, 2, 0, 3, 2, 1]
-    requests = [
-        ScoreRequest(encode(prompt), encode(choice)) for prompt, choice in zip(PROMPTS, CHOICES * 2, strict=False)
-    ]
-    answers = check_forms_agree(engine, mixtures, rows, generates(), requests)
-    base = engine.generate(generates())
-    assert [i for i, row in enumerate(rows) if row in (1, 3)] == [
-        i for i in range(len(rows)) if answers[i] == base[i]
-    ], "the experts answer otherwise than the base"
 
 
 def test_batches_do_not_change_answers(engine: TransformersEngine) -> None:
@@ -260,34 +217,6 @@ def test_log_probabilities_of_tokens_sum_to_the_score(engine: TransformersEngine
     assert spans.token_logprobs().shape == (sum(map(len, continuations)) * len(PROMPTS),)
     assert torch.allclose(spans.loglikelihoods(), torch.tensor([s.loglikelihood for s in scored]), atol=TOLERANCE)
     assert spans.greedy() == [s.greedy for s in scored]
-
-
-def test_gradients_of_z_are_those_through_the_dense_weights(engine: TransformersEngine) -> None:
-    context, continuations = encode("the cat "), (encode("stop ab"), encode("y12"))
-    z = {name: vector.requires_grad_() for name, vector in random_z(engine, 5).items()}
-    with engine.activation([z]):
-        loglikelihoods = LikelihoodModel(engine.model).run([Branches(context, continuations)]).loglikelihoods()
-    gradients = torch.autograd.grad(loglikelihoods[0] - 2 * loglikelihoods[1], list(z.values()))
-
-    leaves = {name: vector.detach().clone().requires_grad_() for name, vector in z.items()}
-    dense = {}
-    for name, vector in leaves.items():
-        target, basis = engine.targets[name], engine.bases([name])[name]
-        w, q = target.matrix, basis.q
-        u, vt = (q, (q.T @ w) / basis.sigma[:, None]) if basis.side == "out" else ((w @ q) / basis.sigma, q.T)
-        adapted = (u * (basis.sigma * vector)) @ vt
-        dense[name] = adapted.T if target.transposed else adapted
-
-    def loglikelihood(continuation: tuple[int, ...]) -> torch.Tensor:
-        tokens = torch.tensor([[*context, *continuation]])
-        out = torch.func.functional_call(engine.model, dense, (tokens,)).logits[0, len(context) - 1 : -1]
-        return torch.log_softmax(out, -1).gather(1, torch.tensor(continuation).unsqueeze(1)).sum()
-
-    objective = loglikelihood(continuations[0]) - 2 * loglikelihood(continuations[1])
-    expected = torch.autograd.grad(objective, list(leaves.values()))
-    for name, ours, theirs in zip(z, gradients, expected, strict=True):
-        assert float(theirs.abs().max()) > 0, name
-        assert torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3 * float(theirs.abs().max())), name
 
 
 def test_no_gradient_is_kept_for_the_weights(engine: TransformersEngine) -> None:

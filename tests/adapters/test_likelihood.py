@@ -52,19 +52,6 @@ def test_packed_rows_give_the_likelihoods_of_single_rows(kind, attention):
     torch.testing.assert_close(packed.loglikelihoods(), torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
-def test_models_with_sliding_windows_are_not_packed():
-    config = transformers.MistralConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        sliding_window=8,
-    )
-    assert not LikelihoodModel(transformers.AutoModelForCausalLM.from_config(config)).share
-
-
 def test_temperature_divides_the_logits():
     spans = LikelihoodModel(model_of("llama")).run(BATCH)
     token = spans.tokens[3]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -11,71 +9,14 @@ from torch import nn
 from t2.adapters.targets import find_targets, layer_of, parse_layers
 from t2.core.errors import ArgumentError, ModelError
 from tests.adapters.conftest import make_model
-
-# Output × input of every matrix in a layer: with 32 hidden units, 48 inner ones and half as many heads for keys.
-ROTARY = {
-    "attn": {"q_proj": (32, 32), "k_proj": (16, 32), "v_proj": (16, 32), "o_proj": (32, 32)},
-    "mlp": {"gate_proj": (48, 32), "up_proj": (48, 32), "down_proj": (32, 48)},
-}
-LAYERS: dict[str, tuple[str, dict[str, str], dict[str, dict[str, tuple[int, int]]]]] = {
-    "llama": ("model.layers", {"attn": "self_attn", "mlp": "mlp"}, ROTARY),
-    "qwen2": ("model.layers", {"attn": "self_attn", "mlp": "mlp"}, ROTARY),
-    "gpt2": (
-        "transformer.h",
-        {"attn": "attn", "mlp": "mlp"},
-        {"attn": {"c_attn": (96, 32), "c_proj": (32, 32)}, "mlp": {"c_fc": (128, 32), "c_proj": (32, 128)}},
-    ),
-}
-
-
-def expected(architecture: str, kinds: tuple[str, ...], layers: tuple[int, ...]) -> dict[str, tuple[int, int]]:
-    prefix, modules, shapes = LAYERS[architecture]
-    return {
-        f"{prefix}.{layer}.{modules[kind]}.{name}.weight": shape
-        for layer in layers
-        for kind in kinds
-        for name, shape in shapes[kind].items()
-    }
-
-
-@pytest.mark.parametrize("architecture", LAYERS)
-@pytest.mark.parametrize(
-    ("arguments", "kinds", "layers"),
-    [
-        ({}, ("attn", "mlp"), (0, 1, 2)),
-        ({"targets": "mlp"}, ("mlp",), (0, 1, 2)),
-        ({"targets": "attn"}, ("attn",), (0, 1, 2)),
-        ({"layers": [1]}, ("attn", "mlp"), (1,)),
-        ({"targets": "mlp", "layers": [0, 2]}, ("mlp",), (0, 2)),
-    ],
-)
-def test_the_matrices_of_an_architecture(
-    architecture: str, arguments: dict[str, Any], kinds: tuple[str, ...], layers: tuple[int, ...]
-) -> None:
-    found = find_targets(make_model(architecture, layers=3), **arguments)
-    assert {name: tuple(target.matrix.shape) for name, target in found.items()} == expected(architecture, kinds, layers)
-    for name, target in found.items():
-        assert target.rank == min(target.matrix.shape)
-        assert target.layer in layers
-        assert target.name == name
-        # A view: what is read is what the model computes with.
-        assert target.matrix.data_ptr() == target.parameter.data_ptr()
-        assert target.transposed == (architecture == "gpt2")
-
-
-def test_a_matrix_computes_what_its_layer_does() -> None:
-    for architecture in LAYERS:
-        for target in find_targets(make_model(architecture)).values():
-            x = torch.randn(5, target.matrix.shape[1], generator=torch.Generator().manual_seed(0))
-            bias = target.module.bias
-            y = x @ target.matrix.T + (bias if isinstance(bias, torch.Tensor) else 0)
-            assert torch.allclose(target.module(x), y, atol=1e-5)
+from tests.adapters.families import FAMILIES
 
 
 @pytest.mark.parametrize(
     ("device", "dtype", "line"),
     [
-        ("cpu", torch.int8, r"mlp\.up_proj\.weight is quantised \(torch\.int8\)"),
+        ("cpu", torch.float8_e4m3fn, r"mlp\.up_proj\.weight is quantised in a way that t2 cannot read"),
+        ("cpu", torch.int8, r"mlp\.up_proj\.weight is quantised in a way that t2 cannot read \(torch\.int8\)"),
         ("meta", torch.float32, "not in memory"),
     ],
 )
@@ -89,8 +30,9 @@ def test_weights_that_cannot_be_scaled_are_refused(device: str, dtype: torch.dty
 
 
 def test_neither_head_nor_embedding_is_adapted() -> None:
-    for architecture in LAYERS:
-        assert not [name for name in find_targets(make_model(architecture)) if "head" in name or "emb" in name]
+    for architecture in FAMILIES:
+        names = find_targets(make_model(architecture), moe="skip")
+        assert not [name for name in names if "head" in name or "emb" in name]
 
 
 def test_bad_choices_are_told() -> None:
@@ -99,6 +41,8 @@ def test_bad_choices_are_told() -> None:
         find_targets(model, "atn")
     with pytest.raises(ArgumentError, match="the model has no layer 3, its layers are 0-2"):
         find_targets(model, layers=[0, 3])
+    with pytest.raises(ArgumentError, match="moe=skp is not a way to treat mixtures of experts; did you mean 'skip'"):
+        find_targets(model, moe="skp")
     with pytest.raises(ModelError, match="Sequential has no linear layers under an 'mlp' or 'attn' module"):
         find_targets(nn.Sequential(nn.Linear(2, 2)))
 

@@ -1,0 +1,54 @@
+"""Quantised linear layers: which are known, and their matrices, dequantised one at a time.
+
+What bitsandbytes keeps in memory as 8-bit or 4-bit numbers is a matrix all the same, W as the layer computes with it.
+Its spectral basis and fingerprint are those of that W, which is not the matrix it was quantised from.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's weight holds the matrix itself, as ordinary floating-point numbers."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.dtype in _FLOATS and type(weight.data) is torch.Tensor
+
+
+def quantised_form(layer: nn.Module) -> str | None:
+    """The form of a quantised weight that :func:`dequantised` reads: ``int8``, ``nf4`` or ``fp4``; else None."""
+    weight: Any = layer.weight
+    match type(weight).__name__:
+        case "Int8Params" if weight.dtype == torch.int8:
+            return "int8"
+        case "Params4bit" if getattr(weight, "quant_state", None) is not None:
+            return str(weight.quant_state.quant_type)
+    return None
+
+
+def dequantised(layer: nn.Module) -> torch.Tensor:
+    """W of a layer with a :func:`quantised_form`, a new tensor of shape (out, in)."""
+    from bitsandbytes import functional
+
+    weight: Any = layer.weight
+    own: Any = layer.state if hasattr(layer, "state") else None
+    state: Any = weight.quant_state if quantised_form(layer) != "int8" else None
+    with torch.no_grad():
+        if state is None:
+            # The scales move from the weight to the layer's state in its first forward pass.
+            scales = weight.SCB if getattr(weight, "SCB", None) is not None else own.SCB
+            w: torch.Tensor = functional.int8_vectorwise_dequant(weight.data, scales)
+        elif getattr(state, "packing_format_for_cpu", False):
+            # Some CPUs compute on a packing of their own, made in the first forward pass.
+            unpacked = functional._convert_weight_packed_for_cpu_inverse(weight.data, copy.deepcopy(state))
+            w = functional.dequantize_4bit(*unpacked)
+        else:
+            w = functional.dequantize_4bit(weight.data, state)
+    return w
