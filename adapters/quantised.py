@@ -6,7 +6,6 @@ Its spectral basis and fingerprint are those of that W, which is not the matrix 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -39,16 +38,29 @@ def dequantised(layer: nn.Module) -> torch.Tensor:
 
     weight: Any = layer.weight
     own: Any = layer.state if hasattr(layer, "state") else None
-    state: Any = weight.quant_state if quantised_form(layer) != "int8" else None
     with torch.no_grad():
-        if state is None:
+        if quantised_form(layer) == "int8":
             # The scales move from the weight to the layer's state in its first forward pass.
             scales = weight.SCB if getattr(weight, "SCB", None) is not None else own.SCB
             w: torch.Tensor = functional.int8_vectorwise_dequant(weight.data, scales)
-        elif getattr(state, "packing_format_for_cpu", False):
-            # Some CPUs compute on a packing of their own, made in the first forward pass.
-            unpacked = functional._convert_weight_packed_for_cpu_inverse(weight.data, copy.deepcopy(state))
-            w = functional.dequantize_4bit(*unpacked)
         else:
-            w = functional.dequantize_4bit(weight.data, state)
+            w = functional.dequantize_4bit(weight.data, weight.quant_state)
     return w
+
+
+def keep_form(model: nn.Module) -> None:
+    """Keep 4-bit layers from changing their form while they are used.
+
+    On CPUs with AVX512-BF16 bitsandbytes repacks a weight in its first forward pass. That rounds the scales, so it is
+    another matrix from then on, and the packed product has no gradient.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "weight") and type(layer.weight).__name__ == "Params4bit":
+            weight: Any = layer.weight
+            if getattr(weight.quant_state, "packing_format_for_cpu", False):
+                from bitsandbytes import functional
+
+                weight.data, weight.quant_state = functional._convert_weight_packed_for_cpu_inverse(
+                    weight.data, weight.quant_state
+                )
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,36 @@ def base_id(pretrained: str | transformers.PreTrainedModel | None, gguf_file: st
     return f"{name}/{gguf_file}" if gguf_file else name
 
 
+_BITS = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_compute_dtype",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+)
+
+
+class _LoadsQuantised:
+    """Hands bitsandbytes' arguments on as the configuration that ``from_pretrained`` takes since transformers 5."""
+
+    def _create_model(self, *args: Any, **kwargs: Any) -> None:
+        given = {name: kwargs.pop(name) for name in _BITS if kwargs.get(name) is not None}
+        if given.get("load_in_4bit") or given.get("load_in_8bit"):
+            if importlib.util.find_spec("bitsandbytes") is None:
+                raise DependencyError(
+                    'load_in_4bit and load_in_8bit need bitsandbytes: pip install "t2-eval[quantised]"'
+                )
+            # It says at every layer of every pass that inputs are cast.
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+            configure: Any = transformers.BitsAndBytesConfig
+            kwargs["quantization_config"] = configure(**given)
+        super()._create_model(*args, **kwargs)  # type: ignore[misc]
+
+
+class _HF(_LoadsQuantised, HFLM):  # type: ignore[misc]
+    pass
+
+
 def open_base(pretrained: str | transformers.PreTrainedModel | None = None, **hf_args: Any) -> HFLM:
     """Load a base model as lm-eval's ``hf`` does.
 
@@ -63,7 +94,7 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, **hf
         path = demo_model()
         pretrained, hf_args["gguf_file"] = str(path.parent), path.name
     try:
-        lm = HFLM(pretrained=pretrained, **hf_args)
+        lm = _HF(pretrained=pretrained, **hf_args)
     except T2Error:
         raise
     except (

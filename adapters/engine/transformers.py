@@ -16,6 +16,7 @@ from t2.adapters.basis import Basis, fingerprint, load_bases, matrix_digest
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
 from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.expert import Z
+from t2.adapters.quantised import keep_form
 from t2.adapters.targets import Target, find_targets
 from t2.core.errors import ModelError
 from t2.core.manifest import BaseModelRef
@@ -63,6 +64,7 @@ class TransformersEngine:
     ) -> None:
         self.model = model
         model.train(False).requires_grad_(False)
+        keep_form(model)
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.targets: dict[str, Target] = find_targets(model, moe=moe)

@@ -79,7 +79,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(transformers.LlamaConfig, SIZES),
+    "llama": Family(transformers.LlamaConfig, {**SIZES, "attention_bias": True, "mlp_bias": True}),
     "mistral": Family(transformers.MistralConfig, WINDOW, packs=False),
     "qwen2": Family(transformers.Qwen2Config, SIZES),
     "qwen3": Family(transformers.Qwen3Config, {**SIZES, "head_dim": 8}),
@@ -114,7 +114,7 @@ def matrices(family: Family, kinds: tuple[str, ...], layers: tuple[int, ...]) ->
 
 
 def make_model(
-    family: str, vocabulary: int, seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32
+    family: str, vocabulary: int, seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32, **sizes: Any
 ) -> transformers.PreTrainedModel:
     """A random model whose weights and biases are large enough to matter, and of values that bfloat16 has.
 
@@ -123,8 +123,7 @@ def make_model(
     torch.manual_seed(seed)
     known = FAMILIES[family]
     config = known.config(
-        **known.sizes,
-        **{known.depth: layers},
+        **{**known.sizes, known.depth: layers, **sizes},
         vocab_size=vocabulary,
         initializer_range=0.3,
         pad_token_id=0,
