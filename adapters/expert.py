@@ -6,6 +6,7 @@ expert again: z′ = Σₖ αₖ zₖ (Transformer², arXiv 2501.06252, section 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,21 +119,24 @@ def mix(experts: Sequence[Z], alpha: Sequence[float], space: Space = "paper", no
         if abs(total) < 1e-8:
             raise ArgumentError("alpha sums to zero, which normalise=sum cannot divide by")
         weights = [a / total for a in weights]
-    names = list(dict.fromkeys(name for z in experts for name in z))
+    alphas = torch.tensor(weights, dtype=torch.float64)
     mixed: Z = {}
-    for name in names:
-        rank = next(len(z[name]) for z in experts if name in z)
-        one = torch.ones(rank)
-        if space == "paper":
-            total_z = sum(
-                (a * z.get(name, one).double() for a, z in zip(weights, experts, strict=True)), one.double() * 0
-            )
-        else:
-            total_z = sum(
-                (a * (z.get(name, one).double() - 1) for a, z in zip(weights, experts, strict=True)), one.double()
-            )
-        mixed[name] = total_z.float()
+    for name in dict.fromkeys(name for z in experts for name in z):
+        one = torch.ones(next(len(z[name]) for z in experts if name in z))
+        stacked = torch.stack([z.get(name, one) for z in experts]).double()
+        mixed[name] = (alphas @ stacked if space == "paper" else 1 + alphas @ (stacked - 1)).float()
     return mixed
+
+
+def z_digest(z: Z | None) -> str:
+    """Hex SHA-256 of a mixture's vectors; empty for None, the base."""
+    if z is None:
+        return ""
+    digest = hashlib.sha256()
+    for name in sorted(z):
+        digest.update(name.encode())
+        digest.update(z[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def keep_leading(z: Z, rank: int) -> Z:

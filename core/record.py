@@ -62,6 +62,54 @@ class Generation(_Frozen):
     evaluations: int
 
 
+class SearchReport(_Frozen):
+    """What a search spent: its algorithm, the evaluations, and why it ended.
+
+    One evaluation is a mixture answering all adaptation docs; on a part of them it counts as that part.
+    """
+
+    algorithm: str
+    evaluations: float
+    stopped: str
+
+
+class Preselected(_Frozen):
+    """An expert that was chosen for a search, and its own score on the adaptation docs."""
+
+    name: str
+    score: Number
+
+
+class Preselection(_Frozen):
+    """Which experts a search began with: of how many, the chosen ones from the best on, and the evaluations it cost."""
+
+    of: int
+    experts: tuple[Preselected, ...]
+    evaluations: float
+
+
+class Considered(_Frozen):
+    """A strategy that ``auto`` considered.
+
+    Attributes:
+        strategy: what it is.
+        score: on the adaptation docs, none of which was used to fit what answered it; None where it was not judged.
+        docs: how many those are.
+        cost: predicted, in evaluations (answering all adaptation docs once).
+        seconds: predicted, by what an evaluation took on this machine; not part of the record's digest.
+        chosen: whether it was chosen.
+        reason: why, or why not.
+    """
+
+    strategy: str
+    score: Number = None
+    docs: int = 0
+    cost: float | None = None
+    seconds: float | None = None
+    chosen: bool = False
+    reason: str = ""
+
+
 class Timing(_Frozen):
     """Seconds of wall clock: pass 1 finds the mixture, pass 2 answers."""
 
@@ -77,6 +125,9 @@ class AdaptationRecord(_Frozen):
         settings: the model_args that bear on the adaptation, resolved.
         adaptation_docs: content hashes of the labelled docs that the search saw.
         pool: the split they were drawn from, and how many of them an expert was trained on, if any.
+        search: what a search spent, and why it ended.
+        preselected: the experts that a search began with, where there were more than ``preselect``.
+        considered: what ``adapt=auto`` chose among.
         mixtures: what answered the scored requests.
         no_signal: all candidates tied, so the base was kept.
         dispatch: number of prompts by domain, for the strategies that name one.
@@ -99,6 +150,9 @@ class AdaptationRecord(_Frozen):
     pool: str | None = None
     held_out: HeldOut | None = None
     history: tuple[Generation, ...] = ()
+    search: SearchReport | None = None
+    preselected: Preselection | None = None
+    considered: tuple[Considered, ...] = ()
     mixtures: tuple[UsedMixture, ...] = ()
     dispatch: dict[str, int] = Field(default_factory=dict)
     no_signal: bool = False
@@ -107,5 +161,8 @@ class AdaptationRecord(_Frozen):
     timing: Timing = Timing()
 
     def digest(self) -> str:
-        """Hex SHA-256 of the record without its timing and command line: equal adaptations have equal digests."""
-        return digest_of(self.model_dump(mode="json", exclude={"timing", "command"}))
+        """Hex SHA-256 of the record without its seconds and command line: equal adaptations have equal digests."""
+        content = self.model_dump(
+            mode="json", exclude={"timing": True, "command": True, "considered": {"__all__": {"seconds"}}}
+        )
+        return digest_of(content)

@@ -30,6 +30,8 @@ from t2.harness.tasks import PromptForm, TaskDocs, encode_pair
 
 SPARE = 64
 """Docs of the pool that may serve as few-shot examples where a task's own are all scored."""
+_PROBED = 16
+"""Rows of a batch of probes, whose logits over the whole vocabulary are kept."""
 _PROBE = "The quick brown fox jumps over the lazy dog. 12 + 7 ="
 
 _log = logging.getLogger(__name__)
@@ -59,6 +61,14 @@ class Runtime:
         logits: torch.Tensor = self.lm._model_call(torch.tensor([tokens], device=self.lm.device))
         return logits.clone()
 
+    def probes(self, mixtures: Sequence[Z | None]) -> torch.Tensor:
+        """Logits of the fixed text under each mixture, in one batch: in activation form, which costs no weights."""
+        tokens = self.lm.tok_encode(_PROBE)[: self.lm.max_length]
+        rows = torch.arange(len(mixtures), device=self.lm.device)
+        with self.engine.activation(mixtures, rows):
+            logits: torch.Tensor = self.lm._model_call(torch.tensor([tokens] * len(mixtures), device=self.lm.device))
+        return logits
+
 
 def moves(z: Z | None) -> bool:
     """Whether any component of z differs from 1."""
@@ -71,11 +81,13 @@ def check_experts_move(runtime: Runtime) -> None:
     Raises:
         ExpertError: an expert that is not z = 1 leaves the logits of a probe text unchanged.
     """
-    base = runtime.probe()
-    for expert in runtime.experts:
-        if moves(expert.z):
-            with runtime.engine.applied(expert.z):
-                check_moved(base, runtime.probe(), f"expert {expert.name}")
+    moving = [expert for expert in runtime.experts if moves(expert.z)]
+    width = max(1, min(runtime.settings.batch, _PROBED) - 1)
+    for start in range(0, len(moving), width):
+        batch = moving[start : start + width]
+        base, *adapted = runtime.probes([None, *(expert.z for expert in batch)])
+        for expert, logits in zip(batch, adapted, strict=True):
+            check_moved(base, logits, f"expert {expert.name}")
 
 
 def check_moved(base: torch.Tensor, adapted: torch.Tensor, what: str) -> None:
@@ -132,7 +144,8 @@ class TaskAdaptation:
             )
             trained = {h for expert in runtime.experts for h in unpack_hashes(expert.manifest.training_docs)}
             drawn = draw(pool, docs, settings.shots, settings.adapt_seed, trained)
-            self._scorer = TaskScorer(docs, drawn, runtime.engine, seed=settings.adapt_seed)
+            prompts = [self._text(doc) for doc in drawn]
+            self._scorer = TaskScorer(docs, drawn, runtime.engine, prompts=prompts, seed=settings.adapt_seed)
             self._adaptation_docs = tuple(doc_hash(doc) for doc in drawn)
             seen = len(trained.intersection(self._adaptation_docs))
             if seen:
@@ -191,10 +204,7 @@ class TaskAdaptation:
             T2Error: the strategy cannot work with these experts or options, or the cache cannot be written.
         """
         start = time.perf_counter()
-        job = self._job()
-        if self._strategy.needs_labels:
-            self._announce()
-        plan = self._strategy.plan(job)
+        plan = self._strategy.plan(self._job())
         self.choices = plan.choices
         rows = plan.rows if len(plan.choices) > 1 else (0,)
         self._place(rows)
@@ -213,6 +223,9 @@ class TaskAdaptation:
             pool=self._split if self._scorer else None,
             held_out=plan.held_out,
             history=plan.history,
+            search=plan.search,
+            preselected=plan.preselected,
+            considered=plan.considered,
             mixtures=self._used(),
             dispatch=plan.dispatch,
             no_signal=plan.no_signal,
@@ -265,6 +278,7 @@ class TaskAdaptation:
             encode_pair=self._encode_pair,
             render=lambda text: str(lm.apply_chat_template([{"role": "user", "content": text}])) if chat else text,
             scorer=self._scorer,
+            say=_say,
         )
 
     def _encode_pair(self, context: str, text: str) -> tuple[list[int], list[int]]:
@@ -300,31 +314,10 @@ class TaskAdaptation:
                 [[request.request_type, doc_hash(list(request.args))] for request in requests]
                 for requests in self._scorer.requests
             ]
-        else:
+        if self._scorer is None or settings.adapt == "auto":
             content["prompts"] = [doc_hash(self._text(doc)) for doc in self._docs.values()]
             content["chat"] = bool(self._form.apply_chat_template)
         return digest_of(content)
-
-    def _announce(self) -> None:
-        """Say how long the search may take, from the time of one mixture, which the search then need not repeat."""
-        assert self._scorer is not None
-        engine, settings, expert = self._runtime.engine, self._runtime.settings, self._runtime.experts[0]
-        engine.bases(dict.fromkeys(name for e in self._runtime.experts for name in e.z))
-        self._scorer.evaluate([None])
-        start = time.perf_counter()
-        self._scorer.evaluate([expert.z])
-        once = time.perf_counter() - start
-        generation = once * settings.population
-        _say(
-            f"{self.name}: searching mixtures of {len(self._runtime.experts)} experts on {self._scorer.docs} "
-            f"adaptation docs; about {_seconds(once)} a mixture, {_seconds(generation)} a generation of "
-            f"{settings.population}, at most {_seconds(generation * settings.generations)} for {settings.generations} "
-            "generations"
-        )
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
 
 
 def _say(text: str) -> None:

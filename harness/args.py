@@ -11,11 +11,19 @@ from typing import Any, Literal, cast
 
 from t2.adapters.controls import CONTROLS, Control
 from t2.adapters.expert import Normalise, Space
+from t2.adapters.search import NO_BUDGET, SEARCHES, Budget
 from t2.adapters.strategies.base import Options, Per
 from t2.adapters.targets import MOE, parse_layers
 from t2.core.errors import ArgumentError, nearest
 
-Kind = Literal["choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "file"]
+Kind = Literal["choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "file", "count", "budget"]
+
+EXPERTS = ("expert", "mix", "prompt", "cem", "auto")
+"""Strategies that use experts."""
+MIXTURES = ("mix", "prompt", "cem", "auto")
+"""Strategies that mix several."""
+SEARCHING = ("cem", "auto")
+"""Strategies that search mixtures on labelled docs."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class ArgSpec:
         help: what it does, for the documentation.
         values: of a choice.
         low, high: bounds of a number, both allowed; ``elite`` excludes its lower bound.
+        strategies: the values of ``adapt`` that it has an effect with; empty means all.
     """
 
     kind: Kind
@@ -36,6 +45,7 @@ class ArgSpec:
     values: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    strategies: tuple[str, ...] = ()
 
 
 MODEL_ARGS: dict[str, ArgSpec] = {
@@ -43,36 +53,97 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     "adapt": ArgSpec(
         "choice",
         "none",
-        "the strategy: the base, one expert, a fixed mixture, dispatch by prompt, or few-shot search",
-        ("none", "expert", "mix", "prompt", "cem"),
+        "the strategy: the base, one expert, a mixture, dispatch by prompt, few-shot search, or the best of these",
+        ("none", "expert", "mix", "prompt", "cem", "auto"),
     ),
     "experts": ArgSpec(
-        "names", None, "names, files or folders joined by +; by default kind expert, this base, one per domain"
+        "names",
+        None,
+        "names, files or folders joined by +; by default kind expert, this base, one per domain",
+        strategies=EXPERTS,
     ),
-    "alpha": ArgSpec("numbers", None, "for mix: coefficients joined by +, in the order of experts; by default uniform"),
-    "control": ArgSpec("choice", "none", "replace each expert by its control, before any search", CONTROLS),
-    "control_seed": ArgSpec("integer", 0, "seed of the control"),
-    "shots": ArgSpec("integer", 10, "adaptation docs drawn from the task's pool; 3 with light", low=1),
-    "adapt_seed": ArgSpec("integer", 0, "seed of the drawing and of the search"),
-    "metric": ArgSpec("text", None, "metric of the objective; by default the task's first"),
-    "filter": ArgSpec("text", None, "filter of the objective; by default the task's first"),
-    "search": ArgSpec("choice", "cem", "how adapt=cem searches: the cross-entropy method", ("cem",)),
-    "population": ArgSpec("integer", 32, "candidates of a generation", low=1),
-    "generations": ArgSpec("integer", 100, "generations at most, with early stop; 10 with light", low=1),
-    "elite": ArgSpec("number", 0.2, "share of a generation that refits the search, above 0", low=0, high=1),
-    "light": ArgSpec("flag", False, "3 shots and 10 generations (the paper's Table 10), unless these are given"),
+    "alpha": ArgSpec(
+        "numbers",
+        None,
+        "for mix: coefficients joined by +, in the order of experts; by default uniform",
+        strategies=("mix",),
+    ),
+    "control": ArgSpec(
+        "choice", "none", "replace each expert by its control, before any search", CONTROLS, strategies=EXPERTS
+    ),
+    "control_seed": ArgSpec("integer", 0, "seed of the control", strategies=EXPERTS),
+    "shots": ArgSpec(
+        "integer", 10, "adaptation docs drawn from the task's pool; 3 with light", low=1, strategies=SEARCHING
+    ),
+    "adapt_seed": ArgSpec("integer", 0, "seed of the drawing and of the search", strategies=SEARCHING),
+    "metric": ArgSpec("text", None, "metric of the objective; by default the task's first", strategies=SEARCHING),
+    "filter": ArgSpec("text", None, "filter of the objective; by default the task's first", strategies=SEARCHING),
+    "search": ArgSpec(
+        "choice",
+        "cem",
+        "how cem and auto search: the cross-entropy method, CMA-ES, or samples of one distribution",
+        SEARCHES,
+        strategies=SEARCHING,
+    ),
+    "population": ArgSpec("integer", 32, "candidates of a generation", low=1, strategies=SEARCHING),
+    "generations": ArgSpec(
+        "integer", 100, "generations at most, with early stop; 10 with light", low=1, strategies=SEARCHING
+    ),
+    "elite": ArgSpec(
+        "number",
+        0.2,
+        "share of a generation that refits search=cem, above 0",
+        low=0,
+        high=1,
+        strategies=SEARCHING,
+    ),
+    "light": ArgSpec(
+        "flag",
+        False,
+        "3 shots and 10 generations (the paper's Table 10), unless these are given",
+        strategies=SEARCHING,
+    ),
+    "budget": ArgSpec(
+        "budget", NO_BUDGET, "what a search may spend: evaluations (200) or time (60s, 5m, 1h)", strategies=SEARCHING
+    ),
+    "preselect": ArgSpec(
+        "count", 8, "of more experts than this search the best so many; none searches all", low=1, strategies=SEARCHING
+    ),
     "per": ArgSpec(
-        "choice", "expert", "one coefficient per expert, or per expert and what", ("expert", "layer", "matrix")
+        "choice",
+        "expert",
+        "one coefficient per expert, or per expert and what",
+        ("expert", "layer", "matrix"),
+        strategies=SEARCHING,
     ),
-    "space": ArgSpec("choice", "paper", "z' = sum(a z), or delta: z' = 1 + sum(a (z-1))", ("paper", "delta")),
-    "normalise": ArgSpec("choice", "none", "divide the coefficients by their sum", ("none", "sum")),
-    "rescale": ArgSpec("choice", "none", "keep the nuclear norm of each matrix", ("none", "nuclear")),
+    "space": ArgSpec(
+        "choice", "paper", "z' = sum(a z), or delta: z' = 1 + sum(a (z-1))", ("paper", "delta"), strategies=MIXTURES
+    ),
+    "normalise": ArgSpec(
+        "choice", "none", "divide the coefficients by their sum", ("none", "sum"), strategies=MIXTURES
+    ),
+    "rescale": ArgSpec(
+        "choice", "none", "keep the nuclear norm of each matrix", ("none", "nuclear"), strategies=EXPERTS
+    ),
     "layers": ArgSpec(
-        "layers", None, "adapt these decoder layers only, for example 0-15+20; by default the expert's own"
+        "layers",
+        None,
+        "adapt these decoder layers only, for example 0-15+20; by default the expert's own",
+        strategies=EXPERTS,
     ),
-    "rank": ArgSpec("integer", None, "let the first so many components of each matrix move; by default all", low=1),
+    "rank": ArgSpec(
+        "integer",
+        None,
+        "let the first so many components of each matrix move; by default all",
+        low=1,
+        strategies=EXPERTS,
+    ),
     "transfer": ArgSpec(
-        "choice", "none", "strict applies experts of other weights when names and ranks agree", ("none", "strict")
+        "choice",
+        "none",
+        "strict applies experts of other weights when names and ranks agree",
+        ("none", "strict"),
+        strategies=EXPERTS,
     ),
     "moe": ArgSpec(
         "choice",
@@ -86,11 +157,10 @@ MODEL_ARGS: dict[str, ArgSpec] = {
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
     "engine": ("vllm",),
-    "adapt": ("classifier", "auto", "peft"),
-    "search": ("cma", "random"),
+    "adapt": ("classifier", "peft"),
     "transfer": ("resample",),
 }
-LATER_ARGS = ("registry", "budget", "dispatch", "threshold", "fallback", "peft", "workers")
+LATER_ARGS = ("registry", "dispatch", "threshold", "fallback", "peft", "workers")
 
 FROM_PRETRAINED: dict[str, str] = {
     "attn_implementation": "attention kernel: eager, sdpa, flash_attention_2",
@@ -109,6 +179,7 @@ FROM_PRETRAINED: dict[str, str] = {
 """Arguments of ``from_pretrained`` that are passed on."""
 
 _NOT_BEARING = ("record", "batch", "light")
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -130,6 +201,8 @@ class Settings:
     generations: int
     elite: float
     light: bool
+    budget: Budget
+    preselect: int | None
     per: Per
     space: Space
     normalise: Normalise
@@ -146,6 +219,9 @@ class Settings:
         """What the strategy is told."""
         return Options(
             alpha=self.alpha,
+            search=self.search,
+            budget=self.budget,
+            preselect=self.preselect,
             population=self.population,
             generations=self.generations,
             elite=self.elite,
@@ -161,10 +237,22 @@ class Settings:
         """The settings that bear on an adaptation, resolved, as JSON; experts are told by digest elsewhere."""
         values = {}
         for name in MODEL_ARGS:
-            if name not in (*_NOT_BEARING, "experts"):
+            if name not in (*_NOT_BEARING, "experts") and without_effect(name, vars(self)) is None:
                 value = getattr(self, name)
-                values[name] = list(value) if isinstance(value, tuple) else value
+                values[name] = (
+                    list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Budget) else value
+                )
         return values
+
+
+def without_effect(name: str, values: Mapping[str, Any]) -> str | None:
+    """The setting under which an argument changes nothing, such as ``adapt=mix``; None where it has an effect."""
+    strategies = MODEL_ARGS[name].strategies
+    if strategies and values["adapt"] not in strategies:
+        return f"adapt={values['adapt']}"
+    if name == "elite" and values["search"] != "cem":
+        return f"search={values['search']}"
+    return "control=none" if name == "control_seed" and values["control"] == "none" else None
 
 
 def hf_arguments() -> list[str]:
@@ -209,12 +297,17 @@ def parse_args(given: Mapping[str, Any]) -> Settings:
             raise ArgumentError(f"model_args: {name} is not part of this version of t2; leave it out")
         if name not in allowed:
             raise ArgumentError(f"model_args: {name} does not exist{nearest(str(name), allowed)}")
-    values = {name: _read(name, spec, given.get(name)) for name, spec in MODEL_ARGS.items()}
+    values = {name: _read(name, spec, given.get(name, _ABSENT)) for name, spec in MODEL_ARGS.items()}
+    if values["elite"] == 0:
+        raise ArgumentError("model_args: elite=0 must lie above 0")
+    for name, spec in MODEL_ARGS.items():
+        why = without_effect(name, values)
+        # What is given as it is by default may stay in a command line that goes through strategies.
+        if why is not None and values[name] != spec.default:
+            raise ArgumentError(_idle(name, why, given[name]))
     if values["light"]:
         values["shots"] = values["shots"] if given.get("shots") is not None else 3
         values["generations"] = values["generations"] if given.get("generations") is not None else 10
-    if values["elite"] == 0:
-        raise ArgumentError("model_args: elite=0 must lie above 0")
     settings = Settings(**values, hf={name: value for name, value in given.items() if name not in MODEL_ARGS})
     _agree(settings)
     return settings
@@ -224,13 +317,9 @@ def _agree(settings: Settings) -> None:
     names = settings.experts
     if settings.adapt == "expert" and names is not None and len(names) != 1:
         raise ArgumentError(f"model_args: adapt=expert applies one expert, experts={'+'.join(names)} are {len(names)}")
-    if settings.adapt == "none":
-        for name, given in (("experts", names is not None), ("control", settings.control != "none")):
-            if given:
-                raise ArgumentError(f"model_args: {name} has no effect with adapt=none; give adapt=, or leave it out")
+    if settings.adapt == "auto" and settings.shots < 2:
+        raise ArgumentError("model_args: adapt=auto judges by docs that nothing was fitted on; give shots=2 or more")
     if settings.alpha is not None:
-        if settings.adapt != "mix":
-            raise ArgumentError(f"model_args: alpha is for adapt=mix, not for adapt={settings.adapt}; leave it out")
         if names is None:
             raise ArgumentError("model_args: alpha needs experts=, which name what it multiplies")
         if len(settings.alpha) != len(names):
@@ -242,13 +331,24 @@ def _agree(settings: Settings) -> None:
         raise ArgumentError(f"model_args: record={settings.record} is a folder; name a file")
 
 
+def _idle(name: str, why: str, value: Any) -> str:
+    meant = "adapt=" + " or ".join(MODEL_ARGS[name].strategies)
+    if not why.startswith("adapt"):
+        meant = "search=cem" if name == "elite" else "control=shuffle or random"
+    return f"model_args: {name}={str(value)[:60]} has no effect with {why}, it is for {meant}; leave it out"
+
+
 def _read(name: str, spec: ArgSpec, value: Any) -> Any:
-    if value is None:
+    if spec.kind == "count" and (value is None or str(value).lower() == "none"):
+        return None
+    if spec.kind == "budget" and value is not _ABSENT:
+        return NO_BUDGET if value is None or str(value).lower() == "none" else _budget(value)
+    if value is None or value is _ABSENT:
         return "none" if spec.kind == "choice" and "none" in spec.values else spec.default
     match spec.kind:
         case "choice":
             return _choice(name, spec, value)
-        case "integer" | "number":
+        case "integer" | "number" | "count":
             return _number(name, spec, value)
         case "flag":
             if isinstance(value, bool):
@@ -264,8 +364,17 @@ def _read(name: str, spec: ArgSpec, value: Any) -> Any:
             return _names(name, value)
         case "numbers":
             return tuple(float(_number(name, spec, part)) for part in _parts(value))
+        case "budget":
+            return spec.default
         case "layers":
             return tuple(parse_layers("+".join(str(part) for part in _parts(value))))
+
+
+def _budget(value: Any) -> Budget:
+    try:
+        return Budget.parse(str(value))
+    except ArgumentError as error:
+        raise ArgumentError(f"model_args: {error}") from None
 
 
 def _choice(name: str, spec: ArgSpec, value: Any) -> str:
@@ -280,19 +389,20 @@ def _choice(name: str, spec: ArgSpec, value: Any) -> str:
 
 
 def _number(name: str, spec: ArgSpec, value: Any) -> int | float:
-    wanted = "a whole number" if spec.kind == "integer" else "a number"
+    whole = spec.kind in ("integer", "count")
+    wanted = "a whole number" if whole else "a number"
     try:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-        if not math.isfinite(number) or (spec.kind == "integer" and number != int(number)):
+        if not math.isfinite(number) or (whole and number != int(number)):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"model_args: {name}={str(value)[:60]} must be {wanted}") from None
     if (spec.low is not None and number < spec.low) or (spec.high is not None and number > spec.high):
         bounds = f"at least {spec.low:g}" + ("" if spec.high is None else f" and at most {spec.high:g}")
         raise ArgumentError(f"model_args: {name}={value} must be {bounds}")
-    if spec.kind != "integer":
+    if not whole:
         return number
     try:
         return int(value)  # a seed may exceed what a float holds exactly

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pydantic
@@ -93,8 +94,15 @@ def restore(job: Job, alpha: dict[str, float]) -> Choice:
     """
     if not alpha:
         return Choice()
-    rows = [
-        [alpha[expert.name if group == "" else f"{expert.name}@{group}"] for expert in job.experts]
-        for group in groups_of(job)
-    ]
-    return choose(job, rows)
+
+    def label(name: str, group: str) -> str:
+        return name if group == "" else f"{name}@{group}"
+
+    # A search that chose among many experts names only those.
+    groups = groups_of(job)
+    used = replace(job, experts=[e for e in job.experts if any(label(e.name, group) in alpha for group in groups)])
+    groups = groups_of(used)
+    rows = [[alpha[label(expert.name, group)] for expert in used.experts] for group in groups]
+    if len(alpha) != len(used.experts) * len(groups):
+        raise KeyError(next(iter(alpha)))
+    return choose(used, rows)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from t2.adapters.strategies.auto import AutoStrategy
 from t2.adapters.strategies.base import Choice, Job, Options, Plan, Score, Scorer, Strategy
-from t2.adapters.strategies.cem import CemStrategy
 from t2.adapters.strategies.expert import ExpertStrategy
+from t2.adapters.strategies.few_shot import FewShotStrategy
 from t2.adapters.strategies.mix import MixStrategy
 from t2.adapters.strategies.none import NoneStrategy
 from t2.adapters.strategies.prompt import PromptStrategy
@@ -16,7 +17,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "expert": ExpertStrategy,
     "mix": MixStrategy,
     "prompt": PromptStrategy,
-    "cem": CemStrategy,
+    "cem": FewShotStrategy,
+    "auto": AutoStrategy,
 }
 
 __all__ = ["STRATEGIES", "Choice", "Job", "Options", "Plan", "Score", "Scorer", "Strategy"]

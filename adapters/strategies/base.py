@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from t2.adapters.engine.base import Engine
 from t2.adapters.expert import Expert, Normalise, Space, Z
-from t2.core.record import Generation, HeldOut
+from t2.adapters.search.budget import NO_BUDGET, Budget
+from t2.core.record import Considered, Generation, HeldOut, Preselection, SearchReport
 
 Per = Literal["expert", "layer", "matrix"]
 
@@ -19,7 +21,10 @@ class Options:
 
     Attributes:
         alpha: for ``mix``: one coefficient per expert; None means uniform.
+        search: which search ``cem`` and ``auto`` use, one of :data:`t2.adapters.search.SEARCHES`.
         population, generations, elite: of the search.
+        budget: what ``cem`` and ``auto`` may spend.
+        preselect: of more experts than this a search first picks so many; None lets all take part.
         per: one α per expert, per expert and layer, or per expert and matrix.
         space, normalise: see :func:`t2.adapters.expert.mix`.
         rescale: ``nuclear`` keeps each matrix's nuclear norm.
@@ -28,9 +33,12 @@ class Options:
     """
 
     alpha: tuple[float, ...] | None = None
+    search: str = "cem"
     population: int = 32
     generations: int = 100
     elite: float = 0.2
+    budget: Budget = NO_BUDGET
+    preselect: int | None = 8
     per: Per = "expert"
     space: Space = "paper"
     normalise: Normalise = "none"
@@ -57,20 +65,37 @@ class Scorer(Protocol):
 
     Attributes:
         docs: number of adaptation docs.
+        prompts: the text of each of them, without few-shot examples or template; what a dispatch reads.
         higher_is_better: direction of the task's metric; :class:`Score` is signed, records are not.
     """
 
     docs: int
+    prompts: Sequence[str]
     higher_is_better: bool
 
-    def evaluate(self, mixtures: Sequence[Z | None]) -> list[Score]:
-        """Answer the adaptation docs under each mixture (None is the base) and score the answers."""
+    def evaluate(self, mixtures: Sequence[Z | None], docs: Sequence[int] | None = None) -> list[Score]:
+        """Answer adaptation docs under each mixture (None is the base) and score the answers.
+
+        Args:
+            mixtures: what answers.
+            docs: positions of the docs to answer; None means all.
+        """
         ...
 
-    def tie_break(self, mixtures: Sequence[Z | None]) -> list[float]:
+    def combine(self, mixtures: Sequence[Z | None], rows: Sequence[int], docs: Sequence[int] | None = None) -> Score:
+        """The score of answering each doc under a mixture of its own.
+
+        Args:
+            mixtures: the distinct mixtures.
+            rows: for each doc the index of its mixture.
+            docs: positions of the docs to answer; None means all.
+        """
+        ...
+
+    def tie_break(self, mixtures: Sequence[Z | None], docs: Sequence[int] | None = None) -> list[float]:
         """Mean log-likelihood per token of each mixture's own right answers, in nats; −inf when it has none.
 
-        For metrics that are not 0/1, of the gold answers. Only mixtures that :meth:`evaluate` has seen.
+        For metrics that are not 0/1, of the gold answers. Only mixtures that :meth:`evaluate` has seen on these docs.
         """
         ...
 
@@ -89,6 +114,9 @@ class Job:
         render: wraps a user message in the chat template when the user asked for it; otherwise the identity.
         scorer: for strategies that need labels; made only then.
         progress: show progress bars.
+        say: tells the user a line.
+        clock: seconds of wall clock; a budget in seconds reads it.
+        pace: seconds that a mixture needs for all adaptation docs, where that is known.
     """
 
     task: str
@@ -100,6 +128,9 @@ class Job:
     render: Callable[[str], str]
     scorer: Scorer | None = None
     progress: bool = True
+    say: Callable[[str], None] = lambda text: None
+    clock: Callable[[], float] = time.perf_counter
+    pace: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +151,9 @@ class Plan:
         note: the reason, in one sentence.
         held_out: scores before and after on the adaptation docs, for a search.
         history: the generations of a search.
+        search: what it spent and why it ended.
+        preselected: the experts that a search began with, where there were more.
+        considered: what ``auto`` chose among.
         dispatch: prompts by domain, for a dispatch.
         no_signal: all candidates tied and the base was kept.
     """
@@ -129,6 +163,9 @@ class Plan:
     note: str
     held_out: HeldOut | None = None
     history: tuple[Generation, ...] = ()
+    search: SearchReport | None = None
+    preselected: Preselection | None = None
+    considered: tuple[Considered, ...] = ()
     dispatch: dict[str, int] = field(default_factory=dict)
     no_signal: bool = False
 

@@ -11,10 +11,7 @@ from t2.adapters.targets import layer_of
 
 def groups_of(job: Job) -> list[str]:
     """The groups of matrices that have an α of their own under ``per``: one, one per layer, or one per matrix."""
-    names = list(dict.fromkeys(name for expert in job.experts for name in expert.z))
-    if job.options.per == "expert":
-        return [""]
-    return list(dict.fromkeys(_group(job, name) for name in names))
+    return list(_grouped(job))
 
 
 def single(job: Job, index: int) -> list[tuple[float, ...]]:
@@ -28,25 +25,36 @@ def choose(job: Job, alpha: Sequence[Sequence[float]]) -> Choice:
 
     Args:
         alpha: for each group of :func:`groups_of` K coefficients; one row serves all groups.
+
+    Raises:
+        ArgumentError: the coefficients give no mixture under the options ``normalise`` and ``rescale``.
     """
-    groups = groups_of(job)
-    table = dict(zip(groups, list(alpha) * (len(groups) if len(alpha) == 1 else 1), strict=True))
+    groups = _grouped(job)
+    rows = list(alpha) * (len(groups) if len(alpha) == 1 else 1)
     options = job.options
     z: Z = {}
-    for group, row in table.items():
-        parts = [{name: v for name, v in expert.z.items() if _group(job, name) == group} for expert in job.experts]
+    for (_, names), row in zip(groups.items(), rows, strict=True):
+        parts = [{name: expert.z[name] for name in names if name in expert.z} for expert in job.experts]
         z.update(mix(parts, row, options.space, options.normalise))
     if options.rank is not None:
         z = keep_leading(z, options.rank)
     if options.rescale == "nuclear":
         z = rescale_nuclear(z, job.engine.bases(z))
-    names = [expert.name for expert in job.experts]
+    experts = [expert.name for expert in job.experts]
     label = {
         name if group == "" else f"{name}@{group}": float(a)
-        for group, row in table.items()
-        for name, a in zip(names, row, strict=True)
+        for group, row in zip(groups, rows, strict=True)
+        for name, a in zip(experts, row, strict=True)
     }
     return Choice(label, z)
+
+
+def _grouped(job: Job) -> dict[str, list[str]]:
+    """The names of matrices by group."""
+    grouped: dict[str, list[str]] = {} if job.options.per != "expert" else {"": []}
+    for name in dict.fromkeys(name for expert in job.experts for name in expert.z):
+        grouped.setdefault(_group(job, name), []).append(name)
+    return grouped
 
 
 def _group(job: Job, name: str) -> str:

@@ -48,6 +48,7 @@ class Landscape:
     """A scorer over α, read off z in the delta space; the base is α = 0."""
 
     docs = 7
+    prompts = ("",) * 7
 
     def __init__(
         self,
@@ -380,4 +381,5 @@ def test_strategies_say_what_they_need() -> None:
         "mix": (True, False),
         "prompt": (True, False),
         "cem": (True, True),
+        "auto": (True, True),
     }

@@ -45,7 +45,37 @@ def test_light_gives_way_to_what_is_said_explicitly() -> None:
 
 
 def test_a_large_seed_is_kept_exactly() -> None:
-    assert parse_args({"adapt_seed": 2**60 + 1}).adapt_seed == 2**60 + 1
+    assert parse_args({"adapt": "cem", "adapt_seed": 2**60 + 1}).adapt_seed == 2**60 + 1
+
+
+def test_a_budget_and_a_preselection_are_read_from_either_parser() -> None:
+    for given, budget, preselect in (
+        ("budget=200,preselect=3", "200", 3),
+        ("budget=60s,preselect=none", "60s", None),
+        ("budget=5m", "300s", 8),
+        ("budget=none", "none", 8),
+    ):
+        raw = {"adapt": "cem", **dict(part.split("=", 1) for part in given.split(","))}
+        for settings in (parse_args(raw), parse_args(simple_parse_args_string(f"adapt=cem,{given}"))):
+            assert (str(settings.budget), settings.preselect) == (budget, preselect)
+            assert settings.bearing()["budget"] == budget
+            assert settings.options().preselect == preselect
+
+
+def test_only_what_has_an_effect_is_part_of_an_adaptation() -> None:
+    assert set(parse_args({}).bearing()) == {"engine", "adapt"}
+    fixed = parse_args({"adapt": "mix", "experts": "a+b"}).bearing()
+    assert {"space", "normalise", "rescale", "layers", "rank", "control", "alpha"} <= set(fixed)
+    assert not {"shots", "search", "population", "budget", "control_seed", "record", "batch"} & set(fixed)
+    searched = parse_args({"adapt": "cem", "search": "cma", "control": "shuffle"}).bearing()
+    assert {"shots", "search", "budget", "preselect", "control_seed"} <= set(searched)
+    assert not {"elite", "alpha", "light"} & set(searched)
+
+
+def test_what_is_given_as_it_is_by_default_may_stay_under_any_strategy() -> None:
+    defaults = {"shots": 10, "population": 32, "elite": 0.2, "search": "cem", "per": "expert", "control": "none"}
+    for adapt in ("none", "mix", "prompt", "cem"):
+        assert parse_args({"adapt": adapt, **defaults, "budget": "none", "preselect": 8}).adapt == adapt
 
 
 def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
@@ -61,19 +91,38 @@ def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
         ({"pretraned": "x"}, "pretraned does not exist; did you mean 'pretrained'?"),
         ({"adapt": "cme"}, "adapt=cme is not a value of it; did you mean 'cem'?"),
         ({"adapt": "classifier"}, "adapt=classifier is not part of this version"),
-        ({"adapt": "auto"}, "adapt=auto is not part of this version"),
-        ({"search": "cma"}, "search=cma is not part of this version"),
         ({"engine": "vllm"}, "engine=vllm is not part of this version"),
         ({"transfer": "resample"}, "transfer=resample is not part of this version"),
         ({"workers": 2}, "workers is not part of this version"),
         ({"shots": 0}, "shots=0 must be at least 1"),
         ({"shots": 2.5}, "shots=2.5 must be a whole number"),
         ({"adapt_seed": 10**400}, "must be a whole number"),
-        ({"experts": "a"}, "experts has no effect with adapt=none"),
-        ({"control": "shuffle"}, "control has no effect with adapt=none"),
+        ({"experts": "a"}, "experts=a has no effect with adapt=none, it is for adapt=expert or mix or prompt"),
+        ({"control": "shuffle"}, "control=shuffle has no effect with adapt=none"),
         ({"layers": "0-99999999999"}, "not of the form 0-15+20"),
         ({"shots": True}, "shots=True must be a whole number"),
         ({"population": "many"}, "population=many must be a whole number"),
+        ({"adapt": "cem", "budget": 0}, "budget=0 must be a whole number of evaluations, at least 2"),
+        (
+            {"adapt": "cem", "budget": "abc"},
+            "model_args: budget=abc must be a number of evaluations, such as 200, or a",
+        ),
+        ({"adapt": "cem", "preselect": 0}, "preselect=0 must be at least 1"),
+        ({"adapt": "cem", "preselect": "some"}, "preselect=some must be a whole number"),
+        ({"adapt": "auto", "shots": 1}, "adapt=auto judges by docs that nothing was fitted on; give shots=2 or more"),
+        ({"adapt": "mix", "population": 12}, "population=12 has no effect with adapt=mix, it is for adapt=cem or auto"),
+        ({"adapt": "prompt", "light": True}, "light=True has no effect with adapt=prompt"),
+        ({"adapt": "none", "adapt_seed": 3}, "adapt_seed=3 has no effect with adapt=none"),
+        ({"adapt": "expert", "experts": "a", "per": "layer"}, "per=layer has no effect with adapt=expert"),
+        (
+            {"adapt": "cem", "search": "cma", "elite": 0.5},
+            "elite=0.5 has no effect with search=cma, it is for search=cem",
+        ),
+        (
+            {"adapt": "mix", "control_seed": 4},
+            "control_seed=4 has no effect with control=none, it is for control=shuffle",
+        ),
+        ({"adapt": "none", "layers": "0-3"}, "layers=0-3 has no effect with adapt=none"),
         ({"elite": 0}, "elite=0 must lie above 0"),
         ({"elite": 1.5}, "elite=1.5 must be at least 0 and at most 1"),
         ({"elite": float("nan")}, "elite=nan must be a number"),
@@ -85,7 +134,10 @@ def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
         ({"experts": "a++b"}, "must be names joined by +"),
         ({"adapt": "cem", "experts": "a+a"}, "experts names a twice"),
         ({"adapt": "expert", "experts": "a+b"}, "adapt=expert applies one expert"),
-        ({"adapt": "cem", "experts": "a", "alpha": 1}, "alpha is for adapt=mix"),
+        (
+            {"adapt": "cem", "experts": "a", "alpha": 1},
+            "alpha=1 has no effect with adapt=cem, it is for adapt=mix; leave it out",
+        ),
         ({"adapt": "mix", "alpha": "1+1"}, "alpha needs experts="),
         ({"adapt": "mix", "experts": "a+b", "alpha": "1+1+1"}, "3 coefficients for the 2 experts a+b"),
         ({"adapt": "mix", "experts": "a+b", "alpha": "1+x"}, "alpha=x must be a number"),

@@ -29,6 +29,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"adapt": "mix"},
     {"adapt": "prompt"},
     SEARCH,
+    {**SEARCH, "adapt": "auto"},
 ]
 
 
@@ -271,6 +272,12 @@ def test_an_adaptation_is_found_again_and_not_repeated(
         ({"adapt_seed": 1}, {}),
         ({"metric": "acc_norm"}, {}),
         ({"shots": 7}, {}),
+        ({"search": "cma"}, {}),
+        ({"search": "random"}, {}),
+        ({"budget": 8}, {}),
+        ({"budget": "600s"}, {}),
+        ({"preselect": 2}, {}),
+        ({"adapt": "auto"}, {}),
         ({"control": "shuffle"}, {}),
         ({"experts": "alpha+beta"}, {}),
         ({"dtype": "bfloat16"}, {}),
