@@ -16,7 +16,7 @@ from functools import partial
 from t2.adapters.expert import Z
 from t2.adapters.search import Budget, Meter
 from t2.adapters.strategies.base import Job, Plan, Score, Strategy
-from t2.adapters.strategies.few_shot import FewShotStrategy, seconds_of_one, seconds_text
+from t2.adapters.strategies.few_shot import FewShotStrategy, check_search, seconds_of_one, seconds_text
 from t2.adapters.strategies.mix import MixStrategy
 from t2.adapters.strategies.mixing import choose
 from t2.adapters.strategies.none import NoneStrategy
@@ -66,6 +66,7 @@ class AutoStrategy:
         """
         if job.scorer is None or job.scorer.docs < 2:
             raise ArgumentError("adapt=auto needs at least 2 labelled adaptation docs: one to fit on, one to judge by")
+        check_search(job)
         job.engine.bases(dict.fromkeys(name for expert in job.experts for name in expert.z))
         meter = Meter(job.options.budget, job.clock)
         scorer = Metered(job.scorer, meter)

@@ -42,7 +42,7 @@ class FewShotStrategy:
         """
         if job.scorer is None:
             raise ArgumentError("adapt=cem needs labelled adaptation docs")
-        make(replace(job, experts=job.experts[:1]))  # settings out of range are told before anything is scored
+        check_search(job)
         job.engine.bases(dict.fromkeys(name for expert in job.experts for name in expert.z))
         meter = Meter(job.options.budget, job.clock)
         meter.pace = job.pace
@@ -94,6 +94,15 @@ def estimate(job: Job, once: float) -> str:
 def seconds_text(value: float) -> str:
     """A duration for people."""
     return f"{value:.1f} s" if value < 10 else f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def check_search(job: Job) -> None:
+    """Tell settings out of range before anything is scored.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    make(replace(job, experts=job.experts[:1]))
 
 
 def make(job: Job) -> Search:

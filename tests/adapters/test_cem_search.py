@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from t2.adapters.search import CEM, Candidate, Key
-from t2.adapters.search.cem import PATIENCE
+from t2.adapters.search.base import PATIENCE
 from t2.core.errors import ArgumentError
 
 TOP = np.array([0.7, -0.4, 1.3])

@@ -93,8 +93,10 @@ def test_adapted_answers_are_those_of_hf_over_the_adapted_weights(
             assert tiny.answers(again, record.task) == tiny.answers(ours, record.task)
 
 
-def _mixture(lm: T2LM, alpha: dict[str, float]) -> dict[str, Any]:
+def _mixture(lm: T2LM, alpha: dict[str, float]) -> dict[str, Any] | None:
     assert lm._runtime is not None
+    if not alpha:
+        return None
     parts = {expert.name: expert.z for expert in lm._runtime.experts}
     names = next(iter(parts.values()))
     return {n: sum(a * parts[e][n].double() for e, a in alpha.items()).float() for n in names}  # type: ignore[union-attr]
