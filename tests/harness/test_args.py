@@ -63,7 +63,8 @@ def test_a_budget_and_a_preselection_are_read_from_either_parser() -> None:
 
 
 def test_only_what_has_an_effect_is_part_of_an_adaptation() -> None:
-    assert set(parse_args({}).bearing()) == {"engine", "adapt"}
+    everywhere = {name for name, spec in MODEL_ARGS.items() if not spec.strategies} - {"record", "batch"}
+    assert set(parse_args({}).bearing()) == everywhere >= {"engine", "adapt"}
     fixed = parse_args({"adapt": "mix", "experts": "a+b"}).bearing()
     assert {"space", "normalise", "rescale", "layers", "rank", "control", "alpha"} <= set(fixed)
     assert not {"shots", "search", "population", "budget", "control_seed", "record", "batch"} & set(fixed)
