@@ -191,7 +191,7 @@ def test_no_target_needs_no_cache(bases_folder: Path) -> None:
     assert not bases_folder.exists()
 
 
-def test_weights_that_are_not_finite_are_told() -> None:
+def test_weights_that_are_not_finite_are_told(bases_folder: Path) -> None:
     engine = engine_of()
     name = next(iter(engine.ranks()))
     engine.targets[name].parameter.data[0, 0] = float("nan")
