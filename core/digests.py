@@ -38,8 +38,15 @@ def doc_hash(doc: Any) -> str:
     """Content hash of a task document, 12 hex characters (48 bits).
 
     Short, because an expert's manifest carries the hash of every document it was trained on; two sets of 10,000
-    documents share a hash by chance with probability 4e-7. Values that are not JSON (dates, images) count by their
-    ``repr``.
+    documents share a hash by chance with probability 4e-7. Values that are not JSON count by their ``repr`` (dates),
+    images by their pixels.
     """
-    text = json.dumps(doc, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=repr)
+    text = json.dumps(doc, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
     return sha256(text.encode())[: 2 * DOC_HASH_BYTES]
+
+
+def _plain(value: Any) -> Any:
+    # An image of Pillow, whose repr is its address.
+    if all(hasattr(value, name) for name in ("mode", "size", "tobytes")):
+        return {"image": [value.mode, list(value.size), sha256(value.tobytes())]}
+    return repr(value)

@@ -24,6 +24,7 @@ from t2.core.manifest import unpack_hashes
 from t2.core.record import AdaptationRecord, ExpertRef, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.args import Settings
+from t2.harness.pictures import has_pictures, without_places
 from t2.harness.pool import Pool, draw
 from t2.harness.scorer import TaskScorer
 from t2.harness.tasks import PromptForm, TaskDocs, encode_pair
@@ -290,6 +291,8 @@ class TaskAdaptation:
     def _text(self, doc: Any) -> str:
         task: Any = self.task
         text = task.doc_to_text(doc)
+        if has_pictures(task):
+            return without_places(str(text))
         if isinstance(text, int):
             return "\n".join(map(str, task.doc_to_choice(doc)))
         return str(text) or str(task.doc_to_target(doc))

@@ -16,6 +16,8 @@ from t2.adapters.strategies.base import Options, Per
 from t2.adapters.targets import MOE, parse_layers
 from t2.core.errors import ArgumentError, nearest
 
+ENGINES = ("hf", "hf-multimodal")
+
 Kind = Literal["choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "file", "count", "budget"]
 
 EXPERTS = ("expert", "mix", "prompt", "cem", "auto")
@@ -49,7 +51,7 @@ class ArgSpec:
 
 
 MODEL_ARGS: dict[str, ArgSpec] = {
-    "engine": ArgSpec("choice", "hf", "what runs the model: transformers", ("hf",)),
+    "engine": ArgSpec("choice", "hf", "what runs the model: transformers, also for models that see images", ENGINES),
     "adapt": ArgSpec(
         "choice",
         "none",
@@ -255,13 +257,17 @@ def without_effect(name: str, values: Mapping[str, Any]) -> str | None:
     return "control=none" if name == "control_seed" and values["control"] == "none" else None
 
 
-def hf_arguments() -> list[str]:
-    """The named parameters of lm-eval's ``HFLM``, without those that t2 gives another meaning."""
-    from lm_eval.models.huggingface import HFLM
+def hf_arguments(engine: str = "hf") -> list[str]:
+    """The named parameters of lm-eval's ``HFLM``, without those that t2 gives another meaning.
 
-    parameters = inspect.signature(HFLM.__init__).parameters.values()
+    With ``hf-multimodal`` those of ``HFMultimodalLM`` as well.
+    """
+    from t2.harness.base import engine_class
+
+    classes = dict.fromkeys((engine_class(engine), engine_class("hf")))
+    parameters = [p for kind in classes for p in inspect.signature(kind.__init__).parameters.values()]
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
-    return [name for name in named if name not in LATER_ARGS]
+    return [name for name in dict.fromkeys(named) if name not in LATER_ARGS]
 
 
 def check_hf_args(given: Mapping[str, Any], where: str) -> None:
@@ -291,10 +297,15 @@ def parse_args(given: Mapping[str, Any]) -> Settings:
     Raises:
         ArgumentError: an argument that does not exist, a value that is not allowed, or two that contradict each other.
     """
-    allowed = [*MODEL_ARGS, *hf_arguments(), *FROM_PRETRAINED]
+    engine = str(given.get("engine") or "hf")
+    allowed = [*MODEL_ARGS, *hf_arguments(engine), *FROM_PRETRAINED]
     for name in given:
         if name in LATER_ARGS:
             raise ArgumentError(f"model_args: {name} is not part of this version of t2; leave it out")
+        if name not in allowed and name in hf_arguments("hf-multimodal"):
+            raise ArgumentError(
+                f"model_args: {name} is for engine=hf-multimodal, not for engine={engine}; leave it out"
+            )
         if name not in allowed:
             raise ArgumentError(f"model_args: {name} does not exist{nearest(str(name), allowed)}")
     values = {name: _read(name, spec, given.get(name, _ABSENT)) for name, spec in MODEL_ARGS.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.models.huggingface import HFLM
 
 from t2.core.errors import ArgumentError, DependencyError, ModelError, T2Error
@@ -73,19 +74,36 @@ class _HF(_LoadsQuantised, HFLM):  # type: ignore[misc]
     pass
 
 
-def open_base(pretrained: str | transformers.PreTrainedModel | None = None, **hf_args: Any) -> HFLM:
-    """Load a base model as lm-eval's ``hf`` does.
+class _HFMultimodal(_LoadsQuantised, HFMultimodalLM):  # type: ignore[misc]
+    pass
+
+
+def engine_class(engine: str) -> type[HFLM]:
+    """lm-eval's class behind a value of ``engine=``."""
+    kind: type[HFLM] = HFMultimodalLM if engine == "hf-multimodal" else HFLM
+    return kind
+
+
+def open_base(pretrained: str | transformers.PreTrainedModel | None = None, engine: str = "hf", **hf_args: Any) -> HFLM:
+    """Load a base model as lm-eval's ``hf`` or ``hf-multimodal`` does.
 
     Args:
         pretrained: as for ``HFLM``; None is the demo model, SmolLM2-135M-Instruct.
+        engine: ``hf``, or ``hf-multimodal`` for a model that also sees.
         hf_args: further arguments of ``HFLM``; a CUDA ``device`` (lm-eval's default) means the CPU where there is none.
 
     Raises:
-        DependencyError: the demo model is wanted and not installed.
+        ArgumentError: no model is named where the demo model will not do.
+        DependencyError: the demo model is wanted and not installed, or a library that ``engine`` needs.
         ModelError: the model cannot be loaded, or is not a decoder-only one.
     """
     device = str(hf_args.get("device") or "cuda")
     hf_args["device"] = "cpu" if device.startswith("cuda") and not torch.cuda.is_available() else device
+    if engine == "hf-multimodal":
+        if pretrained is None:
+            raise ArgumentError("engine=hf-multimodal needs pretrained=, a model that sees images")
+        if importlib.util.find_spec("PIL") is None:
+            raise DependencyError('engine=hf-multimodal needs Pillow: pip install "t2-eval[multimodal]"')
     if pretrained is None:
         if hf_args.get("gguf_file"):
             raise ArgumentError(
@@ -94,7 +112,7 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, **hf
         path = demo_model()
         pretrained, hf_args["gguf_file"] = str(path.parent), path.name
     try:
-        lm = _HF(pretrained=pretrained, **hf_args)
+        lm = (_HFMultimodal if engine == "hf-multimodal" else _HF)(pretrained=pretrained, **hf_args)
     except T2Error:
         raise
     except (

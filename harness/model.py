@@ -18,7 +18,7 @@ from lm_eval.utils import simple_parse_args_string
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.strategies import STRATEGIES, Choice
 from t2.core.digests import digest_of, doc_hash
-from t2.core.errors import ArgumentError, ModelError, StorageError
+from t2.core.errors import ArgumentError, ModelError, StorageError, TaskError
 from t2.core.files import check_writable
 from t2.core.manifest import BaseModelRef
 from t2.core.record import AdaptationRecord, Timing, UsedMixture
@@ -60,6 +60,7 @@ class T2LM(LM):  # type: ignore[misc]
 
     Attributes:
         records: the adaptations of the last evaluation.
+        MULTIMODAL: whether the model sees; lm-eval asks before it runs tasks with pictures.
 
     Raises:
         T2Error: an argument, expert or model cannot be used; arguments and expert files are checked before the model
@@ -76,7 +77,8 @@ class T2LM(LM):  # type: ignore[misc]
         read = read_experts(named) if strategy.needs_experts and named is not None else None
         hf = dict(self.settings.hf)
         pretrained = hf.pop("pretrained", None)
-        self.inner = open_base(pretrained, **hf)
+        self.inner = open_base(pretrained, self.settings.engine, **hf)
+        self.MULTIMODAL = bool(getattr(self.inner, "MULTIMODAL", False))
         # A search must not put its candidates' answers into the user's cache.
         self.inner.set_cache_hook(CacheHook(None))
         name = base_id(pretrained, hf.get("gguf_file"))
@@ -215,6 +217,8 @@ class T2LM(LM):  # type: ignore[misc]
         self.inner.set_cache_hook(self.cache_hook)
         try:
             return getattr(self.inner, kind)(requests)
+        except NotImplementedError as error:
+            raise TaskError(f"lm-eval's {self.settings.engine} model cannot answer {kind} requests: {error}") from error
         finally:
             self.inner.set_cache_hook(CacheHook(None))
 

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from t2.adapters.engine import Engine, ScoreRequest
+from lm_eval.api.instance import Instance
+
+from t2.adapters.engine import Engine
 from t2.adapters.expert import Z, z_digest
 from t2.adapters.strategies.base import Score
 from t2.core.seeds import derive_seed
-from t2.harness.tasks import Response, TaskDocs, encode_pair
+from t2.harness.tasks import Response, TaskDocs
 
 
 class TaskScorer:
@@ -108,7 +110,7 @@ class TaskScorer:
         shown = range(self.docs) if docs is None else docs
         keys = [z_digest(z) for z in mixtures]
         zs = dict(zip(keys, mixtures, strict=True))
-        asked: list[tuple[tuple[str, int], ScoreRequest]] = []
+        asked: list[tuple[tuple[str, int], tuple[Instance, str]]] = []
         for cell in dict.fromkeys((key, doc) for key in keys for doc in shown):
             if cell in self._ties:
                 continue
@@ -117,18 +119,18 @@ class TaskScorer:
                 continue
             if self.task.output_type != "generate_until":
                 self._ties[cell] = self._gold(cell)
-            elif (request := self._right_text(cell)) is not None:
-                asked.append((cell, request))
+            elif text := self._right_text(cell):
+                asked.append((cell, (self.requests[cell[1]][0], text)))
         if asked:
             used = {key: row for row, key in enumerate(dict.fromkeys(cell[0] for cell, _ in asked))}
-            scored = self._engine.score(
-                [request for _, request in asked],
+            found = self.task.likelihoods(
+                self._engine,
+                [pair for _, pair in asked],
                 [zs[key] for key in used],
                 [used[cell[0]] for cell, _ in asked],
                 progress=f"{self.task.name}: breaking ties" if self._progress else None,
             )
-            for (cell, request), result in zip(asked, scored, strict=True):
-                self._ties[cell] = (result.loglikelihood, len(request.continuation))
+            self._ties.update(zip((cell for cell, _ in asked), found, strict=True))
         return [self._mean_tie(key, shown) for key in keys]
 
     def _mean_tie(self, key: str, docs: Sequence[int]) -> float:
@@ -148,10 +150,6 @@ class TaskScorer:
         best = max(found)
         return best if best[1] else (0.0, 0)
 
-    def _right_text(self, cell: tuple[str, int]) -> ScoreRequest | None:
-        index = cell[1]
-        answer = self._answers[cell][0] if self._binary else self.task.gold_text(self._docs[index])
-        if not answer:
-            return None
-        pair = encode_pair(self.task.lm, str(self.requests[index][0].args[0]), str(answer))
-        return self.task.window(*pair) if pair[1] else None
+    def _right_text(self, cell: tuple[str, int]) -> str:
+        answer = self._answers[cell][0] if self._binary else self.task.gold_text(self._docs[cell[1]])
+        return str(answer or "")

@@ -25,6 +25,7 @@ from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, T2Error, TaskError, nearest
 from t2.core.record import Objective
 from t2.core.seeds import derive_seed
+from t2.harness.pictures import answers_in_turn, check_pictures, has_pictures, likelihoods_in_turn
 
 FEWSHOT_SEED = 1234
 OutputType = Literal["generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling"]
@@ -129,8 +130,9 @@ class TaskDocs:
         self.lm = lm
         self.form = form
         self.name = str(task.task_name)
-        if getattr(task, "MULTIMODAL", False):
-            raise TaskError(f"task {self.name} needs images or audio, which t2 does not adapt to")
+        self._pictures = has_pictures(task)
+        if self._pictures:
+            check_pictures(task, lm)
         if task.OUTPUT_TYPE not in get_args(OutputType):
             raise TaskError(f"task {self.name} has the output type {task.OUTPUT_TYPE}, which t2 does not know")
         self.output_type: OutputType = task.OUTPUT_TYPE
@@ -345,6 +347,8 @@ class TaskDocs:
     ) -> list[list[Response]]:
         """Answer requests on the batched engine, with lm-eval's tokens, truncation, stop texts and postprocessing.
 
+        Requests with pictures are answered by lm-eval's own model instead, one mixture after another.
+
         Args:
             engine: runs the model.
             requests: for each entry (a doc, or a doc under one of many mixtures) its requests.
@@ -356,6 +360,10 @@ class TaskDocs:
         Returns:
             For each entry its answers, in the order and shape of lm-eval's.
         """
+        if self._pictures:
+            every = rows if rows is not None else [0] * len(requests)
+            seen = answers_in_turn(self.lm, engine, requests, mixtures, every, seed=seed, progress=progress)
+            return [list[Response](texts) for texts in seen]
         flat = [(entry, instance) for entry, instances in enumerate(requests) for instance in instances]
         row = [0 if rows is None else rows[entry] for entry, _ in flat]
         answers: list[Response | None] = [None] * len(flat)
@@ -386,6 +394,38 @@ class TaskDocs:
             assert response is not None
             shaped[entry].append(response)
         return shaped
+
+    def likelihoods(
+        self,
+        engine: Engine,
+        asked: Sequence[tuple[Instance, str]],
+        mixtures: Sequence[Z | None],
+        rows: Sequence[int],
+        *,
+        progress: str | None = None,
+    ) -> list[tuple[float, int]]:
+        """Log-likelihoods of given texts as answers to generation requests.
+
+        Args:
+            engine: runs the model.
+            asked: requests, each with a text.
+            mixtures: the distinct mixtures.
+            rows: the mixture of each request.
+            progress: text of a progress bar.
+
+        Returns:
+            For each the log-likelihood in nats and the number of tokens; (0, 0) for a text without tokens.
+        """
+        if self._pictures:
+            return likelihoods_in_turn(self.lm, engine, asked, mixtures, rows, progress=progress)
+        pairs = [encode_pair(self.lm, str(instance.args[0]), text) for instance, text in asked]
+        kept = [i for i, (_, continuation) in enumerate(pairs) if continuation]
+        windows = [self.window(*pairs[i]) for i in kept]
+        scored = engine.score(windows, mixtures, [rows[i] for i in kept], progress=progress)
+        found = [(0.0, 0)] * len(asked)
+        for i, window, result in zip(kept, windows, scored, strict=True):
+            found[i] = (result.loglikelihood, len(window.continuation))
+        return found
 
     def generation(self, instance: Instance) -> GenerateRequest:
         """A generation request's tokens and arguments, by ``HFLM``'s rules.

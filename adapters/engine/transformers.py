@@ -267,7 +267,7 @@ class TransformersEngine:
             mask[row, width - len(request.context) :] = 1
         used, index = _compact(mixtures, rows)
         stop = _RowStop(self.tokenizer, first.stop, width)
-        with _seeded(seed, self.device), self.activation(used, index):
+        with seeded(seed, self.device), self.activation(used, index):
             out = self._generator(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
@@ -375,7 +375,8 @@ def _as_set(value: int | list[int] | None) -> set[int]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Context in which torch draws from ``seed``; its global generators are as before afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
