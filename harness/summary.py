@@ -52,7 +52,8 @@ def _line(record: AdaptationRecord) -> tuple[str, ...]:
     score = "–" if held is None else f"{_number(held.before)} → {_number(held.after)} ({held.docs} docs)"
     if record.no_signal:
         score += ", NO SIGNAL"
-    strategy = record.strategy + ("" if record.control == "none" else f" ({record.control})")
+    chosen = "".join(f": {one.strategy}" for one in record.considered if one.chosen)
+    strategy = record.strategy + chosen + ("" if record.control == "none" else f" ({record.control})")
     return (
         record.task,
         strategy,

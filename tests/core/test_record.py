@@ -7,7 +7,7 @@ from typing import Any
 
 from t2.core.digests import canonical_json
 from t2.core.manifest import BaseModelRef
-from t2.core.record import AdaptationRecord, Generation, HeldOut, Timing, UsedMixture
+from t2.core.record import AdaptationRecord, Considered, Generation, HeldOut, Timing, UsedMixture
 
 
 def record(**fields: Any) -> AdaptationRecord:
@@ -30,6 +30,15 @@ def test_the_digest_of_a_record_leaves_out_time_and_command() -> None:
     changes = {"key": "l", "no_signal": True, "note": "x", "dispatch": {"math": 1}, "adaptation_docs": ("0" * 12,)}
     digests = {record(**{field: value}).digest() for field, value in changes.items()}
     assert len(digests | {first.digest()}) == 1 + len(changes)
+
+
+def test_the_digest_leaves_out_what_a_machine_predicts() -> None:
+    def judged(**fields: Any) -> AdaptationRecord:
+        return record(considered=(Considered(strategy="cem", score=0.5, docs=10, cost=60, chosen=True, **fields),))
+
+    assert judged(seconds=3.5).digest() == judged(seconds=70.0).digest() == judged().digest()
+    assert judged(reason="cheaper").digest() != judged().digest()
+    assert judged().digest() != record().digest()
 
 
 def test_a_record_comes_back_from_json() -> None:

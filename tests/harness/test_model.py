@@ -268,6 +268,57 @@ def test_an_adaptation_is_found_again_and_not_repeated(
             assert tiny.answers(repeated, name) == tiny.answers(results, name)
 
 
+def test_a_search_within_seconds_is_found_again_on_any_machine(tiny_folder: Path, experts: str) -> None:
+    settings = {**SEARCH, "generations": 10**6, "search": "random", "budget": "1s"}
+    first, again = make(tiny_folder, **settings), make(tiny_folder, **settings)
+    tiny.evaluate(first, [tiny.choice_task()])
+    tiny.evaluate(again, [tiny.choice_task()])
+    assert again.records[0].digest() == first.records[0].digest()
+    assert first.records[0].settings["budget"] == "1s"
+    report = first.records[0].search
+    assert report is not None
+    assert report.stopped == "the budget of 1 s is spent"
+    assert report.evaluations >= 1
+
+
+def test_preselected_experts_alone_are_in_the_plan_and_it_is_found_again(
+    tiny_folder: Path, tiny_engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(12):
+        tiny.save_expert(tmp_path / "experts" / f"e{seed:02}.safetensors", tiny_engine, seed, domain=f"d{seed}")
+    for per in ("expert", "layer"):
+        settings = {**SEARCH, "preselect": 3, "per": per}
+        first, again = make(tiny_folder, **settings), make(tiny_folder, **settings)
+        results = tiny.evaluate(first, [tiny.choice_task()])
+        said = capsys.readouterr().err
+        assert "searching mixtures of the best 3 of 12 experts on 6 adaptation docs by cem; about " in said
+        repeated = tiny.evaluate(again, [tiny.choice_task()])
+        assert "adaptation found again" in capsys.readouterr().err
+        assert tiny.answers(repeated, "tiny_choice") == tiny.answers(results, "tiny_choice")
+        record = first.records[0]
+        assert record.digest() == again.records[0].digest()
+        assert len(record.experts) == 12
+        assert record.preselected is not None
+        assert record.preselected.of == 12
+        named = {one.name for one in record.preselected.experts}
+        assert len(named) == 3
+        assert {name.split("@")[0] for name in record.mixtures[0].alpha} in (named, set())
+
+
+def test_auto_says_what_it_chose_and_why(tiny_folder: Path, experts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lm = make(tiny_folder, **{**SEARCH, "adapt": "auto"})
+    tiny.evaluate(lm, three())
+    said = capsys.readouterr().err
+    assert said.count("judging the base, single experts, the uniform mixture, dispatch and the search cem of 3 ") == 3
+    for record in lm.records:
+        (chosen,) = [one for one in record.considered if one.chosen]
+        assert record.note.startswith(("NO SIGNAL", f"auto chose {chosen.strategy}, "))
+        assert all(one.reason and (one.score is None) == (one.docs == 0) for one in record.considered)
+        assert {"none", "mix", "expert", "prompt", "cem"} <= {one.strategy for one in record.considered}
+        assert record.held_out is not None
+        assert record.search is not None
+
+
 @pytest.mark.parametrize(
     ("args", "run"),
     [

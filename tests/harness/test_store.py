@@ -6,7 +6,7 @@ import pytest
 
 from t2.core.errors import StorageError
 from t2.core.manifest import BaseModelRef
-from t2.core.record import AdaptationRecord, HeldOut, Timing, UsedMixture
+from t2.core.record import AdaptationRecord, Considered, HeldOut, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.summary import format_summary
 
@@ -65,6 +65,12 @@ def test_the_summary_tells_no_signal_controls_and_dispatch() -> None:
     assert "0.4 → 0.6 (10 docs), NO SIGNAL" in text
     assert "cem (shuffle)" in text
     assert "3× math 1; 5× base" in text
+
+
+def test_the_summary_says_what_auto_chose() -> None:
+    considered = (Considered(strategy="none"), Considered(strategy="mix", chosen=True))
+    text = format_summary([record(strategy="auto", considered=considered)], {})
+    assert "|auto: mix" in text
 
 
 def test_the_summary_of_many_coefficients_stays_short() -> None:
