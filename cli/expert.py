@@ -51,7 +51,7 @@ def _show(
             ("matrices", f"{len(manifest.targets)} of rank {', '.join(map(str, ranks))}"),
             ("values", sum(manifest.targets.values())),
             ("|z - 1|", f"mean {distance['mean']:.4g}, largest {distance['max']:.4g}"),
-            ("trained on", f"{len(unpack_hashes(manifest.training_docs))} documents"),
+            ("trained on", f"documents of {len(unpack_hashes(manifest.training_docs))} hashes"),
             *((f"training.{key}", value) for key, value in sorted(manifest.training.items())),
             *(("parent", f"{parent.alpha:+.6g} × {parent.digest}") for parent in manifest.parents),
         ]

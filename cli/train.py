@@ -10,7 +10,20 @@ import typer
 from t2.cli.extras import needs_eval
 from t2.cli.output import print_fields
 from t2.core.errors import ArgumentError
-from t2.training.config import BASELINES, KINDS, NORMALISES, OBJECTIVES, SELECTS, TrainConfig, make_config
+from t2.training.config import (
+    BASELINES,
+    KINDS,
+    NORMALISES,
+    OBJECTIVES,
+    PARAMETRISATIONS,
+    RESCALES,
+    REWARDS,
+    SCHEDULES,
+    SELECTS,
+    UPDATES,
+    TrainConfig,
+    make_config,
+)
 
 
 def _default(field: str) -> Any:
@@ -23,8 +36,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _train(
-    task: Annotated[str, typer.Option(help="The lm-eval task to learn.")],
-    name: Annotated[str, typer.Option(help="The expert's name.")],
+    context: typer.Context,
+    task: Annotated[str | None, typer.Option(help="The lm-eval task to learn.")] = None,
+    name: Annotated[str | None, typer.Option(help="The expert's name.")] = None,
     kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}.")] = _default("kind"),
     domain: Annotated[str | None, typer.Option(help="What it is for; without it the task's domain.")] = None,
     model_args: Annotated[
@@ -49,26 +63,49 @@ def _train(
     ),
     temperature: Annotated[float, typer.Option(help="Of the policy; 0 answers greedily.")] = _default("temperature"),
     samples: Annotated[int, typer.Option(help="Answers sampled per document.")] = _default("samples"),
+    reward: Annotated[
+        str, typer.Option(help=f"Score of a generated answer, with partial credit: {', '.join(REWARDS)}.")
+    ] = _default("reward"),
+    reward_partial: Annotated[float, typer.Option(help="Score of a wrong answer with full credit.")] = _default(
+        "reward_partial"
+    ),
+    reward_format: Annotated[float, typer.Option(help="Added for the form asked for.")] = _default("reward_format"),
     reward_right: Annotated[float, typer.Option(help="Reward of a score of 1.")] = _default("reward_right"),
     reward_wrong: Annotated[float, typer.Option(help="Reward of a score of 0.")] = _default("reward_wrong"),
     baseline: Annotated[str, typer.Option(help=f"Subtracted from rewards: {', '.join(BASELINES)}.")] = _default(
         "baseline"
     ),
-    kl: Annotated[float, typer.Option(help="Weight of KL(policy‖base).")] = _default("kl"),
+    kl: Annotated[str, typer.Option(help="Weight of KL(policy‖base); several, as 0,0.1,0.2, make a run each.")] = str(
+        _default("kl")
+    ),
     steps: Annotated[int, typer.Option(help="Gradient steps.")] = _default("steps"),
+    update: Annotated[str, typer.Option(help=f"A step's documents: {', '.join(UPDATES)}.")] = _default("update"),
     batch: Annotated[int, typer.Option(help="Documents in a step.")] = _default("batch"),
     learning_rate: Annotated[float, typer.Option(help="Of AdamW, after warmup.")] = _default("learning_rate"),
     warmup: Annotated[int, typer.Option(help="Steps of linear warmup.")] = _default("warmup"),
+    schedule: Annotated[str, typer.Option(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")] = _default(
+        "schedule"
+    ),
+    decay_steps: Annotated[int | None, typer.Option(help="Where the cosine ends; without it --steps.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW, towards z = 1.")] = _default("weight_decay"),
     clip: Annotated[float, typer.Option(help="Largest global norm of the gradient.")] = _default("clip"),
     train_docs: Annotated[int | None, typer.Option(help="Most documents to train on.")] = None,
     validation_docs: Annotated[int | None, typer.Option(help="Most documents to validate on.")] = None,
     validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = _default("validate_every"),
-    patience: Annotated[int, typer.Option(help="Stop after so many validations without a new best.")] = _default(
-        "patience"
-    ),
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many validations without a new best; 0 never.")
+    ] = _default("patience"),
     select: Annotated[str, typer.Option(help=f"What decides the best validation: {', '.join(SELECTS)}.")] = _default(
         "select"
+    ),
+    parametrisation: Annotated[str, typer.Option(help=f"Of z: {', '.join(PARAMETRISATIONS)}.")] = _default(
+        "parametrisation"
+    ),
+    max_mult: Annotated[float, typer.Option(help="With sigmoid, the bound of z.")] = _default("max_mult"),
+    init_mean: Annotated[float, typer.Option(help="With sigmoid, the mean of p at first.")] = _default("init_mean"),
+    init_std: Annotated[float, typer.Option(help="With sigmoid, its deviation.")] = _default("init_std"),
+    rescale: Annotated[str, typer.Option(help=f"Keep each matrix's nuclear norm: {', '.join(RESCALES)}.")] = _default(
+        "rescale"
     ),
     targets: Annotated[str, typer.Option(help="Matrices to scale: mlp, attn, all.")] = _default("targets"),
     layers: Annotated[str | None, typer.Option(help="Layers to adapt, such as 0-15+20.")] = None,
@@ -78,59 +115,55 @@ def _train(
     rank: Annotated[int | None, typer.Option(help="Only the first so many components move.")] = None,
     micro_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.")] = _default("micro_tokens"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = _default("seed"),
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="A YAML file of these options; the command line goes before it.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the configuration as such a file, and end.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder of experts; without it T2_EXPERTS_DIR.")] = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace the expert of that name, or drop an interrupted run that differs."),
     ] = False,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Train the finished expert of that name further, from its last step.")
+    ] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 5,
     include_path: Annotated[Path | None, typer.Option(help="A folder of further lm-eval tasks.")] = None,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="A tracker of accelerate's, such as tensorboard; may be repeated.")
+    ] = None,
+    tracker_dir: Annotated[Path | None, typer.Option(help="Where trackers write; without it <output>/logs.")] = None,
 ) -> None:
     """Train an expert on a task by reinforcement; an interrupted run goes on when it is given the same options."""
     with needs_eval("t2 train"):
         from lm_eval.utils import simple_parse_args_string
 
         from t2.training.api import train
-    config = make_config(
-        task=task,
-        name=name,
-        kind=kind,
-        domain=domain,
-        model_args=_pairs("--model-args", model_args, simple_parse_args_string),
-        metric=metric,
-        filter=answer_filter,
-        num_fewshot=num_fewshot,
-        apply_chat_template=apply_chat_template,
-        system_instruction=system_instruction,
-        gen_kwargs=_pairs("--gen-kwargs", gen_kwargs, simple_parse_args_string),
-        objective=objective,
-        normalise=normalise,
-        temperature=temperature,
-        samples=samples,
-        reward_right=reward_right,
-        reward_wrong=reward_wrong,
-        baseline=baseline,
-        kl=kl,
-        steps=steps,
-        batch=batch,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        clip=clip,
-        train_docs=train_docs,
-        validation_docs=validation_docs,
-        validate_every=validate_every,
-        patience=patience,
-        select=select,
-        targets=targets,
-        layers=layers,
-        moe=moe,
-        rank=rank,
-        micro_tokens=micro_tokens,
-        seed=seed,
-    )
+        from t2.training.config_file import read_config_file, to_yaml
+    given = {_FIELDS.get(name, name): value for name, value in context.params.items() if _given(context, name)}
+    values = {field: value for field, value in given.items() if field in TrainConfig.model_fields}
+    for field in ("model_args", "gen_kwargs"):
+        if field in values:
+            values[field] = _pairs(f"--{field.replace('_', '-')}", values[field], simple_parse_args_string)
+    if config_file is None:
+        config = make_config(**values)
+    else:
+        file = read_config_file(config_file)
+        config = make_config(file.where(values), **{**file.values, **values})
+    if print_config:
+        print(to_yaml(config), end="")
+        return
     result = train(
-        config, folder=output, overwrite=overwrite, checkpoint_every=checkpoint_every, include_path=include_path
+        config,
+        folder=output,
+        overwrite=overwrite,
+        continue_=go_on,
+        checkpoint_every=checkpoint_every,
+        include_path=include_path,
+        trackers=tracker or (),
+        tracker_dir=tracker_dir,
     )
     print_fields(
         [
@@ -138,8 +171,19 @@ def _train(
             ("digest", result.digest),
             ("base score", f"{result.base_score:.4f}"),
             ("best score", f"{result.best_score:.4f}"),
+            *([("kl", f"{result.kl:g}")] if len(config.kls) > 1 else []),
         ]
     )
+
+
+_FIELDS = {"answer_filter": "filter"}
+"""Fields whose parameter has another name here."""
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, and is not a default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _pairs(option: str, text: str, parse: Any) -> dict[str, Any]:

@@ -30,8 +30,8 @@ from t2.core.files import atomic_write
 from t2.core.manifest import Manifest, unpack_hashes
 
 METADATA_KEY = "t2"
-MAX_HEADER_BYTES = 128 * 1024
-"""Room for the document hashes of 5,000 training documents and the names of 500 matrices."""
+MAX_HEADER_BYTES = 1024 * 1024
+"""Room for the four hashes each of 30,000 training documents, and for the names of 500 matrices."""
 MAX_FILE_BYTES = 64 * 1024 * 1024
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -131,8 +131,12 @@ def read_expert(path: Path) -> ExpertFile:
 
 
 def unfinished(path: Path) -> bool:
-    """Whether a file belongs to a training that has not ended, or to an expert about to be replaced."""
-    return path.parent.suffix in (".training", ".replaced")
+    """Whether a file belongs to a training that has not ended, or to an expert about to be replaced.
+
+    A sweep's runs lie two folders deeper, as ``<name>.training/sweep/kl-0.1/``.
+    """
+    folders = [path.parent, *([path.parents[2]] if path.parent.parent.name == "sweep" else [])]
+    return any(folder.suffix in (".training", ".replaced", ".copy") for folder in folders)
 
 
 def write_expert(path: Path, manifest: Manifest, vectors: Mapping[str, Vector]) -> str:

@@ -47,6 +47,20 @@ class HeldOut(_Frozen):
     after: Number
 
 
+class Overlap(_Frozen):
+    """How many of the docs of a result an expert was trained on, by hash, under whatever label.
+
+    Attributes:
+        expert: its name.
+        scored: of the docs that are scored.
+        adaptation: of the labelled docs that the search saw.
+    """
+
+    expert: str
+    scored: int
+    adaptation: int
+
+
 class UsedMixture(_Frozen):
     """One mixture that answered prompts: α by expert name (empty for the base) and the number of requests."""
 
@@ -128,6 +142,7 @@ class AdaptationRecord(_Frozen):
         search: what a search spent, and why it ended.
         preselected: the experts that a search began with, where there were more than ``preselect``.
         considered: what ``adapt=auto`` chose among.
+        overlap: the experts that were trained on docs of this result: it looks better than it is.
         mixtures: what answered the scored requests.
         no_signal: all candidates tied, so the base was kept.
         dispatch: number of prompts by domain, for the strategies that name one.
@@ -153,6 +168,7 @@ class AdaptationRecord(_Frozen):
     search: SearchReport | None = None
     preselected: Preselection | None = None
     considered: tuple[Considered, ...] = ()
+    overlap: tuple[Overlap, ...] = ()
     mixtures: tuple[UsedMixture, ...] = ()
     dispatch: dict[str, int] = Field(default_factory=dict)
     no_signal: bool = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, Z
 from t2.adapters.strategies import STRATEGIES, Choice, Job
 from t2.core.digests import digest_of, doc_hash
-from t2.core.errors import ExpertError
+from t2.core.errors import ExpertError, TaskError
 from t2.core.manifest import unpack_hashes
-from t2.core.record import AdaptationRecord, ExpertRef, Timing, UsedMixture
+from t2.core.record import AdaptationRecord, ExpertRef, Overlap, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.args import Settings
+from t2.harness.overlap import DocMarks
 from t2.harness.pictures import has_pictures, without_places
 from t2.harness.pool import Pool, draw
 from t2.harness.scorer import TaskScorer
@@ -50,6 +52,11 @@ class Runtime:
     def expert_refs(self) -> tuple[ExpertRef, ...]:
         """The experts as a record names them."""
         return tuple(ExpertRef(name=e.name, digest=e.digest, domain=e.domain) for e in self.experts)
+
+    @cached_property
+    def trained(self) -> Mapping[str, frozenset[str]]:
+        """For each expert the marks of the docs that it was trained on."""
+        return {e.name: frozenset(unpack_hashes(e.manifest.training_docs)) for e in self.experts}
 
     @property
     def dtype(self) -> str:
@@ -132,6 +139,7 @@ class TaskAdaptation:
         self._strategy = STRATEGIES[runtime.settings.adapt]()
         self._scorer: TaskScorer | None = None
         self._adaptation_docs: tuple[str, ...] = ()
+        self._drawn: list[Any] = []
         if self._strategy.needs_labels:
             settings = runtime.settings
             docs = TaskDocs(
@@ -143,21 +151,17 @@ class TaskAdaptation:
                 forbidden=pool.scored,
                 spare=pool.docs[:SPARE],
             )
-            trained = {h for expert in runtime.experts for h in unpack_hashes(expert.manifest.training_docs)}
+            trained = {mark for marks in runtime.trained.values() for mark in marks}
             drawn = draw(pool, docs, settings.shots, settings.adapt_seed, trained)
             prompts = [self._text(doc) for doc in drawn]
             self._scorer = TaskScorer(docs, drawn, runtime.engine, prompts=prompts, seed=settings.adapt_seed)
             self._adaptation_docs = tuple(doc_hash(doc) for doc in drawn)
-            seen = len(trained.intersection(self._adaptation_docs))
+            marks = DocMarks(task)
+            seen = sum(not trained.isdisjoint(marks.of(doc)) for doc in drawn) if trained else 0
             if seen:
                 self._split = f"{pool.split}, {seen} of those drawn trained an expert"
-                _log.warning(
-                    "%s: %d of the %d adaptation docs trained an expert, since the pool holds too few others; it looks "
-                    "better on them than it is",
-                    self.name,
-                    seen,
-                    len(drawn),
-                )
+            self._drawn = drawn
+        self._overlap = self._find_overlap()
         self.key = self._key()
         self.choices: tuple[Choice, ...] = ()
         self.record: AdaptationRecord | None = None
@@ -193,7 +197,7 @@ class TaskAdaptation:
         self.found = True
         timing = Timing(pass1=0.0, pass2=0.0)
         self.record = stored.record.model_copy(
-            update={"mixtures": self._used(), "timing": timing, "command": _command()}
+            update={"overlap": self._overlap, "mixtures": self._used(), "timing": timing, "command": _command()}
         )
         _say(f"{self.name}: adaptation found again, not repeated ({self.path})")
         return True
@@ -227,6 +231,7 @@ class TaskAdaptation:
             search=plan.search,
             preselected=plan.preselected,
             considered=plan.considered,
+            overlap=self._overlap,
             mixtures=self._used(),
             dispatch=plan.dispatch,
             no_signal=plan.no_signal,
@@ -266,6 +271,39 @@ class TaskAdaptation:
             for choice, count in zip(self.choices, counts, strict=True)
             if count or len(self.choices) == 1
         )
+
+    def _find_overlap(self) -> tuple[Overlap, ...]:
+        """Count the docs that experts were trained on, and say so.
+
+        Raises:
+            TaskError: there are some, and ``overlap=refuse``.
+        """
+        trained = {name: marks for name, marks in self._runtime.trained.items() if marks}
+        if not trained:
+            return ()
+        marks = DocMarks(self.task)
+        scored, drawn = ([marks.of(doc) for doc in docs] for docs in (self._docs.values(), self._drawn))
+        counted = [
+            Overlap(
+                expert=name,
+                scored=sum(not own.isdisjoint(seen) for own in scored),
+                adaptation=sum(not own.isdisjoint(seen) for own in drawn),
+            )
+            for name, seen in trained.items()
+        ]
+        found = tuple(one for one in counted if one.scored or one.adaptation)
+        for one in found:
+            told = (
+                f"expert {one.expert} was trained on {one.scored} of the {len(scored)} scored docs and "
+                f"{one.adaptation} of the {len(drawn)} adaptation docs"
+            )
+            if self._runtime.settings.overlap == "refuse":
+                raise TaskError(
+                    f"task {self.name}: {told}, which overlap=refuse does not allow; leave the expert out, or use "
+                    "overlap=mark"
+                )
+            _log.warning("%s: %s; it looks better on them than it is", self.name, told)
+        return found
 
     def _job(self) -> Job:
         lm = self._runtime.lm

@@ -153,6 +153,12 @@ MODEL_ARGS: dict[str, ArgSpec] = {
         "a base with mixture-of-experts layers: refuse it, or skip these layers' routers and routed experts",
         MOE,
     ),
+    "overlap": ArgSpec(
+        "choice",
+        "mark",
+        "experts that were trained on docs they are scored or adapted on: mark the result, or refuse it",
+        ("mark", "refuse"),
+    ),
     "record": ArgSpec("file", None, "a JSON file for the adaptation records, besides results and cache"),
     "batch": ArgSpec("integer", 32, "rows of a batch during a search or dispatch", low=1),
 }
@@ -180,7 +186,7 @@ FROM_PRETRAINED: dict[str, str] = {
 }
 """Arguments of ``from_pretrained`` that are passed on."""
 
-_NOT_BEARING = ("record", "batch", "light")
+_NOT_BEARING = ("record", "batch", "light", "overlap")
 _ABSENT = object()
 
 
@@ -213,6 +219,7 @@ class Settings:
     rank: int | None
     transfer: str
     moe: str
+    overlap: Literal["mark", "refuse"]
     record: Path | None
     batch: int
     hf: Mapping[str, Any]

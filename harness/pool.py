@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from lm_eval.api.task import Task
 from t2.core.digests import doc_hash
 from t2.core.errors import DataError, TaskError
 from t2.core.seeds import generator
+from t2.harness.overlap import DocMarks
 from t2.harness.tasks import TaskDocs
 
 CARVED = 20
@@ -40,9 +41,10 @@ class Pool:
 def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
     """The adaptation pool of a task: validation, training or few-shot docs, the first that shares none with the scored.
 
-    Where there is none, :data:`CARVED` docs are taken out of the scored ones (half of them, where they are fewer than
-    twice as many), chosen by a hash of what is asked, so that the choice depends on neither seed, shots, strategy,
-    limit nor labels. With ``samples`` they come from the docs that are not sampled.
+    Docs that ask what a scored one asks, under another label or in other words of the prompt, are left out of it. Where
+    there is none, :data:`CARVED` docs are taken out of the scored ones (half of them, where they are fewer than twice
+    as many), chosen by a hash of what is asked, so that the choice depends on neither seed, shots, strategy, limit nor
+    labels. With ``samples`` they come from the docs that are not sampled.
 
     Args:
         task: as lm-eval is about to run it.
@@ -59,7 +61,9 @@ def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
         except DataError as error:
             return Pool(split, (), scored, absent=error)
         if found and not scored & found.keys():
-            return Pool(split, tuple(found[digest] for digest in sorted(found)), scored)
+            others = _others(task, docs, found)
+            if others:
+                return Pool(split, tuple(others[digest] for digest in sorted(others)), scored)
     wanted = {hashes[i] for i in samples if i < len(hashes)} if samples else set()
     first = {digest: i for i, digest in reversed(list(enumerate(hashes))) if digest not in wanted}
     asked = {digest: doc_hash(_asked(task, docs[i])) for digest, i in first.items()}
@@ -71,6 +75,13 @@ def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
     return Pool("carved out of the scored docs", pool, scored - taken, kept)
 
 
+def _others(task: Task, scored: Iterable[Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The found docs, by content hash, that ask something else than the scored ones."""
+    marks = DocMarks(task)
+    asked = {marks.asked(doc) for doc in scored} - {None}
+    return {digest: doc for digest, doc in found.items() if marks.asked(doc) not in asked}
+
+
 def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[str] = ()) -> list[Any]:
     """Draw ``shots`` labelled docs from a pool.
 
@@ -79,8 +90,8 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[
         docs: the task.
         shots: how many.
         seed: the user's ``adapt_seed``.
-        trained: content hashes of docs that an expert was trained on; they are drawn only where there are too few
-            others, since an expert looks better on them than it is.
+        trained: marks of docs that an expert was trained on; they are drawn only where there are too few others, since
+            an expert looks better on them than it is.
 
     Raises:
         TaskError: the pool is empty, unlabelled, or smaller than ``shots``.
@@ -94,7 +105,10 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[
             "and too few scored docs to set some aside); use adapt=expert or mix, or a task with more docs"
         )
     order = generator(seed, "adaptation docs", docs.name).permutation(len(pool.docs))
-    candidates = sorted((pool.docs[int(i)] for i in order), key=lambda doc: bool(trained) and doc_hash(doc) in trained)
+    marks, seen = DocMarks(docs.task), frozenset(trained)
+    candidates = sorted(
+        (pool.docs[int(i)] for i in order), key=lambda doc: bool(seen) and not seen.isdisjoint(marks.of(doc))
+    )
     drawn: list[Any] = []
     for doc in candidates:
         if docs.labelled(doc):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from t2.core.errors import TaskError
 from t2.harness.math_answers import last_boxed, math_equal
-from t2.harness.sandbox import run_python
+from t2.harness.sandbox import SandboxResult, run_python
 
 __all__ = [
     "INVALID",
@@ -20,8 +20,10 @@ __all__ = [
     "extract_number",
     "last_boxed",
     "math_equal",
+    "parses",
     "pass_at_1",
     "program",
+    "tests_passed",
 ]
 
 CodeKind = Literal["humaneval", "mbpp"]
@@ -55,10 +57,42 @@ def pass_at_1(doc: Mapping[str, Any], completion: str, kind: CodeKind) -> float:
     source = program(doc, completion, kind)
     if source is None:
         return 0.0
+    return float(_run(source).passed)
+
+
+def tests_passed(doc: Mapping[str, Any], completion: str) -> float:
+    """The share of an MBPP-like document's tests that the completion's program passes, each run by itself.
+
+    Args:
+        doc: has ``test_list``, assert statements, and may have ``test_setup_code``.
+        completion: what a model wrote.
+
+    Raises:
+        TaskError: the sandbox does not start on this machine.
+    """
+    code = _definitions(extract_code(completion))
+    if code is None:
+        return 0.0
+    passed = 0
+    for test in doc["test_list"]:
+        result = _run("\n".join([code, str(doc.get("test_setup_code") or ""), test, ""]))
+        passed += result.passed
+        if result.outcome == "timeout":
+            # The others would most likely take as long.
+            break
+    return passed / len(doc["test_list"])
+
+
+def parses(completion: str) -> bool:
+    """Whether a completion holds a program."""
+    return _definitions(extract_code(completion)) is not None
+
+
+def _run(source: str) -> SandboxResult:
     for _ in range(_STARTS):
         result = run_python(source, timeout=_WALL_SECONDS, cpu_seconds=_CPU_SECONDS)
         if result.outcome != "error":
-            return float(result.passed)
+            return result
     raise TaskError(f"programs cannot be scored on this machine: {result.detail}; allow child processes of 512 MB")
 
 

@@ -7,7 +7,7 @@ are read when first asked for: a training set that is not on the machine matters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -30,15 +30,35 @@ class Splits(dict[str, Dataset]):
     Args:
         dataset: the data set that gives the columns.
         makers: split name → function that returns its rows.
+        question: the columns that are what a row asks, where a task's prompt does not tell them.
+        source: the splits from whose rows these were made.
 
     Raises:
         DataError: on asking for a split whose data cannot be had.
     """
 
-    def __init__(self, dataset: str, makers: dict[str, Callable[[], list[Row]]]) -> None:
+    def __init__(
+        self,
+        dataset: str,
+        makers: dict[str, Callable[[], list[Row]]],
+        question: tuple[str, ...] = (),
+        source: Splits | None = None,
+    ) -> None:
         super().__init__()
         self._dataset = dataset
         self._makers = makers
+        self.question = question
+        self._source = source
+        self._origins: dict[str, Row] = {}
+
+    def came_from(self, row: Row, origin: Row) -> None:
+        """Note from which row of the source a row was made."""
+        self._origins[doc_hash(row)] = origin
+
+    def source(self, row: Mapping[str, Any]) -> tuple[Row, tuple[str, ...]] | None:
+        """The row that a row was made from, and the columns of it that ask; None where it is a row of its own."""
+        origin = self._origins.get(doc_hash(dict(row))) if self._source is not None else None
+        return None if origin is None or self._source is None else (origin, self._source.question)
 
     def __missing__(self, split: str) -> Dataset:
         made = Dataset.from_list(self._makers[split](), features=FEATURES[self._dataset])
@@ -120,7 +140,7 @@ def mbpp() -> Splits:
     def maker(split: str) -> Callable[[], list[Row]]:
         return lambda: load_rows("mbpp", split)
 
-    return Splits("mbpp", {ours: maker(theirs) for ours, theirs in names.items()})
+    return Splits("mbpp", {ours: maker(theirs) for ours, theirs in names.items()}, question=("text", "test_list"))
 
 
 def gsm8k_steps() -> Splits:
@@ -180,9 +200,18 @@ def _as_choices(
     dataset: str, source: Splits, splits: Iterable[str], convert: Callable[[Row], dict[str, Any] | None]
 ) -> Splits:
     def maker(split: str) -> Callable[[], list[Row]]:
-        return lambda: [made for row in source[split] if (made := convert(dict(row))) is not None]
+        def make() -> list[Row]:
+            rows = []
+            for row in map(dict, source[split]):
+                if (made := convert(row)) is not None:
+                    result.came_from(made, row)
+                    rows.append(made)
+            return rows
 
-    return Splits(dataset, {split: maker(split) for split in splits})
+        return make
+
+    result = Splits(dataset, {split: maker(split) for split in splits}, source=source)
+    return result
 
 
 def _trained(dataset: str, question: str) -> Splits:
@@ -197,4 +226,5 @@ def _trained(dataset: str, question: str) -> Splits:
             "train": lambda: training()[1],
             "fewshot": lambda: training()[0],
         },
+        question=(question,),
     )

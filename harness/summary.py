@@ -33,7 +33,13 @@ def format_summary(records: Sequence[AdaptationRecord], paths: Mapping[str, Path
     notes = [
         f"{r.task}: {r.note}; record: {paths[r.task]}" if r.task in paths else f"{r.task}: {r.note}" for r in records
     ]
-    return "\n".join(["t2: what was adapted", *table, *notes])
+    marks = [
+        f"{r.task}: OVERLAP: expert {one.expert} was trained on {one.scored} scored docs and {one.adaptation} "
+        "adaptation docs; it looks better on them than it is"
+        for r in records
+        for one in r.overlap
+    ]
+    return "\n".join(["t2: what was adapted", *table, *marks, *notes])
 
 
 def arm(records: Sequence[AdaptationRecord], paths: Mapping[str, Path]) -> None:
@@ -54,6 +60,9 @@ def _line(record: AdaptationRecord) -> tuple[str, ...]:
         score += ", NO SIGNAL"
     chosen = "".join(f": {one.strategy}" for one in record.considered if one.chosen)
     strategy = record.strategy + chosen + ("" if record.control == "none" else f" ({record.control})")
+    strategy = record.strategy + ("" if record.control == "none" else f" ({record.control})")
+    if record.overlap:
+        strategy += ", OVERLAP"
     return (
         record.task,
         strategy,

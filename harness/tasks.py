@@ -248,14 +248,17 @@ class TaskDocs:
         The answers go through the objective's filter and the task's ``process_results``. Where the task asks several
         times and votes, the one answer stands for all.
         """
+        return dict(self.task.process_results(doc, self.filtered(instances, responses)))
+
+    def filtered(self, instances: Sequence[Instance], responses: Sequence[Response]) -> list[Any]:
+        """What the objective's filter makes of one answer per request, as the task's ``process_results`` takes it."""
         repeats = max(1, int(self.task.config.repeats or 1))
         copies = [
             replace(instance, resps=[response] * repeats, filtered_resps={})
             for instance, response in zip(instances, responses, strict=True)
         ]
         self._ensembles[self.objective.filter].apply(copies)
-        results = [copy.filtered_resps[self.objective.filter] for copy in copies]
-        return dict(self.task.process_results(doc, results))
+        return [copy.filtered_resps[self.objective.filter] for copy in copies]
 
     def value(self, metrics: Mapping[str, Any]) -> Any:
         """The objective's metric of one doc.

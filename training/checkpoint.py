@@ -51,7 +51,15 @@ class Progress(BaseModel):
 
 
 class Checkpoint(BaseModel):
-    """Progress and tensors, each of shape (parameters,), float32: θ = z − 1, AdamW's two moments, and the best θ."""
+    """Progress and tensors, each of shape (parameters,), float32.
+
+    Attributes:
+        progress: how far the run is.
+        theta: θ, as :class:`t2.training.parameters.Parameters` lays it out.
+        exp_avg: AdamW's first moment.
+        exp_avg_sq: its second.
+        best_theta: θ at the best validation measurement; without one, θ before the first step.
+    """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 

@@ -70,6 +70,7 @@ class ChoiceProblem:
             raise TaskError(f"metric=acc_mutual_info of task {setup.docs.name} cannot be rewarded; take metric=acc")
         self.setup = setup
         self.exact = exact
+        self.kl = setup.config.kls[0]
         self.method = "expected-reward" if exact else "reinforce"
         self.normalise = normalise_of(setup.config, setup.docs.objective.metric)
         self._train: dict[int, ChoiceDoc] = {}
@@ -126,7 +127,7 @@ class ChoiceProblem:
             part = [picked[i] for i in batch]
             with self.setup.engine.activation([z]):
                 found = self._run(part)
-            base = [None] * len(part) if config.kl == 0 else self._base_scores(part)
+            base = [None] * len(part) if self.kl == 0 else self._base_scores(part)
             gain = torch.zeros((), device=found[0][0].device)
             for i, doc, (scores, responses), base_scores in zip(batch, part, found, base, strict=True):
                 expected = expected_reward(scores, doc.rewards.to(scores), temperature)
@@ -139,9 +140,9 @@ class ChoiceProblem:
                 if base_scores is not None:
                     kl = choice_kl(scores, base_scores, temperature)
                     penalty += float(kl.detach())
-                    gain = gain - config.kl * kl
+                    gain = gain - self.kl * kl
             torch.autograd.backward(-gain / len(picked), inputs=list(z.values()))
-        return Measured(reward / len(picked), self.setup.score(metrics), penalty / len(picked) if config.kl else None)
+        return Measured(reward / len(picked), self.setup.score(metrics), penalty / len(picked) if self.kl else None)
 
     @torch.no_grad()
     def _sampled(self, z: Mapping[str, torch.Tensor], docs: Sequence[ChoiceDoc], step: int) -> list[torch.Tensor]:

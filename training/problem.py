@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from lm_eval.api.instance import Instance
 
 from t2.adapters.engine.likelihood import LikelihoodModel
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
 from t2.harness.tasks import TaskDocs
 from t2.training.config import TrainConfig
-from t2.training.rewards import reward_of
+from t2.training.rewards import SHAPERS, reward_of, shaped, unit_score, well_formed
 
 LOWEST = -1e9
 """Stands for a metric that is undefined on a set of documents; JSON has no infinity."""
@@ -33,9 +34,11 @@ class Problem(Protocol):
 
     Attributes:
         method: the ``method`` of the manifest.
+        kl: λ; a sweep sets one after the other.
     """
 
     method: str
+    kl: float
 
     def measure(self, z: Z | None, progress: str | None = None) -> Measured:
         """Reward, score and KL on the validation documents, in weight form; None is the base model."""
@@ -68,7 +71,28 @@ class Setup:
     validation: Sequence[Any]
 
     def reward(self, metrics: Mapping[str, Any]) -> float:
-        """Reward of one answer from the task's metrics of it."""
+        """Reward of one answer from the task's metrics of it alone."""
+        return reward_of(self._unit(metrics), right=self.config.reward_right, wrong=self.config.reward_wrong)
+
+    def judge(self, doc: Any, instance: Instance, text: str) -> tuple[dict[str, Any], float]:
+        """The task's metrics of a generated answer, and its reward with partial credit and the bonus for its form.
+
+        Raises:
+            TaskError: the document has nothing to give partial credit by.
+        """
+        config, docs = self.config, self.docs
+        metrics = docs.metrics(doc, [instance], [text])
+        if config.reward == "outcome" and not config.reward_format:
+            return metrics, self.reward(metrics)
+        (found,) = docs.filtered([instance], [text])
+        answer = str(found[0] if isinstance(found, (list, tuple)) and found else found)
+        score = self._unit(metrics)
+        if score < 1:
+            score = shaped(score, SHAPERS[config.reward](docs, doc, answer), config.reward_partial)
+        bonus = config.reward_format if config.reward_format and well_formed(docs, doc, answer) else 0.0
+        return metrics, reward_of(score, right=config.reward_right, wrong=config.reward_wrong) + bonus
+
+    def _unit(self, metrics: Mapping[str, Any]) -> float:
         number = self.docs.number(metrics)
         objective = self.docs.objective
         if number is None:  # a metric that has a value only when aggregated, here over this one answer
@@ -77,7 +101,7 @@ class Setup:
             higher = objective.higher_is_better
         else:
             score, higher = number, objective.higher_is_better
-        return reward_of(score, higher, right=self.config.reward_right, wrong=self.config.reward_wrong)
+        return unit_score(score, higher)
 
     def score(self, metrics: Sequence[Mapping[str, Any]]) -> float:
         """The task's metric over documents, higher is better."""

@@ -17,6 +17,7 @@ from t2.core.errors import TaskError
 from t2.core.seeds import derive_seed
 from t2.training.objective import advantages, reinforce, vocabulary_kl
 from t2.training.problem import Measured, Setup
+from t2.training.rewards import check_form
 
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams", "repetition_penalty")
 
@@ -47,6 +48,9 @@ class GenerationProblem:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.kl = setup.config.kls[0]
+        if setup.config.reward_format:
+            check_form(setup.docs, setup.train[0])
         self._train: dict[int, Instance] = {}
         self._validation = self._prepare(setup.validation)
         self._rewards: list[float] = []
@@ -70,14 +74,14 @@ class GenerationProblem:
                 seed=derive_seed(self.setup.config.seed, "validation"),
                 progress=progress,
             )
-        metrics = [
-            docs.metrics(doc, [instance], responses)
-            for doc, instance, responses in zip(self.setup.validation, self._validation, answers, strict=True)
+        judged = [
+            self.setup.judge(doc, instance, str(response))
+            for doc, instance, (response,) in zip(self.setup.validation, self._validation, answers, strict=True)
         ]
-        rewards = [self.setup.reward(one) for one in metrics]
+        rewards = [reward for _, reward in judged]
         if z is None:
             self._rewards = rewards
-        return Measured(math.fsum(rewards) / len(rewards), self.setup.score(metrics))
+        return Measured(math.fsum(rewards) / len(rewards), self.setup.score([metrics for metrics, _ in judged]))
 
     def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:
         """See :class:`Problem`."""
@@ -104,7 +108,7 @@ class GenerationProblem:
         temperature = config.temperature or 1.0
         total = sum(len(rollout.tokens) for rollout in rollouts)
         # An answer without advantage has no gradient, unless the penalty gives it one.
-        kept = [i for i, rollout in enumerate(rollouts) if rollout.tokens and (gains[i] != 0 or config.kl > 0)]
+        kept = [i for i, rollout in enumerate(rollouts) if rollout.tokens and (gains[i] != 0 or self.kl > 0)]
         answers: dict[int, list[int]] = {}
         for i in kept:
             answers.setdefault(rollouts[i].doc, []).append(i)
@@ -117,14 +121,14 @@ class GenerationProblem:
                 spans = self.setup.model.run(part)
             weights = torch.tensor([gains[j] for i in batch for j in groups[i]], device=spans.logits.device)
             gain = reinforce(spans.loglikelihoods(temperature), weights) / len(rollouts)
-            if config.kl > 0:
+            if self.kl > 0:
                 with torch.no_grad():
                     base = self.setup.model.run(part)
                 kl = vocabulary_kl(spans.logits, base.logits, temperature).sum() / total
                 penalty += float(kl.detach())
-                gain = gain - config.kl * kl
+                gain = gain - self.kl * kl
             torch.autograd.backward(-gain, inputs=list(z.values()))
-        return penalty if config.kl > 0 else None
+        return penalty if self.kl > 0 else None
 
     def _answer(
         self, docs: Sequence[Any], instances: Sequence[Instance], z: Z | None, seed: int, progress: str | None
@@ -137,8 +141,8 @@ class GenerationProblem:
         rollouts = []
         for i, (request, answer) in enumerate(zip(asked, found, strict=True)):
             doc = i // config.samples
-            metrics = source.metrics(docs[doc], [instances[doc]], [source.text(answer.tokens, request.stop)])
-            rollouts.append(Rollout(doc, request.context, answer.tokens, metrics, self.setup.reward(metrics)))
+            metrics, reward = self.setup.judge(docs[doc], instances[doc], source.text(answer.tokens, request.stop))
+            rollouts.append(Rollout(doc, request.context, answer.tokens, metrics, reward))
         return rollouts
 
     def _sampling(self, request: GenerateRequest) -> GenerateRequest:

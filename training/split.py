@@ -11,16 +11,22 @@ from lm_eval.api.task import Task
 from t2.core.digests import digest_of, doc_hash
 from t2.core.errors import TaskError
 from t2.core.seeds import derive_seed, generator
+from t2.harness.overlap import DocMarks, marks_of
 
 
 @dataclass(frozen=True)
 class Halves:
-    """Training and validation documents, and their content hashes in the same order."""
+    """Training and validation documents, and their content hashes in the same order.
+
+    Attributes:
+        marks: all hashes by which the documents of both halves are known again, their content hashes among them.
+    """
 
     train: list[Any]
     validation: list[Any]
     train_hashes: list[str]
     validation_hashes: list[str]
+    marks: frozenset[str]
 
     def digest(self) -> str:
         """Hex SHA-256 over both halves' hashes."""
@@ -31,8 +37,8 @@ def split_docs(task: Task, seed: int, train_docs: int | None = None, validation_
     """Split a task's training documents into equal halves for training and validation.
 
     The documents are those of the task's training split; without one, of its validation split where test documents are
-    what is scored. Each content counts once, and what is among the scored documents is left out. The order in which the
-    task gives them does not matter.
+    what is scored. Each content counts once, and what is among the scored documents, under whatever label, is left out.
+    The order in which the task gives them does not matter.
 
     Args:
         task: the task.
@@ -53,16 +59,16 @@ def split_docs(task: Task, seed: int, train_docs: int | None = None, validation_
             f"task {name} has no training documents besides those it scores; give it a training_split, or train on "
             "another task of its domain"
         )
-    scored = {doc_hash(doc) for doc in task.eval_docs}
-    unique = {doc_hash(doc): doc for doc in docs}
-    kept = sorted(
-        (digest for digest in unique if digest not in scored), key=lambda digest: derive_seed(seed, "halves", digest)
-    )
+    marks = DocMarks(task)
+    scored = {mark for doc in task.eval_docs for mark in marks.of(doc)}
+    unique = {doc_hash(doc): doc for doc in docs if scored.isdisjoint(marks.of(doc))}
+    kept = sorted(unique, key=lambda digest: derive_seed(seed, "halves", digest))
     if len(kept) < 2:
         raise TaskError(f"task {name} has {len(kept)} training documents that it does not score; two are the least")
     half = len(kept) // 2
     train, validation = kept[:half][:train_docs], kept[half:][:validation_docs]
-    return Halves([unique[d] for d in train], [unique[d] for d in validation], train, validation)
+    trained, validated = [unique[d] for d in train], [unique[d] for d in validation]
+    return Halves(trained, validated, train, validation, marks_of(task, [*trained, *validated]))
 
 
 def batch_docs(docs: int, batch: int, step: int, seed: int) -> Sequence[int]:

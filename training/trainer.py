@@ -4,67 +4,47 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from t2.adapters.expert import Z
 from t2.core.curve import CurvePoint, append_point
 from t2.core.errors import TrainingError
 from t2.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from t2.training.config import TrainConfig
+from t2.training.parameters import Parameters
 from t2.training.problem import Measured, Problem
 from t2.training.split import batch_docs
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step: linear warmup, then half a cosine down to zero after the last step.
+    """The learning rate of a step: linear warmup, then constant, or half a cosine down to zero.
+
+    It follows from the configuration and the step's number alone. The cosine reaches zero after ``decay_steps``, which
+    are ``steps`` unless given; so with ``decay_steps``, or with a constant rate, a run of more steps begins as one of
+    fewer does.
 
     Args:
-        config: gives ``learning_rate``, ``warmup`` and ``steps``.
+        config: gives ``learning_rate``, ``warmup``, ``schedule``, ``steps`` and ``decay_steps``.
         step: from 0.
     """
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    done = (step - config.warmup) / (config.steps - config.warmup)
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / ((config.decay_steps or config.steps) - config.warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Parameters:
-    """θ = z − 1 of all adapted matrices as one vector.
-
-    Args:
-        ranks: rank of each matrix, by name.
-        rank: only the first so many components of each are parameters; the others keep z = 1.
-    """
-
-    def __init__(self, ranks: Mapping[str, int], rank: int | None = None) -> None:
-        self.ranks = dict(ranks)
-        self.sizes = {name: min(rank or full, full) for name, full in ranks.items()}
-        self.count = sum(self.sizes.values())
-
-    def z(self, theta: torch.Tensor) -> Z:
-        """z by matrix name, each of shape (r,), from θ of shape (parameters,)."""
-        found: Z = {}
-        for name, part in zip(self.sizes, torch.split(theta.detach(), list(self.sizes.values())), strict=True):
-            vector = torch.ones(self.ranks[name])
-            vector[: len(part)] += part
-            found[name] = vector
-        return found
-
-    def gradient(self, z: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """∇θ, shape (parameters,), from the gradients of z; a matrix without one counts as zero."""
-        parts = []
-        for name, size in self.sizes.items():
-            gradient = z[name].grad
-            parts.append(torch.zeros(size) if gradient is None else gradient[:size].float().cpu())
-        return torch.cat(parts)
+def finished(config: TrainConfig, state: Progress) -> bool:
+    """Whether the steps are done, or validation has not improved for too long."""
+    return state.step >= config.steps or (config.patience > 0 and state.stale >= config.patience)
 
 
 class Trainer:
-    """AdamW on θ with clipping, cosine decay, validation, early stopping and checkpoints.
+    """AdamW on θ with clipping, a schedule, validation, early stopping and checkpoints.
 
     Args:
         config: the run's configuration.
@@ -75,6 +55,7 @@ class Trainer:
         folder: gets ``curve.jsonl`` and ``checkpoint.safetensors`` as training goes.
         checkpoint_every: steps between checkpoints; each validation makes one too.
         progress: show a progress bar.
+        observe: is told each point of the curve as it is written.
     """
 
     def __init__(
@@ -88,6 +69,7 @@ class Trainer:
         *,
         checkpoint_every: int = 5,
         progress: bool = True,
+        observe: Callable[[CurvePoint], None] | None = None,
     ) -> None:
         self.config = config
         self.identity = identity
@@ -97,6 +79,7 @@ class Trainer:
         self.folder = folder
         self.checkpoint_every = checkpoint_every
         self.progress = progress
+        self.observe = observe
         self._points = 0
         self._earlier = 0.0
         self._began = time.monotonic()
@@ -116,7 +99,7 @@ class Trainer:
             StorageError: a checkpoint or point could not be written.
         """
         config = self.config
-        theta = torch.zeros(self.parameters.count, requires_grad=True)
+        theta = self.parameters.initial().requires_grad_()
         optimizer = torch.optim.AdamW([theta], lr=config.learning_rate, weight_decay=config.weight_decay)
         if checkpoint is None:
             state = Progress(
@@ -131,7 +114,7 @@ class Trainer:
                 stale=0,
                 seconds=0.0,
             )
-            best = torch.zeros_like(theta)
+            best = theta.detach().clone()
             self._point("validation", 0, base)
         else:
             state, best = checkpoint.progress, checkpoint.best_theta
@@ -151,7 +134,7 @@ class Trainer:
             disable=not self.progress,
         ) as bar:
             bar.set_postfix(best=f"{state.best_score:.4f}")
-            while state.step < config.steps and state.stale < config.patience:
+            while not finished(config, state):
                 step = state.step
                 reached = self._step(theta, optimizer, step)
                 state = state.model_copy(update={"step": step + 1})
@@ -179,9 +162,10 @@ class Trainer:
     def _step(self, theta: torch.Tensor, optimizer: torch.optim.AdamW, step: int) -> Measured:
         config = self.config
         z = {name: vector.requires_grad_() for name, vector in self.parameters.z(theta).items()}
-        docs = batch_docs(self.train_docs, config.batch, step, config.seed)
+        size = self.train_docs if config.update == "epoch" else config.batch
+        docs = batch_docs(self.train_docs, size, step, config.seed)
         measured = self.problem.accumulate(z, docs, step)
-        theta.grad = self.parameters.gradient(z)
+        theta.grad = self.parameters.gradient(theta, z)
         norm = float(theta.grad.norm())
         if not math.isfinite(norm):
             raise TrainingError(
@@ -232,6 +216,8 @@ class Trainer:
         )
         append_point(self.folder / "curve.jsonl", point)
         self._points += 1
+        if self.observe is not None:
+            self.observe(point)
 
     def _seconds(self) -> float:
         return self._earlier + time.monotonic() - self._began

@@ -14,7 +14,10 @@ from t2.core.digests import doc_hash
 from t2.core.manifest import unpack_hashes
 from t2.harness.base import base_id
 from t2.harness.experts import default_experts, demo_dir, find_expert
+from t2.harness.overlap import marks_of
 from t2.harness.tasks import load_task
+from t2.training.config import TrainConfig
+from t2.training.split import split_docs
 
 TASKS = {"math": "t2_gsm8k_steps", "code": "t2_mbpp_programs", "reasoning": "t2_arc_easy"}
 EXPERTS = sorted(TASKS)
@@ -47,6 +50,20 @@ def test_no_scored_document_was_trained_on(name: str) -> None:
     assert len(seen) > 150
     for task in (TASKS[name], "t2_arc_challenge"):
         assert not seen & {doc_hash(doc) for doc in load_task(task).test_docs()}
+
+
+def test_the_hashes_in_a_file_are_those_of_the_documents_that_its_configuration_gives() -> None:
+    manifest = load_expert(find_expert("demo/reasoning")).manifest
+    config = TrainConfig.model_validate(manifest.training)
+    halves = split_docs(load_task(config.task), config.seed, config.train_docs, config.validation_docs)
+    assert unpack_hashes(manifest.training_docs) == sorted(halves.marks)
+
+
+@pytest.mark.parametrize(("name", "source"), [("math", "t2_gsm8k"), ("code", "t2_mbpp")])
+def test_no_scored_document_of_their_source_was_trained_on(name: str, source: str) -> None:
+    seen = set(unpack_hashes(load_expert(find_expert(f"demo/{name}")).manifest.training_docs))
+    task = load_task(source)
+    assert not seen & marks_of(task, task.test_docs())
 
 
 def test_they_belong_to_the_demo_model_in_every_dtype_and_are_its_default(smollm2: HFLM) -> None:

@@ -15,10 +15,12 @@ from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, ExpertError, ExpertMismatchError, ModelError, StorageError, T2Error, TaskError
 from t2.core.expertfile import read_expert, write_expert
 from t2.core.manifest import pack_hashes
-from t2.core.record import AdaptationRecord
+from t2.core.record import AdaptationRecord, Overlap
 from t2.harness.adaptation import TaskAdaptation
 from t2.harness.model import T2LM
+from t2.harness.overlap import marks_of
 from t2.harness.pool import find_pool
+from t2.harness.summary import format_summary
 from t2.harness.tasks import PromptForm
 from tests.harness import tiny
 
@@ -499,7 +501,31 @@ def test_adaptation_docs_that_trained_an_expert_are_told(
     lm = make(tiny_folder, adapt="cem", shots=4, population=2, generations=1)
     tiny.evaluate(lm, [tiny.choice_task()])
     assert lm.records[0].pool == "validation docs, 4 of those drawn trained an expert"
-    assert "4 of the 4 adaptation docs trained an expert" in caplog.text
+    assert "expert one was trained on 0 of the 12 scored docs and 4 of the 4 adaptation docs" in caplog.text
+    assert lm.records[0].overlap == (Overlap(expert="one", scored=0, adaptation=4),)
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_scored_docs_that_trained_an_expert_mark_the_result(
+    tiny_folder: Path, tiny_engine: TransformersEngine, tmp_path: Path, limit: int | None
+) -> None:
+    relabelled = [{**row, "gold": (row["gold"] + 1) % 4} for row in tiny.questions(12)[3:]]
+    seen = pack_hashes(marks_of(tiny.choice_task(), relabelled))
+    tiny.save_expert(tmp_path / "experts" / "one.safetensors", tiny_engine, 0, training_docs=seen)
+    tiny.save_expert(tmp_path / "experts" / "two.safetensors", tiny_engine, 1, training_docs=pack_hashes(["0" * 12]))
+    for _ in range(2):  # found, and found again
+        lm = make(tiny_folder, adapt="mix", experts="one+two")
+        tiny.evaluate(lm, [tiny.choice_task()], limit=limit)
+        expected = Overlap(expert="one", scored=2 if limit else 9, adaptation=0)
+        assert lm.records[0].overlap == (expected,)
+        shown = format_summary(lm.records, {})
+        assert "mix, OVERLAP" in shown
+        assert f"expert one was trained on {expected.scored} scored docs" in shown
+    with pytest.raises(TaskError, match=r"expert one was trained on .* overlap=refuse does not allow"):
+        tiny.evaluate(make(tiny_folder, adapt="mix", experts="one+two", overlap="refuse"), [tiny.choice_task()])
+    lm = make(tiny_folder, adapt="expert", experts="two", overlap="refuse")
+    tiny.evaluate(lm, [tiny.choice_task()], limit=limit)
+    assert lm.records[0].overlap == ()
 
 
 def test_an_expert_of_ones_is_the_base(tiny_folder: Path, tiny_engine: TransformersEngine, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_every_field_is_an_option_and_in_the_table_with_its_default(field: str) 
     default = TrainConfig.model_fields[field].default
     if isinstance(default, (int, float, str)) and not isinstance(default, bool):
         assert f"| {default} |" in row or f"| `{default}` |" in row
-        assert options()[option].default == default
+        assert str(options()[option].default) == str(default)
 
 
 def test_the_table_has_no_field_that_does_not_exist() -> None:

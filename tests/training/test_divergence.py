@@ -13,14 +13,16 @@ from t2.adapters.expert import Z
 from t2.core.curve import read_curve
 from t2.core.errors import TrainingError
 from t2.training.config import make_config
+from t2.training.parameters import Parameters
 from t2.training.problem import Measured
-from t2.training.trainer import Parameters, Trainer
+from t2.training.trainer import Trainer
 
 
 class Diverging:
     """Its gradients are finite, but the model that they lead to answers NaN."""
 
     method = "expected-reward"
+    kl = 0.0
 
     def measure(self, z: Z | None, progress: str | None = None) -> Measured:
         return Measured(math.nan, 0.0)
@@ -36,7 +38,7 @@ class Diverging:
 
 def test_a_reward_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
     config = make_config(task="any", name="lost", validate_every=2)
-    trainer = Trainer(config, "0", Diverging(), Parameters({"w": 4}), 8, tmp_path, progress=False)
+    trainer = Trainer(config, "0", Diverging(), Parameters(config, {"w": 4}), 8, tmp_path, progress=False)
     with pytest.raises(
         TrainingError, match="the reward after step 2 is not a finite number: training of lost diverged"
     ):

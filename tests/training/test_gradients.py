@@ -18,7 +18,7 @@ from t2.training.config import make_config
 from t2.training.objective import choice_kl, expected_reward, vocabulary_kl
 from t2.training.problem import Measured
 from t2.training.rollouts import GenerationProblem
-from t2.training.split import split_docs
+from t2.training.split import batch_docs, split_docs
 from tests.harness import tiny
 from tests.training import planted
 
@@ -202,3 +202,43 @@ def test_kl_of_choices_is_zero_for_the_base_and_grows_away_from_it(tiny_lm: HFLM
     moved = problem.measure(random_z(problem, 0.2)).kl
     assert moved is not None
     assert moved > 1e-3
+
+
+def test_an_epoch_is_the_mean_of_its_batches(exact_lm: HFLM) -> None:
+    task = tiny.choice_task("q", {"training": tiny.questions(24), "test": tiny.questions(4, 100)})
+    problem = problem_of(exact_lm, task, kl=0.1)
+    z, docs = random_z(problem), batch_docs(12, 12, 3, 0)
+    assert sorted(docs) == list(range(12))
+    whole, measured = gradient(problem, z, list(docs))
+    parts = [gradient(problem, z, list(docs[i : i + 5])) for i in (0, 5, 10)]
+    mean = sum(weight * part for weight, (part, _) in zip((5, 5, 2), parts, strict=True)) / 12
+    torch.testing.assert_close(whole, mean, atol=1e-6, rtol=1e-4)
+    assert measured.reward == pytest.approx(sum(w * m.reward for w, (_, m) in zip((5, 5, 2), parts, strict=True)) / 12)
+
+
+@pytest.mark.parametrize("kind", ["choices", "texts"])
+def test_the_next_token_gradient_is_that_of_the_written_formula(tiny_lm: HFLM, kind: str) -> None:
+    task = planted.choices() if kind == "choices" else planted.texts()
+    kl, docs = 0.3, [0, 1, 2, 5]
+    problem = problem_of(tiny_lm, task, objective="next-token", kl=kl, micro_tokens=60)
+    assert problem.method == "next-token"
+    z = random_z(problem)
+    found, measured = gradient(problem, z, docs)
+    grown = leaves(z)
+    logits_of, base_of, targets = [], [], []
+    for doc in (problem.setup.train[i] for i in docs):
+        context = tiny_lm.tok_encode(f"Q: {doc['q']}\nA:")
+        answer = tiny_lm.tok_encode(f" {doc['choices'][doc['gold']]}", add_special_tokens=False)
+        ids = torch.tensor([[*context, *answer]])
+        with torch.no_grad():
+            base_of.append(tiny_lm.model(ids).logits[0, len(context) - 1 : -1])
+        with problem.setup.engine.activation([grown]):
+            logits_of.append(tiny_lm.model(ids).logits[0, len(context) - 1 : -1])
+        targets += answer
+    logits, base = torch.cat(logits_of), torch.cat(base_of)
+    likelihood = torch.log_softmax(logits, -1)[torch.arange(len(targets)), torch.tensor(targets)].mean()
+    penalty = vocabulary_kl(logits, base).mean()
+    (likelihood - kl * penalty).backward()
+    torch.testing.assert_close(found, flat(grown), atol=1e-5, rtol=1e-3)
+    assert measured.reward == pytest.approx(float(likelihood.detach()), abs=1e-4)
+    assert measured.kl == pytest.approx(float(penalty.detach()), rel=1e-3)

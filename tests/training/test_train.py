@@ -20,16 +20,18 @@ from t2.core.settings import experts_dir
 from t2.harness.tasks import TaskDocs
 from t2.training.api import TrainResult, build_engine, train
 from t2.training.config import TrainConfig, make_config
+from t2.training.parameters import Parameters
 from t2.training.split import split_docs
-from t2.training.trainer import Parameters, learning_rate
+from t2.training.trainer import learning_rate
 from tests.harness import tiny
 from tests.training import planted
 
+GIVEN = ("overwrite", "checkpoint_every", "continue_", "folder", "trackers")
 FAST = {"steps": 8, "batch": 8, "learning_rate": 2e-2, "clip": 1.0, "validate_every": 4}
 
 
 def run(lm: HFLM, task: Any, name: str = "letters", **values: Any) -> TrainResult:
-    given = {key: values.pop(key) for key in ("overwrite", "checkpoint_every", "folder") if key in values}
+    given = {key: values.pop(key) for key in GIVEN if key in values}
     config = make_config(task=str(task.task_name), name=name, **{**FAST, **values})
     return train(config, lm=lm, task=task, progress=False, **given)
 
@@ -48,10 +50,12 @@ def test_an_expert_learns_and_says_what_it_is(tiny_lm: HFLM) -> None:
     assert manifest.method == "expected-reward"
     assert TrainConfig.model_validate(manifest.training).learning_rate == 2e-2
     halves = split_docs(task, 0)
-    assert unpack_hashes(manifest.training_docs) == sorted([*halves.train_hashes, *halves.validation_hashes])
+    assert unpack_hashes(manifest.training_docs) == sorted(halves.marks)
+    assert halves.marks >= {*halves.train_hashes, *halves.validation_hashes}
     assert not set(unpack_hashes(manifest.training_docs)) & {doc_hash(doc) for doc in task.test_docs()}
     folder = result.path.parent
     assert sorted(file.name for file in folder.iterdir()) == [
+        "checkpoint.safetensors",
         "config.json",
         "curve.jsonl",
         "expert.safetensors",
@@ -210,12 +214,13 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_parameters_lay_out_z() -> None:
-    parameters = Parameters({"a": 3, "b": 5}, rank=4)
+    parameters = Parameters(make_config(task="t", name="n", rank=4), {"a": 3, "b": 5})
     assert parameters.count == 7
-    z = parameters.z(torch.arange(1.0, 8.0))
+    theta = torch.arange(1.0, 8.0)
+    z = parameters.z(theta)
     assert {name: vector.tolist() for name, vector in z.items()} == {"a": [2, 3, 4], "b": [5, 6, 7, 8, 1]}
     z["b"].requires_grad_().mul(torch.arange(5.0)).sum().backward()
-    assert parameters.gradient(z).tolist() == [0, 0, 0, 0, 1, 2, 3]
+    assert parameters.gradient(theta, z).tolist() == [0, 0, 0, 0, 1, 2, 3]
 
 
 def test_another_process_may_not_train_the_same_name(tiny_lm: HFLM) -> None:
@@ -234,3 +239,38 @@ def test_a_classifier_names_its_labels(tiny_lm: HFLM) -> None:
     assert (manifest.kind, manifest.labels) == ("classifier", tuple(labels))
     with pytest.raises(TaskError, match="one set of choices"):
         run(tiny_lm, planted.choices(), "mixed", kind="classifier")
+
+
+@pytest.mark.parametrize("kind", ["choices", "texts"])
+def test_right_answers_are_learned_token_by_token(tiny_lm: HFLM, kind: str) -> None:
+    task = planted.choices() if kind == "choices" else planted.texts()
+    result = run(tiny_lm, task, objective="next-token", select="reward")
+    rewards = [point.reward for point in result.curve if point.split == "validation"]
+    assert rewards[-1] > rewards[0] + 0.5
+    assert load_expert(result.path).manifest.method == "next-token"
+    unlabelled = planted.texts(doc_to_target="")
+    with pytest.raises(TaskError, match="objective=next-token needs right answers"):
+        run(tiny_lm, unlabelled, "none", objective="next-token")
+
+
+def test_one_step_of_an_epoch_is_one_step_of_a_batch_of_all(tiny_lm: HFLM) -> None:
+    values: dict[str, Any] = {"steps": 2, "validate_every": 1, "folder": experts_dir() / "epoch"}
+    epoch = run(tiny_lm, planted.choices(), update="epoch", batch=3, **values)
+    values["folder"] = experts_dir() / "batch"
+    batch = run(tiny_lm, planted.choices(), update="batch", batch=1000, **values)
+    assert [p.gradient_norm for p in epoch.curve] == [p.gradient_norm for p in batch.curve]
+    z, same = load_expert(epoch.path).z, load_expert(batch.path).z
+    assert all(torch.equal(z[name], same[name]) for name in z)
+
+
+def test_a_sigmoid_expert_learns_and_its_file_holds_the_z_that_scores(tiny_lm: HFLM) -> None:
+    task = planted.choices()
+    result = run(tiny_lm, task, parametrisation="sigmoid", learning_rate=0.1)
+    assert result.best_score > result.base_score
+    docs = TaskDocs(task, tiny_lm)
+    engine = build_engine(tiny_lm, make_config(task="planted", name="x"))
+    validation = split_docs(task, 0).validation
+    requests = docs.instances(validation)
+    answers = docs.answer(engine, requests, (load_expert(result.path).z,))
+    metrics = [docs.metrics(*one) for one in zip(validation, requests, answers, strict=True)]
+    assert docs.aggregate(metrics) == pytest.approx(result.best_score)

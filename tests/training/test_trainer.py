@@ -12,14 +12,16 @@ from t2.core.curve import read_curve
 from t2.core.errors import TrainingError
 from t2.training.checkpoint import load_checkpoint
 from t2.training.config import make_config
+from t2.training.parameters import Parameters
 from t2.training.problem import Measured
-from t2.training.trainer import Parameters, Trainer
+from t2.training.trainer import Trainer
 
 
 class Given:
     """Measures what it was told to; every step's gradient is that of the sum of z."""
 
     method = "given"
+    kl = 0.0
 
     def __init__(self, measurements: Sequence[tuple[float, float]], gradient: float = -1.0) -> None:
         self.left = [Measured(reward, score) for score, reward in measurements]
@@ -40,7 +42,7 @@ class Given:
 
 def trainer(problem: Given, folder: Path, **values: object) -> Trainer:
     config = make_config(**{"task": "t", "name": "n", "validate_every": 1, "clip": 1.0, **values})
-    return Trainer(config, "0" * 64, problem, Parameters({"a": 4}), 10, folder, progress=False)
+    return Trainer(config, "0" * 64, problem, Parameters(config, {"a": 4}), 10, folder, progress=False)
 
 
 def test_training_stops_after_so_many_measurements_without_a_new_best_and_keeps_the_best(tmp_path: Path) -> None:

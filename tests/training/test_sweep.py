@@ -1,0 +1,88 @@
+"""A sweep over λ: every run's curve, the best expert, and no run twice."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from t2.adapters.expert import load_expert
+from t2.core.curve import read_curve
+from t2.core.digests import sha256_file
+from t2.core.errors import ArgumentError, TrainingError
+from t2.core.settings import experts_dir
+from t2.harness.experts import known_experts
+from t2.training.choices import ChoiceProblem
+from tests.training import planted
+from tests.training.test_train import run
+
+KLS = (5.0, 0.0, 0.1)
+FEW: dict[str, Any] = {"steps": 4, "validate_every": 2}
+
+
+def table(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((experts_dir() / name / "sweep.json").read_text())
+    return found
+
+
+def test_the_chosen_run_is_the_expert_that_its_kl_alone_gives(tiny_lm: HFLM) -> None:
+    result = run(tiny_lm, planted.choices(), kl=KLS, **FEW)
+    found = table("letters")
+    rows = {row["kl"]: row for row in found["runs"]}
+    assert tuple(rows) == KLS
+    measured = {kl: (row["best_score"], row["best_reward"]) for kl, row in rows.items()}
+    assert len(set(measured.values())) == 3
+    assert found["chosen"] == result.kl == max(measured, key=measured.__getitem__) != KLS[0]
+    assert (result.base_score, result.best_score) == (rows[result.kl]["base_score"], rows[result.kl]["best_score"])
+    digest = sha256_file(result.path)
+    for kl in KLS:
+        folder = result.path.parent / "sweep" / f"kl-{kl:g}"
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "curve.jsonl", "scores.json"]
+        assert [p.step for p in read_curve(folder / "curve.jsonl") if p.split == "validation"] == [0, 2, 4]
+    assert load_expert(result.path).manifest.training["kl"] == result.kl
+    assert run(tiny_lm, planted.choices(), kl=result.kl, overwrite=True, **FEW).digest == digest
+
+
+def test_an_interrupted_sweep_goes_on_and_repeats_nothing(tiny_lm: HFLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tiny_lm, planted.choices(), kl=(0.0, 0.1), folder=experts_dir() / "whole", **FEW)
+    steps: list[tuple[float, int]] = []
+    accumulate = ChoiceProblem.accumulate
+
+    def counted(self: ChoiceProblem, z: Any, docs: Any, step: int) -> Any:
+        if len(steps) == 7 and steps[-1] != (0.0, 0):
+            steps.append((0.0, 0))  # the fourth step of the second run is cut off once
+            raise KeyboardInterrupt
+        steps.append((self.kl, step))
+        return accumulate(self, z, docs, step)
+
+    monkeypatch.setattr(ChoiceProblem, "accumulate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_lm, planted.choices(), kl=(0.0, 0.1), checkpoint_every=1, **FEW)
+    assert set(known_experts()) & {"letters", "letters.training"} == set()
+    assert not [name for name in known_experts() if "sweep" in name]
+    with pytest.raises(ArgumentError, match=r"kl was \[0\.0, 0\.1\] and is \[0\.0, 0\.2\]"):
+        run(tiny_lm, planted.choices(), kl=(0.0, 0.2), **FEW)
+    broken = run(tiny_lm, planted.choices(), kl=(0.0, 0.1), checkpoint_every=1, **FEW)
+    assert broken.digest == whole.digest
+    assert steps == [*((0.0, i) for i in range(4)), *((0.1, i) for i in range(3)), (0.0, 0), (0.1, 3)]
+
+
+def test_a_run_that_improves_nothing_is_not_chosen(tiny_lm: HFLM) -> None:
+    result = run(tiny_lm, planted.choices(), kl=(1e9, 0.0), **FEW)
+    rows = table("letters")["runs"]
+    assert rows[0]["best_step"] == 0 or rows[0]["best_score"] <= rows[1]["best_score"]
+    assert result.kl == 0.0
+    with pytest.raises(TrainingError, match=r"no run of the sweep over kl=0,0\.1 beat the base model.*curves are in"):
+        run(tiny_lm, planted.choices(), "still", kl=(0.0, 0.1), learning_rate=1e-9, steps=2, validate_every=2)
+    curves = sorted((experts_dir() / "still.training").rglob("curve.jsonl"))
+    assert [path.parent.name for path in curves] == ["kl-0", "kl-0.1"]
+
+
+@pytest.mark.parametrize(
+    ("kl", "message"), [((0.1, 0.1), "names a value twice"), ((0.0, -1.0), "kl="), ("0,x", "kl=0,x"), ((), "kl=")]
+)
+def test_bad_lists_are_named(tiny_lm: HFLM, kl: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        run(tiny_lm, planted.choices(), kl=kl)

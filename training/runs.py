@@ -1,0 +1,206 @@
+"""One run, and a sweep of runs over λ."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.expert import save_expert
+from t2.core.digests import digest_of
+from t2.core.errors import TrainingError
+from t2.core.files import atomic_write
+from t2.core.manifest import Manifest, pack_hashes
+from t2.training import folders
+from t2.training.checkpoint import Checkpoint
+from t2.training.config import TrainConfig
+from t2.training.parameters import Parameters
+from t2.training.problem import Measured, Problem
+from t2.training.split import Halves
+from t2.training.tracking import Tracking
+from t2.training.trainer import Trainer
+
+
+@dataclass
+class Workplace:
+    """What all runs of a training share."""
+
+    engine: TransformersEngine
+    problem: Problem
+    parameters: Parameters
+    halves: Halves
+    labels: tuple[str, ...]
+    domain: str | None
+    checkpoint_every: int
+    overwrite: bool
+    progress: bool
+    tracking: Tracking
+    _base: Measured | None = field(default=None, init=False)
+
+    def identity(self, config: TrainConfig) -> str:
+        """Digest of all that decides the outcome of a run."""
+        base = self.engine.base.fingerprint
+        return digest_of([config.digest(), base, str(self.engine.dtype), self.halves.digest()])
+
+    def base(self, config: TrainConfig) -> Measured:
+        """The base model on the validation documents, measured once.
+
+        Raises:
+            TrainingError: it earns the same reward for every answer.
+        """
+        if self._base is None:
+            self._base = self.problem.measure(None, "Measuring the base model" if self.progress else None)
+            _check_signal(self.problem, self._base, config)
+        return self._base
+
+
+def run_one(place: Workplace, config: TrainConfig, working: Path) -> None:
+    """Train with the one λ of a configuration, or go on with it, and write the expert.
+
+    Raises:
+        TrainingError: the reward is constant, nothing improved, or training diverged.
+    """
+    done = _train(place, config, working, config.name)
+    if done.progress.best_step == 0:
+        (working / folders.CHECKPOINT).unlink(missing_ok=True)
+        raise TrainingError(
+            f"no validation measurement of {config.name} beat the base model's score of {done.progress.base_score:g} "
+            f"in {done.progress.step} steps, so no expert was written (the curve is {working / folders.CURVE}); "
+            "try more --steps, another --learning-rate, a larger --clip, or more documents"
+        )
+    _write_scores(place, done, working)
+    _write_expert(place, config, done, working)
+
+
+def run_sweep(place: Workplace, config: TrainConfig, working: Path) -> None:
+    """Train once with each λ under ``sweep/kl-λ``, and make the best on validation the expert.
+
+    A run that ends without an expert (nothing beat the base model, or it diverged) is one that validation does not
+    choose. Ties by score and reward go to the λ named first.
+
+    Raises:
+        TrainingError: the reward is constant, or no run improved on the base model.
+    """
+    folders.write_config(working / folders.SWEEP, config)
+    rows = []
+    for kl in config.kls:
+        own = config.model_copy(update={"kl": kl})
+        folder = working / folders.SWEEP / f"kl-{kl:g}"
+        scores = _finished_run(folder)
+        if scores is None:
+            scores = _sweep_run(place, own, folder, f"{config.name}/kl-{kl:g}")
+        rows.append({"kl": kl, **scores})
+    found = [row for row in rows if row.get("best_step")]
+    if not found:
+        raise TrainingError(
+            f"no run of the sweep over kl={','.join(f'{kl:g}' for kl in config.kls)} beat the base model, so no expert "
+            f"was written (the curves are in {working / folders.SWEEP}); try more --steps, another --learning-rate, a "
+            "larger --clip, or more documents"
+        )
+    order = ("best_score", "best_reward") if config.select == "score" else ("best_reward", "best_score")
+    chosen = max(found, key=lambda row: tuple(row[name] for name in order))
+    folder = working / folders.SWEEP / f"kl-{chosen['kl']:g}"
+    table = {"chosen": chosen["kl"], "select": config.select, "runs": rows}
+    atomic_write(working / folders.TABLE, (json.dumps(table, indent=2) + "\n").encode())
+    # The expert comes last: where it is, the training is finished.
+    for name in (folders.CURVE, folders.SCORES, folders.CHECKPOINT, folders.CONFIG, folders.EXPERT):
+        shutil.copy(folder / name, working / f"{name}.copy")
+        (working / f"{name}.copy").replace(working / name)
+
+
+def _train(place: Workplace, config: TrainConfig, working: Path, run: str) -> Checkpoint:
+    identity = place.identity(config)
+    checkpoint = folders.resume(working, config.name, identity, place.overwrite)
+    if checkpoint is None:
+        base = place.base(config)
+    else:
+        base = Measured(checkpoint.progress.base_reward, checkpoint.progress.base_score)
+    folders.write_config(working, config)
+    place.problem.kl = config.kls[0]
+    with place.tracking.run(run, config) as observe:
+        trainer = Trainer(
+            config,
+            identity,
+            place.problem,
+            place.parameters,
+            len(place.halves.train),
+            working,
+            checkpoint_every=place.checkpoint_every,
+            progress=place.progress,
+            observe=observe,
+        )
+        return trainer.run(base, checkpoint)
+
+
+def _sweep_run(place: Workplace, config: TrainConfig, folder: Path, run: str) -> dict[str, Any]:
+    place.base(config)  # its errors concern every run
+    try:
+        done = _train(place, config, folder, run)
+    except TrainingError as error:
+        scores: dict[str, Any] = {"best_step": 0, "error": str(error)}
+        atomic_write(folder / folders.SCORES, (json.dumps(scores, indent=2) + "\n").encode())
+        return scores
+    if done.progress.best_step:
+        _write_expert(place, config, done, folder)
+    return _write_scores(place, done, folder)
+
+
+def _finished_run(folder: Path) -> dict[str, Any] | None:
+    """The scores of a sweep's run that was finished before an interruption."""
+    try:
+        scores = dict(json.loads((folder / folders.SCORES).read_bytes()))
+    except (OSError, ValueError):
+        return None
+    return scores if not scores.get("best_step") or (folder / folders.EXPERT).exists() else None
+
+
+def _write_scores(place: Workplace, done: Checkpoint, working: Path) -> dict[str, Any]:
+    state = done.progress
+    scores = {
+        "base_reward": state.base_reward,
+        "base_score": state.base_score,
+        "best_reward": state.best_reward,
+        "best_score": state.best_score,
+        "best_step": state.best_step,
+        "seconds": round(state.seconds, 1),
+        "steps": state.step,
+        "train_docs": len(place.halves.train),
+        "validation_docs": len(place.halves.validation),
+    }
+    atomic_write(working / folders.SCORES, (json.dumps(scores, indent=2) + "\n").encode())
+    return scores
+
+
+def _write_expert(place: Workplace, config: TrainConfig, done: Checkpoint, working: Path) -> None:
+    manifest = Manifest(
+        kind=config.kind,
+        name=config.name,
+        base=place.engine.base,
+        targets=place.parameters.ranks,
+        task=config.task,
+        domain=place.domain,
+        method=place.problem.method,
+        training=config.model_dump(mode="json"),
+        training_docs=pack_hashes(place.halves.marks),
+        labels=place.labels,
+    )
+    save_expert(working / folders.EXPERT, manifest, place.parameters.z(done.best_theta))
+
+
+def _check_signal(problem: Problem, base: Measured, config: TrainConfig) -> None:
+    if problem.has_signal():
+        return
+    if base.score <= 0:
+        advice = (
+            "use an easier task or prompt form (a likelihood form over choices, more --num-fewshot, "
+            "--apply-chat-template), another --metric, a larger base model, or more --samples at a --temperature"
+        )
+    else:
+        advice = "use a harder task or another --metric"
+    raise TrainingError(
+        f"the base model earns the same reward ({base.reward:+g}) for every answer to the validation documents of "
+        f"{config.task} (score {base.score:g}), so there is nothing to learn from: {advice}"
+    )
