@@ -158,6 +158,7 @@ MODEL_ARGS: dict[str, ArgSpec] = {
         "mark",
         "experts that were trained on docs they are scored or adapted on: mark the result, or refuse it",
         ("mark", "refuse"),
+        strategies=EXPERTS,
     ),
     "record": ArgSpec("file", None, "a JSON file for the adaptation records, besides results and cache"),
     "batch": ArgSpec("integer", 32, "rows of a batch during a search or dispatch", low=1),

@@ -41,8 +41,8 @@ def test_four_steps_and_then_on_to_eight_are_eight(tiny_lm: HFLM, values: dict[s
 
 
 def test_a_run_stopped_by_patience_goes_on_from_its_last_step(tiny_lm: HFLM) -> None:
-    values: dict[str, Any] = {"steps": 8, "validate_every": 1, "learning_rate": 3.0, "schedule": "constant"}
-    stopped = run(tiny_lm, planted.choices(), patience=1, **values)
+    values: dict[str, Any] = {"steps": 8, "validate_every": 1, "learning_rate": 0.4, "schedule": "constant"}
+    stopped = run(tiny_lm, planted.choices(), patience=2, **values)
     last = stopped.curve[-1].step
     assert last < 8
     further = run(tiny_lm, planted.choices(), patience=0, continue_=True, **values)
