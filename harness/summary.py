@@ -60,7 +60,6 @@ def _line(record: AdaptationRecord) -> tuple[str, ...]:
         score += ", NO SIGNAL"
     chosen = "".join(f": {one.strategy}" for one in record.considered if one.chosen)
     strategy = record.strategy + chosen + ("" if record.control == "none" else f" ({record.control})")
-    strategy = record.strategy + ("" if record.control == "none" else f" ({record.control})")
     if record.overlap:
         strategy += ", OVERLAP"
     return (
