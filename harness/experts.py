@@ -62,7 +62,8 @@ def read_experts(names: Sequence[str]) -> list[Expert]:
         ArgumentError: unknown, named twice, or of a kind that does not answer prompts.
         ExpertFileError: a file is truncated, breaks the profile, or holds values that are not finite.
     """
-    experts = [load_expert(find_expert(name)) for name in names]
+    found = [file for name in names for file in _files(name)]
+    names, experts = [name for name, _ in found], [load_expert(path) for _, path in found]
     for name, expert in zip(names, experts, strict=True):
         if expert.manifest.kind == "classifier":
             raise ArgumentError(f"experts: {name} is a classifier, which names domains and answers nothing")
@@ -132,6 +133,16 @@ def _keep_layers(expert: Expert, layers: Sequence[int], ranks: Mapping[str, int]
     if not z:
         raise ArgumentError(f"layers: expert {expert.name} moves nothing in the layers {'+'.join(map(str, layers))}")
     return Expert(expert.manifest, z, expert.digest)
+
+
+def _files(name: str) -> list[tuple[str, Path]]:
+    """The files that a part of ``experts=`` means, each by what to call it; a folder of several stands for them all."""
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / FILE_NAME).is_file():
+        inside = _listed(path, f"{name.rstrip('/')}/")
+        if len(inside) > 1 and name not in known_experts():
+            return list(inside.items())
+    return [(name, find_expert(name))]
 
 
 def _distinct(experts: list[Expert]) -> list[Expert]:

@@ -21,6 +21,21 @@ def test_names_files_and_folders_find_the_same_expert(experts: str, tmp_path: Pa
         assert read_experts([name])[0].digest == named.digest
 
 
+def test_a_folder_of_many_experts_stands_for_all_of_them(
+    experts: str, tmp_path: Path, tiny_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "experts"
+    for number in range(40):
+        tiny.save_expert(folder / "many" / f"e{number:02}.safetensors", tiny_engine, number, layers=[0])
+    tiny.save_expert(folder / "many" / "own" / "expert.safetensors", tiny_engine, 99)
+    read = read_experts([str(folder / "many"), "beta"])
+    assert [e.name for e in read] == [*(f"e{number:02}" for number in range(40)), "expert", "beta"]
+    monkeypatch.chdir(folder)
+    assert [e.digest for e in read_experts(["many/"])] == [e.digest for e in read[:-1]]
+    with pytest.raises(ArgumentError, match=r"e07.* is the same file as another"):
+        read_experts(["many", "many/e07.safetensors"])
+
+
 def test_without_names_there_is_one_expert_per_domain_of_this_base(
     experts: str, tmp_path: Path, tiny_engine: TransformersEngine
 ) -> None:
@@ -51,7 +66,7 @@ def test_experts_of_one_name_stay_apart(tmp_path: Path, tiny_engine: Transformer
     [
         ("alhpa", ArgumentError, "did you mean 'alpha'?"),
         ("alpha@best", ArgumentError, "versions and aliases need a registry"),
-        ("experts", ArgumentError, "holds 3 .safetensors files; name one of them"),
+        ("nothing", ArgumentError, "holds 0 .safetensors files; name one of them"),
         ("cut.safetensors", ExpertFileError, "truncated"),
         ("nan.safetensors", ExpertFileError, "values must be finite"),
         ("labels.safetensors", ArgumentError, "is a classifier"),
@@ -67,6 +82,7 @@ def test_a_bad_expert_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing").mkdir()
     good = (tmp_path / "experts" / "alpha.safetensors").read_bytes()
     Path("cut.safetensors").write_bytes(good[:-100])
     Path("nan.safetensors").write_bytes(good[:-4] + b"\x00\x00\xc0\x7f")
@@ -106,7 +122,7 @@ def test_layers_leave_the_others_alone(experts: str, tiny_engine: TransformersEn
     assert kept.z
     assert all(".layers.1." in name for name in kept.z)
     with pytest.raises(ArgumentError, match="the model has no layer 7, its layers are 0 to 1"):
-        prepare_experts(parse_args({"layers": "0+7"}), [kept], tiny_engine.base, tiny_engine.ranks())
+        prepare_experts(parse_args({"adapt": "cem", "layers": "0+7"}), [kept], tiny_engine.base, tiny_engine.ranks())
 
 
 def test_a_control_keeps_the_values_and_loses_their_places(experts: str, tiny_engine: TransformersEngine) -> None:
