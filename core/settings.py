@@ -30,7 +30,7 @@ SETTINGS: dict[str, Setting] = {
 def data_dir() -> Path | None:
     """``T2_DATA_DIR``, or None when it is not set."""
     value = os.environ.get("T2_DATA_DIR")
-    return Path(value) if value else None
+    return Path(value).expanduser() if value else None
 
 
 def data_home() -> Path:
@@ -50,4 +50,4 @@ def experts_dir() -> Path:
 
 def _path(name: str, default: Path) -> Path:
     value = os.environ.get(name)
-    return Path(value) if value else default
+    return Path(value).expanduser() if value else default

@@ -1,0 +1,134 @@
+"""Base and mixture as an ordinary Hugging Face checkpoint, which any server loads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from transformers.utils.quantization_config import QuantizationMethod
+
+from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.expert import Z
+from t2.core.errors import ArgumentError, ModelError, StorageError
+
+ORIGIN = "t2_merge.json"
+"""Beside the model's own files: what was merged."""
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Check that a folder may be written, before any long work.
+
+    Raises:
+        ArgumentError: it exists and holds files, and is not a checkpoint that ``overwrite`` allows to replace.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise ArgumentError(f"{folder} is a file; name a folder for the checkpoint")
+    if not overwrite:
+        raise ArgumentError(f"{folder} exists and is not empty; name another folder, or give --overwrite to replace it")
+    if not (folder / "config.json").exists():
+        raise ArgumentError(f"{folder} holds no checkpoint, so --overwrite does not replace it; name another folder")
+
+
+def write_merged(
+    engine: TransformersEngine,
+    tokenizer: Any,
+    z: Z | None,
+    folder: Path,
+    origin: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Write base + mixture as a checkpoint folder: safetensors, configuration, tokenizer, and :data:`ORIGIN`.
+
+    The adapted weights are those of the engine's weight form, so a plain ``from_pretrained(folder)`` computes what the
+    engine computes. A folder is there whole or not at all: it is written under another name beside it, synced, and
+    renamed.
+
+    Args:
+        engine: the base model; as it was afterwards.
+        tokenizer: its tokenizer.
+        z: the mixture; None is the base.
+        folder: the checkpoint's folder.
+        origin: what was merged, as JSON.
+        overwrite: replace a checkpoint that is there.
+
+    Raises:
+        ArgumentError: the folder is taken.
+        ModelError: the model cannot be saved.
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    folder = folder.absolute()
+    check_free(folder, overwrite)
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        with engine.applied(z), _savable(engine.model):
+            engine.model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / ORIGIN).write_text(json.dumps(origin, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        _settle(temporary)
+        if folder.exists():
+            aside = temporary.with_suffix(".old")
+            folder.rename(aside)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                aside.rename(folder)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+        temporary = None
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {folder}: {error.strerror or error}; free space or choose another folder "
+            "(what was there before is unchanged)"
+        ) from error
+    except safetensors.SafetensorError as error:
+        raise StorageError(f"cannot write {folder}: {error}; free space or choose another folder") from error
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"{engine.base.id} cannot be saved as a checkpoint ({type(error).__name__}: {error}); load it unquantised"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _savable(model: Any) -> Iterator[None]:
+    """Inside the context a model whose weights were dequantised while loading counts as the plain one that it is."""
+    quantizer, config = getattr(model, "hf_quantizer", None), model.config
+    if quantizer is None or quantizer.quantization_config.quant_method != QuantizationMethod.GGUF:
+        yield
+        return
+    quantization = config.__dict__.pop("quantization_config", None)
+    model.hf_quantizer = None
+    try:
+        yield
+    finally:
+        model.hf_quantizer = quantizer
+        if quantization is not None:
+            config.quantization_config = quantization
+
+
+def _settle(folder: Path) -> None:
+    """Sync every file and the folder, and give it the mode of an ordinary one."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
