@@ -14,7 +14,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
-FOLDERS = ("core", "adapters", "harness", "training", "registry", "cli", "tasks_yaml", "migrations")
+FOLDERS = ("core", "adapters", "harness", "training", "registry", "api", "cli", "tasks_yaml", "migrations")
 LINKS = Path(".link")
 PTH = "t2_eval_discovery.pth"
 

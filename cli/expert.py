@@ -1,4 +1,4 @@
-"""``t2 expert``: look at expert files and check them, without a model."""
+"""``t2 expert``: look at expert files and check them, without a model; what needs one is in ``convert.py``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from t2.cli import convert
 from t2.cli.output import print_error, print_fields, print_json, print_table
 from t2.core.errors import ExpertFileError
 from t2.core.expertfile import ExpertFile, read_expert, unfinished
 from t2.core.manifest import unpack_hashes
 from t2.core.settings import experts_dir
+from t2.harness.shipped import PREFIX, demo_dir
 
-_expert = typer.Typer(help="Look at expert files and check them.", no_args_is_help=True)
+_expert = typer.Typer(help="Look at expert files, check them, make and merge them.", no_args_is_help=True)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    convert.add_to(_expert)
     app.add_typer(_expert, name="expert")
 
 
@@ -79,14 +82,14 @@ def _verify(
 @_expert.command("list")
 def _list(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Expert files, or folders of them; without any, T2_EXPERTS_DIR.")
+        list[Path] | None, typer.Argument(help="Expert files, or folders of them; without any, yours and the demo's.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
     """List experts; files that are not valid are named on standard error, and the exit code is then 2."""
     experts: list[dict[str, Any]] = []
     failed = False
-    for file in _files(paths or [experts_dir()]):
+    for file in _files(paths or [experts_dir(), demo_dir()]):
         try:
             experts.append(_describe(file, read_expert(file)))
         except ExpertFileError as error:
@@ -99,7 +102,7 @@ def _list(
             ("name", "kind", "domain", "task", "base model", "matrices", "digest", "file"),
             [
                 (
-                    entry["manifest"]["name"],
+                    entry["name"],
                     entry["manifest"]["kind"],
                     entry["manifest"]["domain"] or "-",
                     entry["manifest"]["task"] or "-",
@@ -137,8 +140,10 @@ def _distance(expert: ExpertFile) -> dict[str, float]:
 
 
 def _describe(file: Path, expert: ExpertFile) -> dict[str, Any]:
+    shipped = file.parent.parent == demo_dir()
     return {
         "path": str(file),
+        "name": f"{PREFIX}{file.parent.name}" if shipped else expert.manifest.name,
         "digest": expert.digest,
         "distance": _distance(expert),
         "manifest": expert.manifest.model_dump(mode="json"),

@@ -14,6 +14,7 @@ from t2.core.expertfile import unfinished
 from t2.core.manifest import BaseModelRef
 from t2.core.settings import experts_dir
 from t2.harness.args import Settings
+from t2.harness.shipped import PREFIX, demo_dir
 
 FILE_NAME = "expert.safetensors"
 """What an expert's file is called inside a folder of its own."""
@@ -21,14 +22,9 @@ FILE_NAME = "expert.safetensors"
 _log = logging.getLogger(__name__)
 
 
-def demo_dir() -> Path:
-    """The folder of the experts that t2 ships, named ``demo/<name>``."""
-    return Path(__file__).parent / "demo"
-
-
 def known_experts() -> dict[str, Path]:
     """Every expert that can be named, with its file: the user's in ``T2_EXPERTS_DIR``, then the demo experts."""
-    return _listed(experts_dir(), "") | _listed(demo_dir(), "demo/")
+    return _listed(experts_dir(), "") | _listed(demo_dir(), PREFIX)
 
 
 def find_expert(name: str) -> Path:
@@ -69,7 +65,7 @@ def read_experts(names: Sequence[str]) -> list[Expert]:
             raise ArgumentError(f"experts: {name} is a classifier, which names domains and answers nothing")
         if sum(other.digest == expert.digest for other in experts) > 1:
             raise ArgumentError(f"experts: {name} is the same file as another of the experts")
-    return _distinct(experts)
+    return distinct(experts)
 
 
 def default_experts(base: BaseModelRef) -> list[Expert]:
@@ -93,7 +89,7 @@ def default_experts(base: BaseModelRef) -> list[Expert]:
             f"no expert for {base.id} (fingerprint {base.fingerprint[:12]}) among the {len(known)} in {experts_dir()} "
             "and the demo experts; train one with t2 train, or name one with experts="
         )
-    return _distinct(list(chosen.values()))
+    return distinct(list(chosen.values()))
 
 
 def prepare_experts(
@@ -145,7 +141,7 @@ def _files(name: str) -> list[tuple[str, Path]]:
     return [(name, find_expert(name))]
 
 
-def _distinct(experts: list[Expert]) -> list[Expert]:
+def distinct(experts: list[Expert]) -> list[Expert]:
     """Experts of the same name get a part of their digest appended, so that a record tells them apart."""
     names = [expert.name for expert in experts]
     return [

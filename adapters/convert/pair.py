@@ -141,8 +141,8 @@ def extract(
     if failing:
         worst = max(failing, key=lambda name: failing[name].relative)
         raise ExpertMismatchError(
-            f"{tuned_id} is not {engine.base.id} with other singular values: {_relative(differing.values()):.1%} of the "
-            f"difference (Frobenius norm) is something else, beyond rounding in {len(failing)} of {len(differing)} "
+            f"{tuned_id} is not {engine.base.id} with other singular values: {_relative(differing.values()):.1%} of "
+            f"the difference (Frobenius norm) is something else, beyond rounding in {len(failing)} of {len(differing)} "
             f"matrices, worst {worst} with {failing[worst].relative:.1%}; no expert can stand for a dense or low-rank "
             "fine-tune"
         )
@@ -155,8 +155,8 @@ def extract(
     relative = _relative(moved.values())
     if relative > max(tolerance, DROWNED):
         raise ExpertMismatchError(
-            f"{relative:.1%} of the difference between {tuned_id} and {engine.base.id} is the rounding of their weights, "
-            "in which an expert drowns; save the tuned model in float32"
+            f"{relative:.1%} of the difference between {tuned_id} and {engine.base.id} is the rounding of their "
+            "weights, in which an expert drowns; save the tuned model in float32"
         )
     worst = max(moved, key=lambda name: moved[name].relative)
     return Extracted(
@@ -210,7 +210,7 @@ def _same_rest(
     if changed:
         worst = max(changed, key=lambda name: changed[name])
         raise ExpertMismatchError(
-            f"{tuned_id} is not {engine.base.id} with other singular values: {len(changed)} parameters differ that have "
-            f"none or are not adapted, most of all {worst} (by {changed[worst]:.2%} of its norm); no expert can stand "
-            "for such a change"
+            f"{tuned_id} is not {engine.base.id} with other singular values: {len(changed)} parameters differ that "
+            f"have none or are not adapted, most of all {worst} (by {changed[worst]:.2%} of its norm); no expert can "
+            "stand for such a change"
         )

@@ -72,7 +72,9 @@ def read_public(path: Path) -> PublicCheckpoint:
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise ExpertFileError(f"{path} cannot be read as a PyTorch file ({type(error).__name__}: {error})") from error
     if not isinstance(content, Mapping) or not content:
-        raise ExpertFileError(f"{path} holds a {type(content).__name__} and no dict of vectors, as the public code saves")
+        raise ExpertFileError(
+            f"{path} holds a {type(content).__name__} and no dict of vectors, as the public code saves"
+        )
     params: dict[str, torch.Tensor] = {}
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
@@ -158,9 +160,7 @@ def import_public(checkpoint: PublicCheckpoint, engine: TransformersEngine, max_
     return effective
 
 
-def _named(
-    checkpoint: PublicCheckpoint, engine: TransformersEngine, targets: Sequence[str]
-) -> dict[str, torch.Tensor]:
+def _named(checkpoint: PublicCheckpoint, engine: TransformersEngine, targets: Sequence[str]) -> dict[str, torch.Tensor]:
     base, ranks, params = engine.base.id, engine.ranks(), checkpoint.params
     if checkpoint.form == "policy_params":
         if len(params) != len(targets):
@@ -178,14 +178,14 @@ def _named(
         absent = [name for name in targets if name not in params]
         if absent:
             raise ExpertMismatchError(
-                f"{checkpoint.source} has {len(params)} vectors and none for {absent[0]}, {base} has {len(targets)} MLP "
-                "matrices; give the base model that it was trained on with --model-args"
+                f"{checkpoint.source} has {len(params)} vectors and none for {absent[0]}, {base} has {len(targets)} "
+                "MLP matrices; load the base model that it was trained on"
             )
         named = {name: params[name] for name in targets}
     for number, (name, p) in enumerate(named.items()):
         if len(p) != ranks[name]:
             raise ExpertMismatchError(
                 f"{checkpoint.source}: vector {number} has {len(p)} values, {name} of {base} has rank {ranks[name]}; "
-                "give the base model that it was trained on with --model-args"
+                "load the base model that it was trained on"
             )
     return named

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from t2.adapters.expert import Z, keep_leading, mix, rescale_nuclear
-from t2.adapters.strategies.base import Choice, Job
+from t2.adapters.basis import Basis
+from t2.adapters.expert import Expert, Z, keep_leading, mix, rescale_nuclear
+from t2.adapters.strategies.base import Choice, Job, Options
 from t2.adapters.targets import layer_of
 
 
 def groups_of(job: Job) -> list[str]:
     """The groups of matrices that have an α of their own under ``per``: one, one per layer, or one per matrix."""
-    return list(_grouped(job))
+    return list(_grouped(job.experts, job.options))
 
 
 def single(job: Job, index: int) -> list[tuple[float, ...]]:
@@ -29,36 +30,54 @@ def choose(job: Job, alpha: Sequence[Sequence[float]]) -> Choice:
     Raises:
         ArgumentError: the coefficients give no mixture under the options ``normalise`` and ``rescale``.
     """
-    groups = _grouped(job)
+    return mixture(job.experts, alpha, job.options, job.engine.bases)
+
+
+def mixture(
+    experts: Sequence[Expert],
+    alpha: Sequence[Sequence[float]],
+    options: Options,
+    bases: Callable[[Iterable[str]], Mapping[str, Basis]],
+) -> Choice:
+    """The mixture of experts with the given coefficients.
+
+    Args:
+        experts: K experts.
+        alpha: as for :func:`choose`.
+        options: ``space``, ``normalise``, ``rank``, ``rescale`` and ``per`` are used.
+        bases: gives the bases of matrices; asked only where ``rescale`` needs σ.
+
+    Raises:
+        ArgumentError: the coefficients give no mixture under the options ``normalise`` and ``rescale``.
+    """
+    groups = _grouped(experts, options)
     rows = list(alpha) * (len(groups) if len(alpha) == 1 else 1)
-    options = job.options
     z: Z = {}
     for (_, names), row in zip(groups.items(), rows, strict=True):
-        parts = [{name: expert.z[name] for name in names if name in expert.z} for expert in job.experts]
+        parts = [{name: expert.z[name] for name in names if name in expert.z} for expert in experts]
         z.update(mix(parts, row, options.space, options.normalise))
     if options.rank is not None:
         z = keep_leading(z, options.rank)
     if options.rescale == "nuclear":
-        z = rescale_nuclear(z, job.engine.bases(z))
-    experts = [expert.name for expert in job.experts]
+        z = rescale_nuclear(z, bases(z))
     label = {
-        name if group == "" else f"{name}@{group}": float(a)
+        expert.name if group == "" else f"{expert.name}@{group}": float(a)
         for group, row in zip(groups, rows, strict=True)
-        for name, a in zip(experts, row, strict=True)
+        for expert, a in zip(experts, row, strict=True)
     }
     return Choice(label, z)
 
 
-def _grouped(job: Job) -> dict[str, list[str]]:
+def _grouped(experts: Sequence[Expert], options: Options) -> dict[str, list[str]]:
     """The names of matrices by group."""
-    grouped: dict[str, list[str]] = {} if job.options.per != "expert" else {"": []}
-    for name in dict.fromkeys(name for expert in job.experts for name in expert.z):
-        grouped.setdefault(_group(job, name), []).append(name)
+    grouped: dict[str, list[str]] = {} if options.per != "expert" else {"": []}
+    for name in dict.fromkeys(name for expert in experts for name in expert.z):
+        grouped.setdefault(_group(options, name), []).append(name)
     return grouped
 
 
-def _group(job: Job, name: str) -> str:
-    match job.options.per:
+def _group(options: Options, name: str) -> str:
+    match options.per:
         case "expert":
             return ""
         case "layer":

@@ -1,0 +1,443 @@
+"""A base model to adapt and to ask."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import transformers
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
+
+from t2.adapters.convert.pair import TOLERANCE, extract
+from t2.adapters.convert.public import import_public, read_public
+from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.expert import Expert, load_expert
+from t2.adapters.strategies import STRATEGIES, Choice
+from t2.api import answers
+from t2.api.adapted import Adapted
+from t2.api.saved import Named, SavedExpert, place, read_named, write
+from t2.core.errors import ArgumentError, ExpertFileError, nearest
+from t2.core.manifest import BaseModelRef
+from t2.harness.adaptation import Runtime, TaskAdaptation, check_experts_move, check_moved, moves
+from t2.harness.args import MODEL_ARGS, Settings, check_hf_args, parse_args
+from t2.harness.base import base_id, open_base
+from t2.harness.examples import (
+    ChoiceExample,
+    Example,
+    Scorer,
+    example_pool,
+    example_task,
+    place_docs,
+    prompt_task,
+)
+from t2.harness.experts import known_experts, prepare_experts
+from t2.harness.pool import Pool, carved, find_pool
+from t2.harness.tasks import PromptForm, load_task
+
+Labelled = Example | ChoiceExample | tuple[str, str] | tuple[str, Sequence[str], int]
+"""A labelled example: (prompt, answer) or (prompt, choices, index of the right one)."""
+
+_ELSEWHERE = {
+    "adapt": "strategy",
+    "engine": "load_model",
+    "batch": "load_model",
+    "record": "Adapted.write_record",
+}
+_ROOM = 8
+"""Tokens that an answer may be longer than the longest right one; more cannot be an exact match."""
+
+_log = logging.getLogger(__name__)
+
+
+def load_model(
+    pretrained: str | transformers.PreTrainedModel | None = None, *, batch: int = 32, **hf_args: Any
+) -> Model:
+    """Load a base model as ``lm_eval --model t2`` does.
+
+    Args:
+        pretrained: a Hub name, a folder, or a loaded model (then ``tokenizer=`` too); None is the demo model.
+        batch: rows of a batch during a search or dispatch.
+        hf_args: arguments of lm-eval's ``hf``, for example ``dtype="bfloat16"``, ``device`` and ``batch_size``.
+
+    Raises:
+        ArgumentError: an argument that does not exist.
+        DependencyError: the demo model is wanted and not installed.
+        ModelError: the model cannot be loaded or adapted.
+    """
+    if batch < 1:
+        raise ArgumentError(f"batch={batch} must be at least 1")
+    check_hf_args(hf_args, "load_model")
+    lm = open_base(pretrained, **hf_args)
+    revision = hf_args.get("revision")
+    engine = TransformersEngine(
+        lm.model,
+        lm.tokenizer,
+        base_id(pretrained, hf_args.get("gguf_file")),
+        None if revision is None else str(revision),
+        batch_size=batch,
+    )
+    return Model(lm, engine)
+
+
+class Model:
+    """A base model. It answers as it is; :meth:`adapt` gives an adapted one over the same weights.
+
+    Attributes:
+        lm: lm-eval's ``HFLM``, which holds model and tokenizer.
+        engine: runs it under mixtures.
+    """
+
+    def __init__(self, lm: HFLM, engine: TransformersEngine) -> None:
+        self.lm = lm
+        self.engine = engine
+
+    def __repr__(self) -> str:
+        return f"<Model {self.base.id}, {len(self.engine.targets)} adaptable matrices, {self.engine.dtype}>"
+
+    @property
+    def base(self) -> BaseModelRef:
+        """Its name, revision and fingerprint."""
+        return self.engine.base
+
+    def experts(self) -> dict[str, Expert]:
+        """The experts for this base, by the name that ``experts=`` takes: the user's, then the demo's."""
+        found: dict[str, Expert] = {}
+        for name, path in known_experts().items():
+            try:
+                expert = load_expert(path)
+            except ExpertFileError as error:
+                _log.warning("experts: passed over: %s", error)
+                continue
+            if expert.manifest.base.fingerprint == self.base.fingerprint:
+                found[name] = expert
+        return found
+
+    def adapt(
+        self,
+        strategy: str | None = None,
+        *,
+        examples: Sequence[Labelled] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        task: str | Task | None = None,
+        experts: str | Named | Sequence[Named] | None = None,
+        score: Scorer | None = None,
+        stop: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+        chat: bool = False,
+        system: str | None = None,
+        num_fewshot: int | None = None,
+        include_path: str | Path | None = None,
+        **options: Any,
+    ) -> Adapted:
+        """Adapt to labelled examples, to prompts, to an lm-eval task, or to nothing in particular.
+
+        An adaptation that was done before, also by ``lm_eval --model t2``, is found again and not repeated.
+
+        Args:
+            strategy: a value of ``adapt`` of the model_args; None is ``cem`` for examples and tasks, ``prompt`` for
+                prompts, and else ``expert`` or ``mix``, by the number of experts.
+            examples: labelled examples: (prompt, answer) or (prompt, choices, label), all of one kind.
+            prompts: one prompt, whose mixture then answers everything, or several, which each have their own.
+            task: an lm-eval task or its name; labelled docs come from its adaptation pool and are never scored.
+            experts: names joined by ``+``, or a list of names, files, folders and experts; None takes the experts for
+                this base, one per domain.
+            score: for examples with answers: scores a generated answer, given the right one; None compares them.
+            stop: for examples with answers: an answer ends before the first of these texts; None is the end of the
+                line where no right answer has several lines.
+            max_new_tokens: for examples with answers: None is eight more than the longest right answer has.
+            chat: use the model's chat template.
+            system: a system message; for examples and prompts it needs ``chat``.
+            num_fewshot: for a task: examples in the prompt.
+            include_path: for a task: a folder of further lm-eval tasks.
+            options: model_args of the same names, for example ``shots``, ``generations``, ``alpha`` and ``light``.
+
+        Raises:
+            ArgumentError: an option does not exist or does not fit.
+            ExpertError: an expert cannot be used with this base, or changes nothing.
+            TaskError: the task is unknown or cannot be adapted to.
+        """
+        given = [name for name, to in (("examples", examples), ("prompts", prompts), ("task", task)) if to is not None]
+        if len(given) > 1:
+            raise ArgumentError(f"adapt: give one of {' and '.join(given)}, not both")
+        self._check_fitting(given, score=score, stop=stop, max_new_tokens=max_new_tokens)
+        read = read_named(experts) if experts is not None else None
+        name = strategy or self._strategy(given, read)
+        labelled = [_labelled(number, example) for number, example in enumerate(examples or ())]
+        if examples is not None:
+            options.setdefault("shots", max(1, len(labelled)))
+        settings = self._settings(name, read, options)
+        if settings.adapt == "none":
+            raise ArgumentError("strategy=none adapts nothing; ask the model itself")
+        kind = STRATEGIES[settings.adapt]()
+        if kind.needs_labels and examples is None and task is None:
+            raise ArgumentError(f"strategy={settings.adapt} needs labels; give examples= or task=")
+        if system is not None and not chat and task is None:
+            raise ArgumentError("system= is a message of a chat; give chat=True too")
+        prepared = prepare_experts(settings, read, self.base, self.engine.ranks())
+        runtime = Runtime(self.lm, self.engine, tuple(prepared), settings)
+        target: Task
+        if task is not None:
+            target = load_task(task, include_path=include_path) if isinstance(task, str) else task
+            pool = find_pool(target)
+        elif examples is not None:
+            if max_new_tokens is None:
+                right = [example.answer for example in labelled if isinstance(example, Example)]
+                max_new_tokens = _ROOM + max((len(self.lm.tok_encode(answer)) for answer in right), default=0)
+            target = example_task(
+                labelled,
+                metric=settings.metric,
+                score=score,
+                stop=_stop(labelled) if stop is None else stop,
+                max_new_tokens=max_new_tokens,
+                chat=chat,
+            )
+            pool = example_pool(target)
+        else:
+            texts = [prompts] if isinstance(prompts, str) else list(prompts if prompts is not None else ["-"])
+            if not texts:
+                raise ArgumentError("prompts: there are none; give one or more")
+            target = prompt_task(texts)
+            pool = Pool("prompts", (), frozenset())
+        form = PromptForm(num_fewshot=num_fewshot, system_instruction=system, apply_chat_template=chat)
+        with carved(target, pool):
+            docs = list(target.eval_docs)
+        texts = place_docs(target, docs)
+        adaptation = TaskAdaptation(target, pool, form, runtime)
+        # A score of the caller's own is not in the key.
+        if score is not None or not adaptation.find():
+            if settings.adapt not in ("expert", "mix"):
+                check_experts_move(runtime)
+            adaptation.plan()
+        assert adaptation.record is not None
+        chosen = [adaptation.choice_of(number) for number in range(len(docs))]
+        self._check_moved(runtime, chosen)
+        mixtures: dict[str | None, Choice] = dict(zip(texts, chosen, strict=True))
+        if len(adaptation.choices) == 1:
+            mixtures = {None: adaptation.choices[0]}
+        elif isinstance(prompts, str):
+            mixtures = {None: chosen[0]}
+        return Adapted(self, adaptation.record, prepared, mixtures)
+
+    @overload
+    def generate(
+        self,
+        prompts: str,
+        *,
+        max_new_tokens: int = ...,
+        stop: Sequence[str] = ...,
+        chat: bool = ...,
+        system: str | None = ...,
+        seed: int = ...,
+        **generate_kwargs: Any,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = ...,
+        stop: Sequence[str] = ...,
+        chat: bool = ...,
+        system: str | None = ...,
+        seed: int = ...,
+        **generate_kwargs: Any,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 128,
+        stop: Sequence[str] = (),
+        chat: bool = False,
+        system: str | None = None,
+        seed: int = 0,
+        **generate_kwargs: Any,
+    ) -> str | list[str]:
+        """Continue prompts with the base model; arguments as :meth:`Adapted.generate`.
+
+        Raises:
+            ArgumentError: an argument does not fit.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        found = answers.generate(
+            self,
+            texts,
+            [Choice()] * len(texts),
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            chat=chat,
+            system=system,
+            seed=seed,
+            kwargs=generate_kwargs,
+        )
+        return found[0] if isinstance(prompts, str) else found
+
+    def loglikelihoods(
+        self, prompt: str, choices: Sequence[str], *, chat: bool = False, system: str | None = None
+    ) -> list[float]:
+        """Log-likelihoods in nats of choices after a prompt, as :meth:`Adapted.loglikelihoods`.
+
+        Raises:
+            ArgumentError: an argument does not fit.
+        """
+        return answers.loglikelihoods(self, prompt, choices, Choice(), chat=chat, system=system)
+
+    def import_public(
+        self,
+        file: str | Path,
+        name: str,
+        *,
+        domain: str | None = None,
+        task: str | None = None,
+        max_mult: float = 1.0,
+        folder: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> SavedExpert:
+        """Write the expert that a checkpoint of Transformer²'s public code is on this base.
+
+        Args:
+            file: ``policy_params.pt`` or ``learnable_params.pt``.
+            name: the expert's name.
+            domain: what it is for.
+            task: what it was trained on.
+            max_mult: the ``max_mult`` of its configuration.
+            folder: where experts lie; None is ``T2_EXPERTS_DIR``.
+            overwrite: replace an expert of that name.
+
+        Raises:
+            ArgumentError: the name is taken, or ``max_mult`` is not above zero.
+            ExpertFileError: the file cannot be read, or holds more than tensors.
+            ExpertMismatchError: it does not fit this base's MLP matrices.
+            StorageError: the expert cannot be written.
+        """
+        path = place(name, folder, overwrite)
+        checkpoint = read_public(Path(file).expanduser())
+        z = import_public(checkpoint, self.engine, max_mult)
+        training = {"source": checkpoint.form, "source_sha256": checkpoint.digest, "max_mult": max_mult}
+        note = f"{len(z)} vectors of {Path(checkpoint.source).name} as effective z"
+        return write(
+            path,
+            z,
+            note,
+            name=name,
+            base=self.base,
+            domain=domain,
+            task=task,
+            method="reinforce (public code)",
+            training=training,
+        )
+
+    def extract(
+        self,
+        tuned: str | transformers.PreTrainedModel,
+        name: str,
+        *,
+        tuned_args: Mapping[str, Any] | None = None,
+        domain: str | None = None,
+        task: str | None = None,
+        tolerance: float = TOLERANCE,
+        folder: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> SavedExpert:
+        """Write the expert that takes this base to a tuned model, where there is one.
+
+        Args:
+            tuned: a Hub name, a folder, or a loaded model.
+            name: the expert's name.
+            tuned_args: arguments of lm-eval's ``hf`` for the tuned model, for example ``gguf_file``.
+            domain: what it is for.
+            task: what it was tuned on.
+            tolerance: largest part of a matrix's difference, in the Frobenius norm, that may be something else than a
+                change of singular values, beyond the rounding of the weights.
+            folder: where experts lie; None is ``T2_EXPERTS_DIR``.
+            overwrite: replace an expert of that name.
+
+        Raises:
+            ArgumentError: the name is taken, or the tolerance is not between 0 and 1.
+            ModelError: the tuned model cannot be loaded.
+            ExpertMismatchError: the difference is no change of singular values, with the share that is not.
+            StorageError: the expert cannot be written.
+        """
+        if not 0 <= tolerance < 1:
+            raise ArgumentError(f"tolerance={tolerance} must be at least 0 and below 1")
+        path = place(name, folder, overwrite)
+        if isinstance(tuned, str):
+            arguments = dict(tuned_args or {})
+            check_hf_args(arguments, "tuned_args")
+            other, tuned_id = open_base(tuned, **arguments).model, base_id(tuned, arguments.get("gguf_file"))
+        else:
+            other, tuned_id = tuned, base_id(tuned)
+        found = extract(self.engine, other.state_dict(), tuned_id, tolerance)
+        worst, share = found.worst
+        note = (
+            f"{found.relative:.2g} of the difference is unexplained (norm), most in {worst} ({share:.2g}); "
+            f"{found.unknown} of {found.components} components are too small to tell and stay 1"
+        )
+        training = {"tuned": tuned_id, "tolerance": tolerance, "unexplained": found.relative, "unknown": found.unknown}
+        return write(
+            path,
+            found.z,
+            note,
+            name=name,
+            base=self.base,
+            domain=domain,
+            task=task,
+            method="extracted from a checkpoint",
+            training=training,
+        )
+
+    def _strategy(self, given: Sequence[str], read: Sequence[Expert] | None) -> str:
+        if given:
+            return "prompt" if given == ["prompts"] else "cem"
+        if read is None:
+            raise ArgumentError("adapt: give examples=, prompts= or task= to adapt to, or experts= to mix")
+        return "expert" if len(read) == 1 else "mix"
+
+    def _settings(self, strategy: str, read: Sequence[Expert] | None, options: Mapping[str, Any]) -> Settings:
+        allowed = [name for name in MODEL_ARGS if name not in (*_ELSEWHERE, "experts")]
+        for name in options:
+            if name in _ELSEWHERE:
+                raise ArgumentError(f"adapt: {name} is not given here; see {_ELSEWHERE[name]}")
+            if name not in allowed:
+                raise ArgumentError(f"adapt: {name} does not exist{nearest(name, allowed)}")
+        if strategy not in STRATEGIES:
+            raise ArgumentError(f"adapt: strategy={strategy} does not exist{nearest(strategy, STRATEGIES)}")
+        names = [expert.name for expert in read] if read is not None else None
+        return parse_args({"adapt": strategy, "experts": names, **options})
+
+    def _check_fitting(self, given: Sequence[str], **of_examples: Any) -> None:
+        for name, value in of_examples.items():
+            if value is not None and given != ["examples"]:
+                raise ArgumentError(f"adapt: {name} is for examples=; leave it out")
+
+    def _check_moved(self, runtime: Runtime, chosen: Sequence[Choice]) -> None:
+        base = None
+        checked = set()
+        for choice in chosen:
+            label = ", ".join(f"{name} {value:g}" for name, value in choice.alpha.items())
+            if moves(choice.z) and label not in checked:
+                checked.add(label)
+                base = runtime.probe() if base is None else base
+                with self.engine.applied(choice.z):
+                    check_moved(base, runtime.probe(), f"the mixture {label[:200]}")
+
+
+def _labelled(number: int, example: Labelled) -> Example | ChoiceExample:
+    match example:
+        case Example() | ChoiceExample():
+            return example
+        case (str(prompt), str(answer)):
+            return Example(prompt, answer)
+        case (str(prompt), choices, int(label)) if not isinstance(choices, str):
+            return ChoiceExample(prompt, tuple(choices), label)
+    raise ArgumentError(f"examples: number {number} is neither (prompt, answer) nor (prompt, choices, label)")
+
+
+def _stop(examples: Sequence[Example | ChoiceExample]) -> tuple[str, ...]:
+    several = any("\n" in example.answer for example in examples if isinstance(example, Example))
+    return () if several else ("\n",)
