@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lm_eval.api.instance import Instance
 
+from t2.adapters.engine.transformers import seeded
 from t2.adapters.strategies import Choice
 from t2.core.errors import ArgumentError
 from t2.core.seeds import derive_seed
@@ -56,9 +56,8 @@ def generate(
     answers = [""] * len(prompts)
     for number, indices in enumerate(_groups(choices)):
         requests = [_request("generate_until", render(model, prompts[i], chat, system), arguments) for i in indices]
-        devices = [model.engine.device] if model.engine.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), model.engine.applied(choices[indices[0]].z):
-            torch.manual_seed(derive_seed(seed, "generate", number))
+        own = derive_seed(seed, "generate", number)
+        with seeded(own, model.engine.device), model.engine.applied(choices[indices[0]].z):
             found = model.lm.generate_until(requests, disable_tqdm=True)
         for i, text in zip(indices, found, strict=True):
             answers[i] = str(text)

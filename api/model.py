@@ -43,6 +43,7 @@ Labelled = Example | ChoiceExample | tuple[str, str] | tuple[str, Sequence[str],
 _ELSEWHERE = {
     "adapt": "strategy",
     "engine": "load_model",
+    "moe": "load_model",
     "batch": "load_model",
     "record": "Adapted.write_record",
 }
@@ -53,13 +54,18 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(
-    pretrained: str | transformers.PreTrainedModel | None = None, *, batch: int = 32, **hf_args: Any
+    pretrained: str | transformers.PreTrainedModel | None = None,
+    *,
+    batch: int = 32,
+    moe: str = "refuse",
+    **hf_args: Any,
 ) -> Model:
     """Load a base model as ``lm_eval --model t2`` does.
 
     Args:
         pretrained: a Hub name, a folder, or a loaded model (then ``tokenizer=`` too); None is the demo model.
         batch: rows of a batch during a search or dispatch.
+        moe: a model with mixture-of-experts layers: ``refuse`` it, or ``skip`` their routers and routed experts.
         hf_args: arguments of lm-eval's ``hf``, for example ``dtype="bfloat16"``, ``device`` and ``batch_size``.
 
     Raises:
@@ -78,8 +84,9 @@ def load_model(
         base_id(pretrained, hf_args.get("gguf_file")),
         None if revision is None else str(revision),
         batch_size=batch,
+        moe=moe,
     )
-    return Model(lm, engine)
+    return Model(lm, engine, moe)
 
 
 class Model:
@@ -90,9 +97,10 @@ class Model:
         engine: runs it under mixtures.
     """
 
-    def __init__(self, lm: HFLM, engine: TransformersEngine) -> None:
+    def __init__(self, lm: HFLM, engine: TransformersEngine, moe: str = "refuse") -> None:
         self.lm = lm
         self.engine = engine
+        self._moe = moe
 
     def __repr__(self) -> str:
         return f"<Model {self.base.id}, {len(self.engine.targets)} adaptable matrices, {self.engine.dtype}>"
@@ -166,7 +174,7 @@ class Model:
         read = read_named(experts) if experts is not None else None
         name = strategy or self._strategy(given, read)
         labelled = [_labelled(number, example) for number, example in enumerate(examples or ())]
-        if examples is not None:
+        if examples is not None and name in STRATEGIES and STRATEGIES[name]().needs_labels:
             options.setdefault("shots", max(1, len(labelled)))
         settings = self._settings(name, read, options)
         if settings.adapt == "none":
@@ -408,7 +416,7 @@ class Model:
         if strategy not in STRATEGIES:
             raise ArgumentError(f"adapt: strategy={strategy} does not exist{nearest(strategy, STRATEGIES)}")
         names = [expert.name for expert in read] if read is not None else None
-        return parse_args({"adapt": strategy, "experts": names, **options})
+        return parse_args({"adapt": strategy, "experts": names, "moe": self._moe, **options})
 
     def _check_fitting(self, given: Sequence[str], **of_examples: Any) -> None:
         for name, value in of_examples.items():

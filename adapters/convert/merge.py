@@ -67,6 +67,8 @@ def write_merged(
     """
     folder = folder.absolute()
     check_free(folder, overwrite)
+    if any(target.form is not None for target in engine.targets.values()):
+        raise ModelError(f"{engine.base.id} is quantised, so its weights cannot hold a mixture; load it unquantised")
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import torch
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
-from t2.core.errors import ExpertMismatchError
+from t2.core.errors import ExpertMismatchError, ModelError
 
 TOLERANCE = 0.05
 """Largest ‖R‖ / ‖Δ‖ of a matrix. Merges of the demo experts in float32 leave 4e-6; a change of low rank, or of every
@@ -125,13 +125,21 @@ def extract(
         tolerance: largest ‖R‖ / ‖Δ‖ of a matrix beyond rounding.
 
     Raises:
+        ModelError: the base model is quantised.
         ExpertMismatchError: other parameters or shapes; no difference; or one that is not a change of singular values,
             with the share that is not and the worst matrix.
     """
-    base = engine.model.state_dict()
+    if any(target.form is not None for target in engine.targets.values()):
+        raise ModelError(f"{engine.base.id} is quantised, and what it lost hides what changed; load it unquantised")
+    base = engine.model.state_dict(keep_vars=True)
     _same_shapes(base, tuned, engine.base.id, tuned_id)
-    _same_rest(base, tuned, engine, tuned_id)
-    fits = {name: fit(engine, name, tuned[name]) for name in engine.targets}
+    # Of a model that also sees, targets have the names of its text model.
+    held = {id(value): name for name, value in base.items()}
+    places = {name: held[id(target.parameter)] for name, target in engine.targets.items()}
+    _same_rest(
+        {name: own.detach() for name, own in base.items() if name not in places.values()}, tuned, engine, tuned_id
+    )
+    fits = {name: fit(engine, name, tuned[place]) for name, place in places.items()}
     differing = {name: found for name, found in fits.items() if found.change}
     failing = {
         name: found
@@ -201,7 +209,7 @@ def _same_rest(
     changed: dict[str, float] = {}
     for name, own in base.items():
         other = tuned[name].to(own.device)
-        if name in engine.targets or not own.is_floating_point() or torch.equal(own, other):
+        if not own.is_floating_point() or torch.equal(own, other):
             continue
         coarser = max((own.dtype, other.dtype), key=lambda dtype: torch.finfo(dtype).eps)
         if not torch.equal(own.to(coarser), other.to(coarser)):

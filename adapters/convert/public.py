@@ -131,7 +131,7 @@ def effective_z(z: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 def public_targets(engine: TransformersEngine) -> list[str]:
     """The matrices that the public code adapts: those with ``mlp`` in their name, in the order of the state dict."""
-    return [name for name in engine.model.state_dict() if name in engine.targets and _ADAPTED in name]
+    return [name for name in engine.targets if _ADAPTED in name]
 
 
 def import_public(checkpoint: PublicCheckpoint, engine: TransformersEngine, max_mult: float = 1.0) -> Z:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,21 +21,35 @@ from t2.core.errors import ArgumentError, StorageError
 from tests.adapters.conftest import make_model, make_tokenizer, random_z
 
 
-def test_a_plain_from_pretrained_computes_what_the_engine_computes(engine: TransformersEngine, tmp_path: Path) -> None:
+def make_engine(family: str) -> TransformersEngine:
+    """A tiny model with just the parameters that its configuration asks for, so that a checkpoint can hold it."""
+    torch.manual_seed(0)
+    model: Any = transformers.AutoModelForCausalLM.from_config(make_model(family).config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+    return TransformersEngine(model, make_tokenizer(), f"tiny-{family}")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "gpt2"])
+def test_a_plain_from_pretrained_computes_what_the_engine_computes(family: str, tmp_path: Path) -> None:
+    engine = make_engine(family)
+    model: Any = engine.model
     z = random_z(engine, seed=1)
     before = {name: value.clone() for name, value in engine.model.state_dict().items()}
     write_merged(engine, engine.tokenizer, z, tmp_path / "merged", {"why": "test"})
-    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    plain: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "merged")
     ids = torch.tensor([engine.tokenizer.encode("the stop ab 12")])
     assert tokenizer.encode("the stop ab 12") == ids[0].tolist()
     with torch.no_grad(), engine.applied(z):
-        logits = engine.model(ids).logits
-        tokens = engine.model.generate(ids, max_new_tokens=12, do_sample=False)
+        logits = model(ids).logits
+        tokens = model.generate(ids, max_new_tokens=12, do_sample=False)
     with torch.no_grad():
         assert torch.equal(plain(ids).logits, logits)
         assert torch.equal(plain.generate(ids, max_new_tokens=12, do_sample=False), tokens)
-        assert not torch.equal(engine.model(ids).logits, logits)
+        assert not torch.equal(model(ids).logits, logits)
     assert all(torch.equal(value, before[name]) for name, value in engine.model.state_dict().items())
     assert json.loads((tmp_path / "merged" / ORIGIN).read_text()) == {"why": "test"}
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]

@@ -15,7 +15,7 @@ from t2.adapters.convert.public import import_public, public_targets, read_publi
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.core.errors import ArgumentError, ExpertFileError, ExpertMismatchError
 from t2.core.expertfile import read_expert
-from tests.adapters.conftest import make_model, make_tokenizer
+from tests.adapters.conftest import make_model
 
 
 def raw(engine: TransformersEngine, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:

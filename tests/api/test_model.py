@@ -62,7 +62,8 @@ def test_examples_with_choices_are_scored_by_accuracy(model: Model, experts: str
 
     def accuracy(answerer: Any) -> float:
         found = [answerer.loglikelihoods(prompt, choices) for prompt, choices, _ in CHOICES]
-        return sum(max(range(3), key=row.__getitem__) == gold for row, (_, _, gold) in zip(found, CHOICES)) / 6
+        picked = [row.index(max(row)) for row in found]
+        return sum(pick == gold for pick, (_, _, gold) in zip(picked, CHOICES, strict=True)) / 6
 
     assert accuracy(model) == pytest.approx(record.held_out.before)
     assert accuracy(adapted) == pytest.approx(record.held_out.after)
@@ -90,7 +91,7 @@ def test_examples_with_answers_are_compared_scored_or_judged_by_likelihood(model
     held = likely.record.held_out
     assert held is not None
     for answerer, value in ((model, held.before), (likely, held.after)):
-        each = [answerer.loglikelihoods(p, [a])[0] / len(a.encode()) for p, a in PAIRS]  # type: ignore[attr-defined]
+        each = [answerer.loglikelihoods(p, [a])[0] / len(a.encode()) for p, a in PAIRS]
         assert sum(each) / 3 == pytest.approx(value, abs=1e-4)
     assert held.after > held.before  # type: ignore[operator]
 
@@ -224,7 +225,7 @@ def test_experts_of_two_bases_do_not_mix(model: Model, experts: str, tmp_path: P
 def test_a_merge_loads_without_t2_and_extracts_to_the_mixture(model: Model, experts: str, tmp_path: Path) -> None:
     adapted = model.adapt("mix", experts="alpha+beta", alpha=[0.6, 0.4])
     folder = adapted.merge(tmp_path / "merged")
-    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    plain: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer("Q: 17\nA:", return_tensors="pt")
     tokens = plain.generate(**inputs, max_new_tokens=10, do_sample=False)[0, inputs["input_ids"].shape[1] :]

@@ -32,15 +32,15 @@ NAMES = [
 GENERATE = "(self, prompts, *, max_new_tokens=128, stop=(), chat=False, system=None, seed=0, **generate_kwargs)"
 LOGLIKELIHOODS = "(self, prompt, choices, *, chat=False, system=None)"
 SIGNATURES = {
-    "load_model": "(pretrained=None, *, batch=32, **hf_args)",
+    "load_model": "(pretrained=None, *, batch=32, moe='refuse', **hf_args)",
     "make_config": "(**values)",
     "mix": "(name, experts, alpha=None, *, space='paper', normalise='none', rescale='none', layers=None, rank=None, "
     "transfer='none', model=None, domain=None, folder=None, overwrite=False)",
     "read_records": "(path)",
     "train": "(config, *, folder=None, overwrite=False, checkpoint_every=5, include_path=None, lm=None, task=None, "
     "progress=True)",
-    "Model.adapt": "(self, strategy=None, *, examples=None, prompts=None, task=None, experts=None, score=None, stop=None, "
-    "max_new_tokens=None, chat=False, system=None, num_fewshot=None, include_path=None, **options)",
+    "Model.adapt": "(self, strategy=None, *, examples=None, prompts=None, task=None, experts=None, score=None, "
+    "stop=None, max_new_tokens=None, chat=False, system=None, num_fewshot=None, include_path=None, **options)",
     "Model.experts": "(self)",
     "Model.extract": "(self, tuned, name, *, tuned_args=None, domain=None, task=None, tolerance=0.05, folder=None, "
     "overwrite=False)",
