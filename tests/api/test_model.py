@@ -266,7 +266,7 @@ def test_records_are_read_from_wherever_they_lie(model: Model, experts: str, tin
         task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
         bootstrap_iters=0,
     )
-    (tmp_path / "results.json").write_text(json.dumps({"config": results["config"]}, default=str))  # type: ignore[index]
+    (tmp_path / "results.json").write_text(json.dumps({"config": results["config"]}, default=str))
     (record,) = read_records(tmp_path / "results.json")
     assert record.task == "tiny_choice"
     for content in ("{}", "[1]", "nonsense", '{"config": {}}'):

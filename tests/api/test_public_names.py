@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -109,7 +110,8 @@ def test_all_of_it_is_documented() -> None:
             found = getattr(found, part)
         for parameter in inspect.signature(found).parameters.values():
             if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "self":
-                assert f"`{parameter.name}" in page or f"{parameter.name}=" in page, f"{path}: {parameter.name}"
+                named = re.search(rf"`[^`\n]*\b{parameter.name}\b[^`\n]*`", page)
+                assert named, f"{path}: {parameter.name}"
 
 
 def test_everything_public_has_a_docstring() -> None:

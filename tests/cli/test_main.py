@@ -107,8 +107,9 @@ def test_verify_accepts_a_good_file_and_names_the_bad_one(expert: tuple[Path, st
 
 def test_list_finds_experts_in_the_users_folder(expert: tuple[Path, str], truncated: Path) -> None:
     path, digest = expert
-    header, row = t2("expert", "list", T2_EXPERTS_DIR=str(path.parent)).stdout.splitlines()
+    header, row, *demo = t2("expert", "list", T2_EXPERTS_DIR=str(path.parent)).stdout.splitlines()
     assert header.split()[0] == "name"
+    assert [line.split()[0] for line in demo] == ["demo/code", "demo/math", "demo/reasoning"]
     assert row.split() == ["reasoning", "expert", "reasoning", "arc_easy", "a/model", "2", digest[:12], str(path)]
     done = t2("expert", "list", path.parent, truncated)
     assert "truncated" in fails_with_one_line(done)
@@ -121,11 +122,17 @@ def test_list_passes_over_a_training_that_has_not_ended(expert: tuple[Path, str]
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"not an expert")
     done = t2("expert", "list", T2_EXPERTS_DIR=str(path.parent))
-    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2 + 3)
 
 
-def test_list_of_no_experts_is_empty(tmp_path: Path) -> None:
+def test_list_without_experts_of_ones_own_shows_those_that_come_with_t2(tmp_path: Path) -> None:
     done = t2("expert", "list", "--json", T2_EXPERTS_DIR=str(tmp_path / "none"))
+    assert done.returncode == 0
+    assert [entry["name"] for entry in json.loads(done.stdout)] == ["demo/code", "demo/math", "demo/reasoning"]
+
+
+def test_list_of_an_empty_folder_is_empty(tmp_path: Path) -> None:
+    done = t2("expert", "list", "--json", tmp_path)
     assert (done.returncode, json.loads(done.stdout)) == (0, [])
 
 

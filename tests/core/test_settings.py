@@ -25,6 +25,9 @@ def test_a_setting_is_read_when_it_is_used(
     assert variable in settings.SETTINGS
     monkeypatch.setenv(variable, str(tmp_path))
     assert value() == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(variable, "~/things")
+    assert value() == tmp_path / "home" / "things"
     monkeypatch.setenv(variable, "")
     assert value() != tmp_path
     assert value() is None or value().is_absolute()
