@@ -15,13 +15,15 @@ from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from t2.adapters.convert.merge import write_merged
+from t2.adapters.convert.pair import extract
 from t2.adapters.engine.base import GenerateRequest, ScoreRequest
 from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import check_expert
 from t2.adapters.quantised import dequantised, keep_form
 from t2.adapters.targets import find_targets
-from t2.core.errors import ExpertMismatchError
+from t2.core.errors import ExpertMismatchError, ModelError
 from tests.adapters import families
 from tests.adapters.checks import check_forms_agree, logits
 from tests.adapters.conftest import expert_of, make_tokenizer, random_z
@@ -227,3 +229,12 @@ def test_use_does_not_change_a_matrix_also_where_the_cpu_has_a_packing_of_its_ow
     # The packing holds scales in bfloat16.
     assert torch.allclose(dequantised(layer), plain, rtol=1e-2 if packed else 0, atol=0)
     assert torch.allclose(y, x @ dequantised(layer).T, atol=1e-4)
+
+
+def test_neither_merged_nor_compared_with_a_tuned_model(engine: TransformersEngine, tmp_path: Path) -> None:
+    z = random_z(engine, seed=1)
+    with pytest.raises(ModelError, match="load it unquantised"):
+        write_merged(engine, engine.tokenizer, z, tmp_path / "merged", {})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ModelError, match="load it unquantised"):
+        extract(engine, dict(whole(engine.base.id.partition("-")[0]).state_dict()), "tuned")
