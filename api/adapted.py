@@ -30,6 +30,7 @@ class Adapted:
         record: what was done.
         experts: the experts that took part, controls applied.
         mixtures: the mixture of each prompt; one under None answers every prompt.
+        marks: of the docs that it was found on, by which an expert made of it knows them again.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Adapted:
         record: AdaptationRecord,
         experts: Sequence[Expert],
         mixtures: dict[str | None, Choice],
+        marks: frozenset[str] = frozenset(),
     ) -> None:
         self.model = model
         self.record = record
         self.experts = tuple(experts)
         self._mixtures = mixtures
+        self._marks = marks
 
     def __repr__(self) -> str:
         return f"<Adapted {self.model.base.id} by {self.record.strategy}: {self.record.note}>"
@@ -172,7 +175,7 @@ class Adapted:
             training={"record": self.record.digest(), "control": self.record.control, "settings": self.record.settings},
             domain=domain,
             task=self.record.task,
-            docs=self.record.adaptation_docs,
+            docs=self._marks,
         )
 
     def merge(self, folder: str | Path, *, prompt: str | None = None, overwrite: bool = False) -> Path:

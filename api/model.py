@@ -227,7 +227,7 @@ class Model:
             mixtures = {None: adaptation.choices[0]}
         elif isinstance(prompts, str):
             mixtures = {None: chosen[0]}
-        return Adapted(self, adaptation.record, prepared, mixtures)
+        return Adapted(self, adaptation.record, prepared, mixtures, adaptation.adaptation_marks)
 
     @overload
     def generate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,9 +179,9 @@ def write_mixture(
     training: Mapping[str, Any],
     domain: str | None = None,
     task: str | None = None,
-    docs: Sequence[str] = (),
+    docs: Collection[str] = (),
 ) -> SavedExpert:
-    """Write a mixture; its documents are those it was found on and those that its parents were trained on."""
+    """Write a mixture; its documents are those it was found on (by their marks) and those of its parents."""
     parents = []
     seen = set(docs)
     for expert in experts:

@@ -25,7 +25,7 @@ from t2.core.manifest import unpack_hashes
 from t2.core.record import AdaptationRecord, ExpertRef, Overlap, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.args import Settings
-from t2.harness.overlap import DocMarks
+from t2.harness.overlap import DocMarks, marks_of
 from t2.harness.pictures import has_pictures, without_places
 from t2.harness.pool import Pool, draw
 from t2.harness.scorer import TaskScorer
@@ -174,6 +174,11 @@ class TaskAdaptation:
         """The task's version."""
         metadata = getattr(self.task.config, "metadata", None) or {}
         return str(metadata.get("version", self.task.VERSION))
+
+    @property
+    def adaptation_marks(self) -> frozenset[str]:
+        """The marks of the labelled docs that a search sees; see :mod:`t2.harness.overlap`."""
+        return marks_of(self.task, self._drawn)
 
     def choice_of(self, doc_id: int | None) -> Choice:
         """The mixture that answers a doc."""

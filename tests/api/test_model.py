@@ -186,6 +186,8 @@ def test_a_found_mixture_is_kept_as_an_expert(model: Model, experts: str) -> Non
     assert parents == {name: a for name, a in adapted.alpha().items() if a}
     assert set(adapted.record.adaptation_docs) <= set(unpack_hashes(expert.manifest.training_docs))
     assert expert.manifest.training["record"] == adapted.record.digest()
+    warned = model.adapt("expert", experts="found", examples=PAIRS).record.overlap
+    assert [(one.expert, one.scored) for one in warned] == [("found", len(PAIRS))]
     again = model.adapt("expert", experts="found")
     texts = [prompt for prompt, _ in PAIRS]
     assert again.generate(texts, max_new_tokens=6) == adapted.generate(texts, max_new_tokens=6)
