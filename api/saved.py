@@ -80,8 +80,9 @@ def read_named(experts: str | Named | Sequence[Named]) -> list[Expert]:
         given = [experts] if isinstance(experts, (Path, Expert)) else list(experts)
     if not given:
         raise ArgumentError("experts: the list is empty; name one or more")
-    read = iter(read_experts([str(expert) for expert in given if not isinstance(expert, Expert)]))
-    found = [expert if isinstance(expert, Expert) else next(read) for expert in given]
+    found: list[Expert] = []
+    for expert in given:
+        found += [expert] if isinstance(expert, Expert) else read_experts([str(expert)])
     for expert in found:
         if sum(expert.digest == other.digest for other in found) > 1:
             raise ArgumentError(f"experts: {expert.name} is given twice")
