@@ -81,12 +81,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"experts": int(count), "preselect": wanted or str(Options().preselect)}
     with tempfile.TemporaryDirectory() as folder:
         names = make_experts(Path(folder), int(count), args.seed)
-        before = rss_now()
         start = time.perf_counter()
         settings = parse_args({"adapt": "cem", "experts": names, "preselect": row["preselect"]})
         experts = prepare_experts(settings, read_experts(names), engine.base, engine.ranks())
         row["loading"] = time.perf_counter() - start
-    row["experts_mb"] = rss_now() - before
+    row["experts_mb"] = sum(z.nbytes for expert in experts for z in expert.z.values()) / 2**20
     engine.bases(engine.ranks())
     start = time.perf_counter()
     check_experts_move(Runtime(lm, engine, tuple(experts), settings))
@@ -153,12 +152,6 @@ def make_experts(folder: Path, count: int, seed: int) -> list[str]:
         save_expert(path, source.manifest.model_copy(update={"name": f"e{index}"}), z)
         names.append(str(path))
     return names
-
-
-def rss_now() -> float:
-    """Resident memory of this process, in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def table(rows: list[dict[str, Any]]) -> str:
