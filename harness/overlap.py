@@ -60,7 +60,7 @@ class DocMarks:
             question = self._rendered(doc)
         else:
             question = {field: doc[field] for field in sorted(self._fields) if field in doc}
-        return asked_hash(question) if any(question.values()) else None
+        return asked_hash(question) if any(value not in (None, "", [], {}) for value in question.values()) else None
 
     def _find_fields(self) -> frozenset[str] | None:
         """The fields that make the question; none where there is no question, None where it has to be rendered."""
@@ -83,8 +83,12 @@ class DocMarks:
         return frozenset(found)
 
     def _rendered(self, doc: Any) -> dict[str, Any]:
-        text = None if self._labelled_text else self._task.doc_to_text(doc)
-        choices = self._task.doc_to_choice(doc) if self._config.doc_to_choice is not None else None
+        try:
+            text = None if self._labelled_text else self._task.doc_to_text(doc)
+            choices = self._task.doc_to_choice(doc) if self._config.doc_to_choice is not None else None
+        except (AttributeError, LookupError, TypeError, ValueError):
+            # A doc that no prompt can be made of matters to those who ask it, not to those who look for it.
+            return {}
         return {"choices": choices, "text": text if isinstance(text, str) else None}
 
 

@@ -136,6 +136,7 @@ def train(
             progress=progress,
             tracking=tracking,
         )
+        place.check_room(config)
         if earlier is not None and not working.exists():
             folders.take_up(final, working, config, place.identity(earlier), place.identity(config))
         if len(config.kls) > 1:

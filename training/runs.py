@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import save_expert
 from t2.core.digests import digest_of
-from t2.core.errors import TrainingError
+from t2.core.errors import ExpertFileError, TrainingError
+from t2.core.expertfile import encode_expert
 from t2.core.files import atomic_write
 from t2.core.manifest import Manifest, pack_hashes
 from t2.training import folders
@@ -39,6 +42,37 @@ class Workplace:
     progress: bool
     tracking: Tracking
     _base: Measured | None = field(default=None, init=False)
+
+    def manifest(self, config: TrainConfig) -> Manifest:
+        """What the expert of a run says of itself."""
+        return Manifest(
+            kind=config.kind,
+            name=config.name,
+            base=self.engine.base,
+            targets=self.parameters.ranks,
+            task=config.task,
+            domain=self.domain,
+            method=self.problem.method,
+            training=config.model_dump(mode="json"),
+            training_docs=pack_hashes(self.halves.marks),
+            labels=self.labels,
+        )
+
+    def check_room(self, config: TrainConfig) -> None:
+        """Check before the training that its expert can be written after it.
+
+        Raises:
+            TrainingError: an expert's file has no room for the hashes of so many documents.
+        """
+        ones = {name: np.ones(rank, dtype=np.float32) for name, rank in self.parameters.ranks.items()}
+        try:
+            encode_expert(self.manifest(config), ones)
+        except ExpertFileError as error:
+            documents = len(self.halves.train) + len(self.halves.validation)
+            raise TrainingError(
+                f"an expert's file cannot name the {documents} documents of {config.task} ({error}); give "
+                "--train-docs or --validation-docs"
+            ) from error
 
     def identity(self, config: TrainConfig) -> str:
         """Digest of all that decides the outcome of a run."""
@@ -91,7 +125,7 @@ def run_sweep(place: Workplace, config: TrainConfig, working: Path) -> None:
         folder = working / folders.SWEEP / f"kl-{kl:g}"
         scores = _finished_run(folder)
         if scores is None:
-            scores = _sweep_run(place, own, folder, f"{config.name}/kl-{kl:g}")
+            scores = _sweep_run(place, own, folder, f"{config.name}-kl-{kl:g}")
         rows.append({"kl": kl, **scores})
     found = [row for row in rows if row.get("best_step")]
     if not found:
@@ -142,10 +176,13 @@ def _sweep_run(place: Workplace, config: TrainConfig, folder: Path, run: str) ->
     except TrainingError as error:
         scores: dict[str, Any] = {"best_step": 0, "error": str(error)}
         atomic_write(folder / folders.SCORES, (json.dumps(scores, indent=2) + "\n").encode())
-        return scores
-    if done.progress.best_step:
-        _write_expert(place, config, done, folder)
-    return _write_scores(place, done, folder)
+    else:
+        if done.progress.best_step:
+            _write_expert(place, config, done, folder)
+        scores = _write_scores(place, done, folder)
+    if not scores["best_step"]:
+        (folder / folders.CHECKPOINT).unlink(missing_ok=True)
+    return scores
 
 
 def _finished_run(folder: Path) -> dict[str, Any] | None:
@@ -175,19 +212,7 @@ def _write_scores(place: Workplace, done: Checkpoint, working: Path) -> dict[str
 
 
 def _write_expert(place: Workplace, config: TrainConfig, done: Checkpoint, working: Path) -> None:
-    manifest = Manifest(
-        kind=config.kind,
-        name=config.name,
-        base=place.engine.base,
-        targets=place.parameters.ranks,
-        task=config.task,
-        domain=place.domain,
-        method=place.problem.method,
-        training=config.model_dump(mode="json"),
-        training_docs=pack_hashes(place.halves.marks),
-        labels=place.labels,
-    )
-    save_expert(working / folders.EXPERT, manifest, place.parameters.z(done.best_theta))
+    save_expert(working / folders.EXPERT, place.manifest(config), place.parameters.z(done.best_theta))
 
 
 def _check_signal(problem: Problem, base: Measured, config: TrainConfig) -> None:

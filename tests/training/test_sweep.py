@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,3 +88,42 @@ def test_a_run_that_improves_nothing_is_not_chosen(tiny_lm: HFLM) -> None:
 def test_bad_lists_are_named(tiny_lm: HFLM, kl: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         run(tiny_lm, planted.choices(), kl=kl)
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_kill_while_the_chosen_run_is_laid_out_costs_no_step(
+    tiny_lm: HFLM, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    values: dict[str, Any] = {"kl": (0.0, 0.1), "steps": 1, "validate_every": 1}
+    whole = run(tiny_lm, planted.choices(), folder=experts_dir() / "whole", **values)
+    calls = 0
+
+    def cut(function: Any) -> Any:
+        def until(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > place:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return until
+
+    with monkeypatch.context() as patched:
+        patched.setattr("t2.training.runs.shutil.copy", cut(shutil.copy))
+        patched.setattr("t2.training.folders.Path.unlink", cut(Path.unlink))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_lm, planted.choices(), **values)
+    with monkeypatch.context() as patched:
+        patched.setattr(ChoiceProblem, "accumulate", None)
+        again = run(tiny_lm, planted.choices(), **values)
+    assert again.digest == whole.digest
+    assert sorted(path.name for path in again.path.parent.iterdir()) == [
+        "checkpoint.safetensors",
+        "config.json",
+        "curve.jsonl",
+        "expert.safetensors",
+        "scores.json",
+        "sweep",
+        "sweep.json",
+    ]
+    assert not list((again.path.parent / "sweep").rglob("*.safetensors"))

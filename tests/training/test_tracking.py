@@ -17,7 +17,7 @@ from tests.training import planted
 from tests.training.test_train import run
 
 
-class Kept(GeneralTracker):
+class Kept(GeneralTracker):  # type: ignore[misc]
     """A tracker of accelerate's kind that keeps what it is told."""
 
     name = "kept"

@@ -274,3 +274,12 @@ def test_a_sigmoid_expert_learns_and_its_file_holds_the_z_that_scores(tiny_lm: H
     answers = docs.answer(engine, requests, (load_expert(result.path).z,))
     metrics = [docs.metrics(*one) for one in zip(validation, requests, answers, strict=True)]
     assert docs.aggregate(metrics) == pytest.approx(result.best_score)
+
+
+def test_more_documents_than_a_file_can_name_are_told_before_training(
+    tiny_lm: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2.core.expertfile.MAX_HEADER_BYTES", 2000)
+    with pytest.raises(TrainingError, match=r"cannot name the 48 documents of planted .*--train-docs"):
+        run(tiny_lm, planted.choices())
+    assert not list(experts_dir().glob("*/curve.jsonl"))

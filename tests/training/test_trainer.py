@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ class Given:
 
 
 def trainer(problem: Given, folder: Path, **values: object) -> Trainer:
-    config = make_config(**{"task": "t", "name": "n", "validate_every": 1, "clip": 1.0, **values})
+    given: dict[str, Any] = {"task": "t", "name": "n", "validate_every": 1, "clip": 1.0, **values}
+    config = make_config(**given)
     return Trainer(config, "0" * 64, problem, Parameters(config, {"a": 4}), 10, folder, progress=False)
 
 
