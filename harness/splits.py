@@ -31,7 +31,6 @@ class Splits(dict[str, Dataset]):
         dataset: the data set that gives the columns.
         makers: split name → function that returns its rows.
         question: the columns that are what a row asks, where a task's prompt does not tell them.
-        source: the splits from whose rows these were made.
 
     Raises:
         DataError: on asking for a split whose data cannot be had.
@@ -42,23 +41,26 @@ class Splits(dict[str, Dataset]):
         dataset: str,
         makers: dict[str, Callable[[], list[Row]]],
         question: tuple[str, ...] = (),
-        source: Splits | None = None,
     ) -> None:
         super().__init__()
         self._dataset = dataset
         self._makers = makers
         self.question = question
-        self._source = source
-        self._origins: dict[str, Row] = {}
+        self._origins: dict[str, tuple[Row, tuple[str, ...]]] = {}
 
-    def came_from(self, row: Row, origin: Row) -> None:
-        """Note from which row of the source a row was made."""
-        self._origins[doc_hash(row)] = origin
+    def came_from(self, row: Row, origin: Row, question: tuple[str, ...]) -> None:
+        """Note from which row of another data set a row was made, so that who knows the one knows the other.
+
+        Args:
+            row: as these splits give it.
+            origin: what it was made from.
+            question: the columns of ``origin`` that are what it asks.
+        """
+        self._origins[doc_hash(row)] = (origin, question)
 
     def source(self, row: Mapping[str, Any]) -> tuple[Row, tuple[str, ...]] | None:
         """The row that a row was made from, and the columns of it that ask; None where it is a row of its own."""
-        origin = self._origins.get(doc_hash(dict(row))) if self._source is not None else None
-        return None if origin is None or self._source is None else (origin, self._source.question)
+        return self._origins.get(doc_hash(dict(row)))
 
     def __missing__(self, split: str) -> Dataset:
         made = Dataset.from_list(self._makers[split](), features=FEATURES[self._dataset])
@@ -204,13 +206,13 @@ def _as_choices(
             rows = []
             for row in map(dict, source[split]):
                 if (made := convert(row)) is not None:
-                    result.came_from(made, row)
+                    result.came_from(made, row, source.question)
                     rows.append(made)
             return rows
 
         return make
 
-    result = Splits(dataset, {split: maker(split) for split in splits}, source=source)
+    result = Splits(dataset, {split: maker(split) for split in splits})
     return result
 
 
