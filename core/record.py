@@ -124,6 +124,36 @@ class Considered(_Frozen):
     reason: str = ""
 
 
+class Calibration(_Frozen):
+    """What the decisions of a dispatch rest on.
+
+    Attributes:
+        labels: the domains that could be named.
+        temperature: the log-likelihoods of the labels were divided by it.
+        threshold: confidence below which a decision did not stand; None where answers were generated.
+        below: number of prompts below it.
+        unparsed: number of generated answers that named no domain, and count as "others".
+        docs: number of held-out prompts of known domain.
+        docs_digest: hex SHA-256 over their hashes and domains.
+        sources: where those of each domain come from.
+        accuracy: share of them whose domain was named right.
+        confusion: for each domain how many of its held-out prompts were given each name.
+        scored: the same of the scored prompts, where the task says of which domain it is.
+    """
+
+    labels: tuple[str, ...]
+    temperature: float | None = None
+    threshold: float | None = None
+    below: int = 0
+    unparsed: int = 0
+    docs: int = 0
+    docs_digest: str
+    sources: dict[str, str] = Field(default_factory=dict)
+    accuracy: float | None = None
+    confusion: dict[str, dict[str, int]] = Field(default_factory=dict)
+    scored: dict[str, dict[str, int]] = Field(default_factory=dict)
+
+
 class Timing(_Frozen):
     """Seconds of wall clock: pass 1 finds the mixture, pass 2 answers."""
 
@@ -146,6 +176,7 @@ class AdaptationRecord(_Frozen):
         mixtures: what answered the scored requests.
         no_signal: all candidates tied, so the base was kept.
         dispatch: number of prompts by domain, for the strategies that name one.
+        calibration: what the decisions of a dispatch rest on.
         note: why this mixture, in one sentence.
         timing: seconds; not part of :meth:`digest`.
     """
@@ -171,6 +202,7 @@ class AdaptationRecord(_Frozen):
     overlap: tuple[Overlap, ...] = ()
     mixtures: tuple[UsedMixture, ...] = ()
     dispatch: dict[str, int] = Field(default_factory=dict)
+    calibration: Calibration | None = None
     no_signal: bool = False
     note: str = ""
     command: str = ""

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,18 @@ from tqdm import tqdm
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, Z
-from t2.adapters.strategies import STRATEGIES, Choice, Job
+from t2.adapters.strategies import STRATEGIES, Choice, DomainPrompts, Job, Plan
 from t2.core.digests import digest_of, doc_hash
 from t2.core.errors import ExpertError, TaskError
 from t2.core.manifest import unpack_hashes
-from t2.core.record import AdaptationRecord, ExpertRef, Overlap, Timing, UsedMixture
+from t2.core.record import AdaptationRecord, Calibration, ExpertRef, Overlap, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.args import Settings
+from t2.harness.held_out import held_out_prompts
 from t2.harness.overlap import DocMarks, marks_of
-from t2.harness.pictures import has_pictures, without_places
 from t2.harness.pool import Pool, draw
 from t2.harness.scorer import TaskScorer
-from t2.harness.tasks import PromptForm, TaskDocs, encode_pair
+from t2.harness.tasks import PromptForm, TaskDocs, encode_pair, prompt_text
 
 SPARE = 64
 """Docs of the pool that may serve as few-shot examples where a task's own are all scored."""
@@ -48,15 +48,22 @@ class Runtime:
     engine: TransformersEngine
     experts: tuple[Expert, ...]
     settings: Settings
+    classifier: Expert | None = None
+    memory: dict[tuple[str, tuple[str, ...], str], tuple[float, ...]] = field(default_factory=dict)
 
     def expert_refs(self) -> tuple[ExpertRef, ...]:
-        """The experts as a record names them."""
-        return tuple(ExpertRef(name=e.name, digest=e.digest, domain=e.domain) for e in self.experts)
+        """The experts as a record names them, the classifier last."""
+        return tuple(ExpertRef(name=e.name, digest=e.digest, domain=e.domain) for e in self.taking_part)
+
+    @property
+    def taking_part(self) -> tuple[Expert, ...]:
+        """The experts, and the classifier where one names domains."""
+        return self.experts if self.classifier is None else (*self.experts, self.classifier)
 
     @cached_property
     def trained(self) -> Mapping[str, frozenset[str]]:
         """For each expert the marks of the docs that it was trained on."""
-        return {e.name: frozenset(unpack_hashes(e.manifest.training_docs)) for e in self.experts}
+        return {e.name: frozenset(unpack_hashes(e.manifest.training_docs)) for e in self.taking_part}
 
     @property
     def dtype(self) -> str:
@@ -89,7 +96,7 @@ def check_experts_move(runtime: Runtime) -> None:
     Raises:
         ExpertError: an expert that is not z = 1 leaves the logits of a probe text unchanged.
     """
-    moving = [expert for expert in runtime.experts if moves(expert.z)]
+    moving = [expert for expert in runtime.taking_part if moves(expert.z)]
     width = max(1, min(runtime.settings.batch, _PROBED) - 1)
     for start in range(0, len(moving), width):
         batch = moving[start : start + width]
@@ -153,7 +160,7 @@ class TaskAdaptation:
             )
             trained = {mark for marks in runtime.trained.values() for mark in marks}
             drawn = draw(pool, docs, settings.shots, settings.adapt_seed, trained)
-            prompts = [self._text(doc) for doc in drawn]
+            prompts = [prompt_text(task, doc) for doc in drawn]
             self._scorer = TaskScorer(docs, drawn, runtime.engine, prompts=prompts, seed=settings.adapt_seed)
             self._adaptation_docs = tuple(doc_hash(doc) for doc in drawn)
             marks = DocMarks(task)
@@ -239,6 +246,7 @@ class TaskAdaptation:
             overlap=self._overlap,
             mixtures=self._used(),
             dispatch=plan.dispatch,
+            calibration=self._with_own_row(plan),
             no_signal=plan.no_signal,
             note=plan.note,
             command=_command(),
@@ -256,6 +264,20 @@ class TaskAdaptation:
         """Store the record with the seconds of the second pass; an adaptation that was found again stays as it was."""
         if not self.found:
             self._save()
+
+    def _with_own_row(self, plan: Plan) -> Calibration | None:
+        """The calibration with the scored prompts' row of the confusion matrix, where the task says its domain."""
+        metadata: Any = getattr(self.task.config, "metadata", None) or {}
+        own = metadata.get("t2")
+        domain = own.get("domain") if isinstance(own, Mapping) else None
+        if plan.calibration is None or domain is None:
+            return plan.calibration
+        return plan.calibration.model_copy(update={"scored": {str(domain): plan.dispatch}})
+
+    def _held_out(self, labels: Sequence[str]) -> DomainPrompts:
+        own = {doc_hash(prompt_text(self.task, doc)) for doc in self._docs.values()}
+        forbidden = self._pool.scored | own | set(self._adaptation_docs)
+        return held_out_prompts(labels, self._runtime.experts, self._runtime.classifier, forbidden)
 
     def _save(self) -> None:
         assert self.record is not None
@@ -313,16 +335,25 @@ class TaskAdaptation:
     def _job(self) -> Job:
         lm = self._runtime.lm
         chat = bool(self._form.apply_chat_template)
+
+        def template(text: str) -> str:
+            return str(lm.apply_chat_template([{"role": "user", "content": text}]))
+
         return Job(
             task=self.name,
-            prompts=[self._text(doc) for doc in self._docs.values()],
+            prompts=[prompt_text(self.task, doc) for doc in self._docs.values()],
             experts=self._runtime.experts,
             engine=self._runtime.engine,
             options=self._runtime.settings.options(),
             encode_pair=self._encode_pair,
-            render=lambda text: str(lm.apply_chat_template([{"role": "user", "content": text}])) if chat else text,
+            render=template if chat else lambda text: text,
             scorer=self._scorer,
             say=_say,
+            classifier=self._runtime.classifier,
+            held_out=self._held_out,
+            template=template,
+            decode=lm.tok_decode,
+            memory=self._runtime.memory,
         )
 
     def _encode_pair(self, context: str, text: str) -> tuple[list[int], list[int]]:
@@ -330,15 +361,6 @@ class TaskAdaptation:
         lm = self._runtime.lm
         left, right = encode_pair(lm, context, text)
         return left[-max(1, lm.max_length + 1 - len(right)) :], right
-
-    def _text(self, doc: Any) -> str:
-        task: Any = self.task
-        text = task.doc_to_text(doc)
-        if has_pictures(task):
-            return without_places(str(text))
-        if isinstance(text, int):
-            return "\n".join(map(str, task.doc_to_choice(doc)))
-        return str(text) or str(task.doc_to_target(doc))
 
     def _key(self) -> str:
         settings, lm = self._runtime.settings, self._runtime.lm
@@ -361,7 +383,7 @@ class TaskAdaptation:
                 for requests in self._scorer.requests
             ]
         if self._scorer is None or settings.adapt == "auto":
-            content["prompts"] = [doc_hash(self._text(doc)) for doc in self._docs.values()]
+            content["prompts"] = [doc_hash(prompt_text(self.task, doc)) for doc in self._docs.values()]
             content["chat"] = bool(self._form.apply_chat_template)
         return digest_of(content)
 

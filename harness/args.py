@@ -18,14 +18,18 @@ from t2.core.errors import ArgumentError, nearest
 
 ENGINES = ("hf", "hf-multimodal")
 
-Kind = Literal["choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "file", "count", "budget"]
+Kind = Literal[
+    "choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "level", "file", "count", "budget"
+]
 
-EXPERTS = ("expert", "mix", "prompt", "cem", "auto")
+EXPERTS = ("expert", "mix", "prompt", "classifier", "cem", "auto")
 """Strategies that use experts."""
-MIXTURES = ("mix", "prompt", "cem", "auto")
+MIXTURES = ("mix", "prompt", "classifier", "cem", "auto")
 """Strategies that mix several."""
 SEARCHING = ("cem", "auto")
 """Strategies that search mixtures on labelled docs."""
+DISPATCHING = ("prompt", "classifier", "auto")
+"""Strategies that send each prompt to the expert of its domain."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class ArgSpec:
     """One ``model_arg`` of t2.
 
     Attributes:
-        kind: how its value is read.
+        kind: how its value is read; a ``level`` is a number or one of ``values``.
         default: None means that there is none, or that it follows from elsewhere; ``help`` says which.
         help: what it does, for the documentation.
         values: of a choice.
@@ -55,8 +59,8 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     "adapt": ArgSpec(
         "choice",
         "none",
-        "the strategy: the base, one expert, a mixture, dispatch by prompt, few-shot search, or the best of these",
-        ("none", "expert", "mix", "prompt", "cem", "auto"),
+        "the strategy: the base, one expert, a mixture, dispatch of each prompt, few-shot search, or the best of these",
+        ("none", "expert", "mix", "prompt", "classifier", "cem", "auto"),
     ),
     "experts": ArgSpec(
         "names",
@@ -127,6 +131,29 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     "rescale": ArgSpec(
         "choice", "none", "keep the nuclear norm of each matrix", ("none", "nuclear"), strategies=EXPERTS
     ),
+    "dispatch": ArgSpec(
+        "choice",
+        "likelihood",
+        "how prompt and classifier decide a domain: by its label's likelihood, or by the label that is generated",
+        ("likelihood", "generate"),
+        strategies=DISPATCHING,
+    ),
+    "threshold": ArgSpec(
+        "level",
+        "calibrate",
+        "confidence below which a decision does not stand; calibrate finds it on held-out prompts, 0 is never",
+        ("calibrate",),
+        low=0,
+        high=1,
+        strategies=DISPATCHING,
+    ),
+    "fallback": ArgSpec(
+        "choice",
+        "mixture",
+        "what answers then: the experts mixed by their posteriors, or base",
+        ("mixture", "base"),
+        strategies=DISPATCHING,
+    ),
     "layers": ArgSpec(
         "layers",
         None,
@@ -166,10 +193,10 @@ MODEL_ARGS: dict[str, ArgSpec] = {
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
     "engine": ("vllm",),
-    "adapt": ("classifier", "peft"),
+    "adapt": ("peft",),
     "transfer": ("resample",),
 }
-LATER_ARGS = ("registry", "dispatch", "threshold", "fallback", "peft", "workers")
+LATER_ARGS = ("registry", "peft", "workers")
 
 FROM_PRETRAINED: dict[str, str] = {
     "attn_implementation": "attention kernel: eager, sdpa, flash_attention_2",
@@ -216,6 +243,9 @@ class Settings:
     space: Space
     normalise: Normalise
     rescale: Literal["none", "nuclear"]
+    dispatch: Literal["likelihood", "generate"]
+    threshold: float | Literal["calibrate"]
+    fallback: Literal["mixture", "base"]
     layers: tuple[int, ...] | None
     rank: int | None
     transfer: str
@@ -240,6 +270,9 @@ class Settings:
             normalise=self.normalise,
             rescale=self.rescale,
             rank=self.rank,
+            dispatch=self.dispatch,
+            threshold=None if self.threshold == "calibrate" else self.threshold,
+            fallback=self.fallback,
             seed=self.adapt_seed,
         )
 
@@ -262,6 +295,10 @@ def without_effect(name: str, values: Mapping[str, Any]) -> str | None:
         return f"adapt={values['adapt']}"
     if name == "elite" and values["search"] != "cem":
         return f"search={values['search']}"
+    if name in ("threshold", "fallback") and values["dispatch"] == "generate":
+        return "dispatch=generate"
+    if name == "fallback" and values["threshold"] == 0:
+        return "threshold=0"
     return "control=none" if name == "control_seed" and values["control"] == "none" else None
 
 
@@ -353,7 +390,11 @@ def _agree(settings: Settings) -> None:
 def _idle(name: str, why: str, value: Any) -> str:
     meant = "adapt=" + " or ".join(MODEL_ARGS[name].strategies)
     if not why.startswith("adapt"):
-        meant = "search=cem" if name == "elite" else "control=shuffle or random"
+        meant = {
+            "elite": "search=cem",
+            "threshold": "dispatch=likelihood",
+            "fallback": "dispatch=likelihood with a threshold above 0",
+        }.get(name, "control=shuffle or random")
     return f"model_args: {name}={str(value)[:60]} has no effect with {why}, it is for {meant}; leave it out"
 
 
@@ -369,6 +410,8 @@ def _read(name: str, spec: ArgSpec, value: Any) -> Any:
             return _choice(name, spec, value)
         case "integer" | "number" | "count":
             return _number(name, spec, value)
+        case "level":
+            return str(value) if str(value) in spec.values else float(_number(name, spec, value))
         case "flag":
             if isinstance(value, bool):
                 return value

@@ -54,6 +54,9 @@ SOURCES: dict[str, Source] = {
         "google-research-datasets/mbpp", ("full",), {"prompt": 10, "test": 500, "validation": 90, "train": 374}
     ),
     "humaneval": Source("openai/openai_humaneval", (None,), {"test": 164}),
+    "hellaswag": Source("Rowan/hellaswag", (None,), {"train": 39905, "validation": 10042}),
+    "boolq": Source("google/boolq", (None,), {"train": 9427, "validation": 3270}),
+    "winogrande": Source("allenai/winogrande", ("winogrande_xl",), {"validation": 1267}),
 }
 MBPP_TASK_IDS = {
     "prompt": range(1, 11),

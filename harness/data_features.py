@@ -29,5 +29,9 @@ FEATURES: dict[str, Features] = {
     ),
     "gsm8k_steps": Features({"question": _TEXT, "prefix": _TEXT, "choices": ListOf(_TEXT), "label": Value("int32")}),
     "mbpp_programs": Features({"text": _TEXT, "test": _TEXT, "choices": ListOf(_TEXT), "label": Value("int32")}),
+    "hellaswag": Features({"text": _TEXT, "endings": ListOf(_TEXT), "label": Value("int32")}),
+    "boolq": Features({"passage": _TEXT, "question": _TEXT, "answer": Value("bool")}),
+    "winogrande": Features(dict.fromkeys(("sentence", "option1", "option2", "answer"), _TEXT)),
+    "domains": Features({"text": _TEXT, "domain": _TEXT, "source": _TEXT}),
     "humaneval": Features(dict.fromkeys(("task_id", "prompt", "canonical_solution", "test", "entry_point"), _TEXT)),
 }

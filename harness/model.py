@@ -17,6 +17,7 @@ from lm_eval.utils import simple_parse_args_string
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.strategies import STRATEGIES, Choice
+from t2.adapters.strategies.dispatch import asked_of
 from t2.core.digests import digest_of, doc_hash
 from t2.core.errors import ArgumentError, ModelError, StorageError, TaskError
 from t2.core.files import check_writable
@@ -27,7 +28,7 @@ from t2.harness.adaptation import Runtime, TaskAdaptation, check_experts_move, c
 from t2.harness.args import Settings, parse_args
 from t2.harness.base import base_id, open_base
 from t2.harness.compat import Evaluation
-from t2.harness.experts import prepare_experts, read_experts
+from t2.harness.experts import prepare_classifier, prepare_experts, read_experts
 from t2.harness.pool import Pool, carved, find_pool
 
 RequestType = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
@@ -74,7 +75,7 @@ class T2LM(LM):  # type: ignore[misc]
             check_writable(self.settings.record)
         strategy = STRATEGIES[self.settings.adapt]()
         named = self.settings.experts
-        read = read_experts(named) if strategy.needs_experts and named is not None else None
+        read = read_experts(named, self.settings.adapt) if strategy.needs_experts and named is not None else None
         hf = dict(self.settings.hf)
         pretrained = hf.pop("pretrained", None)
         self.inner = open_base(pretrained, self.settings.engine, **hf)
@@ -101,7 +102,10 @@ class T2LM(LM):  # type: ignore[misc]
             experts = (
                 prepare_experts(self.settings, read, engine.base, engine.ranks()) if strategy.needs_experts else []
             )
-            self._runtime = Runtime(self.inner, engine, tuple(experts), self.settings)
+            classifier = prepare_classifier(self.settings, read, engine.base, engine.ranks())
+            if self.settings.adapt in ("prompt", "classifier"):
+                asked_of(experts, classifier)
+            self._runtime = Runtime(self.inner, engine, tuple(experts), self.settings, classifier)
             self.base = engine.base
         self.records: list[AdaptationRecord] = []
         self._paths: dict[str, Any] = {}

@@ -25,7 +25,13 @@ from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, T2Error, TaskError, nearest
 from t2.core.record import Objective
 from t2.core.seeds import derive_seed
-from t2.harness.pictures import answers_in_turn, check_pictures, has_pictures, likelihoods_in_turn
+from t2.harness.pictures import (
+    answers_in_turn,
+    check_pictures,
+    has_pictures,
+    likelihoods_in_turn,
+    without_places,
+)
 
 FEWSHOT_SEED = 1234
 OutputType = Literal["generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling"]
@@ -92,6 +98,16 @@ def encode_pair(lm: HFLM, context: str, continuation: str) -> tuple[list[int], l
     tokens = lm.tok_encode(continuation, add_special_tokens=False)
     prefix = lm.prefix_token_id
     return ([prefix], tokens) if not tokens or prefix != tokens[0] else (tokens[:1], tokens[1:])
+
+
+def prompt_text(task: Any, doc: Any) -> str:
+    """The text of a doc, without few-shot examples or template: what it asks, by which its domain is told."""
+    text = task.doc_to_text(doc)
+    if has_pictures(task):
+        return without_places(str(text))
+    if isinstance(text, int):
+        return "\n".join(map(str, task.doc_to_choice(doc)))
+    return str(text) or str(task.doc_to_target(doc))
 
 
 class TaskDocs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t2.adapters.strategies.question import question
+from t2.harness import domains as labelled
 from t2.harness import humaneval_examples, scoring, splits
 
 Doc = Mapping[str, Any]
@@ -47,6 +49,10 @@ def humaneval(**_: Any) -> splits.Splits:
     return splits.humaneval()
 
 
+def domains(**_: Any) -> splits.Splits:
+    return labelled.domains()
+
+
 ArcEasyFewshot = splits.fewshot_sampler("ArcEasyFewshot", lambda: arc_easy()["fewshot"])
 ArcChallengeFewshot = splits.fewshot_sampler("ArcChallengeFewshot", lambda: arc_challenge()["fewshot"])
 Gsm8kFewshot = splits.fewshot_sampler("Gsm8kFewshot", lambda: gsm8k()["fewshot"])
@@ -62,6 +68,14 @@ def letter_prompt(doc: Doc) -> str:
     options = zip(doc["choices"]["label"], doc["choices"]["text"], strict=True)
     lines = [f"{label}. {text}" for label, text in options]
     return "\n".join([f"Question: {doc['question']}", *lines, "Answer with the letter of the right option.", "Answer:"])
+
+
+def domain_question(doc: Doc) -> str:
+    return question(doc["text"], labelled.LABELS)
+
+
+def domain_labels(doc: Doc) -> list[str]:
+    return list(labelled.LABELS)
 
 
 def letters(answers: Sequence[Sequence[str]], docs: Sequence[Doc]) -> list[list[str]]:

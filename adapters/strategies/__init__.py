@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from t2.adapters.strategies.auto import AutoStrategy
-from t2.adapters.strategies.base import Choice, Job, Options, Plan, Score, Scorer, Strategy
+from t2.adapters.strategies.base import Choice, DomainPrompts, Job, Options, Plan, Score, Scorer, Strategy
+from t2.adapters.strategies.classifier import ClassifierStrategy
 from t2.adapters.strategies.expert import ExpertStrategy
 from t2.adapters.strategies.few_shot import FewShotStrategy
 from t2.adapters.strategies.mix import MixStrategy
@@ -17,8 +18,9 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "expert": ExpertStrategy,
     "mix": MixStrategy,
     "prompt": PromptStrategy,
+    "classifier": ClassifierStrategy,
     "cem": FewShotStrategy,
     "auto": AutoStrategy,
 }
 
-__all__ = ["STRATEGIES", "Choice", "Job", "Options", "Plan", "Score", "Scorer", "Strategy"]
+__all__ = ["STRATEGIES", "Choice", "DomainPrompts", "Job", "Options", "Plan", "Score", "Scorer", "Strategy"]

@@ -16,6 +16,7 @@ from functools import partial
 from t2.adapters.expert import Z
 from t2.adapters.search import Budget, Meter
 from t2.adapters.strategies.base import Job, Plan, Score, Strategy
+from t2.adapters.strategies.classifier import ClassifierStrategy
 from t2.adapters.strategies.few_shot import FewShotStrategy, check_search, seconds_of_one, seconds_text
 from t2.adapters.strategies.mix import MixStrategy
 from t2.adapters.strategies.mixing import choose
@@ -206,6 +207,8 @@ class _Judging:
     def _dispatches(self) -> list[Judged]:
         judged = []
         strategies: list[tuple[str, Strategy]] = [("prompt", PromptStrategy())]
+        if self.job.classifier is not None:
+            strategies.append(("classifier", ClassifierStrategy()))
         for name, strategy in strategies:
             one = Judged(name, partial(strategy.plan, self.job))
             try:

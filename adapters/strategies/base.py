@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from t2.adapters.engine.base import Engine
 from t2.adapters.expert import Expert, Normalise, Space, Z
 from t2.adapters.search.budget import NO_BUDGET, Budget
-from t2.core.record import Considered, Generation, HeldOut, Preselection, SearchReport
+from t2.core.record import Calibration, Considered, Generation, HeldOut, Preselection, SearchReport
 
 Per = Literal["expert", "layer", "matrix"]
 
@@ -29,6 +29,9 @@ class Options:
         space, normalise: see :func:`t2.adapters.expert.mix`.
         rescale: ``nuclear`` keeps each matrix's nuclear norm.
         rank: only the first so many components may move; None lets all.
+        dispatch: how a prompt's domain is decided: by the likelihood of each label, or by the label that is generated.
+        threshold: confidence below which a decision does not stand; None calibrates it on held-out prompts.
+        fallback: what answers then: the mixture of all experts by their posteriors, or the base.
         seed: the user's ``adapt_seed``.
     """
 
@@ -44,6 +47,9 @@ class Options:
     normalise: Normalise = "none"
     rescale: Literal["none", "nuclear"] = "none"
     rank: int | None = None
+    dispatch: Literal["likelihood", "generate"] = "likelihood"
+    threshold: float | None = None
+    fallback: Literal["mixture", "base"] = "mixture"
     seed: int = 0
 
 
@@ -101,6 +107,19 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
+class DomainPrompts:
+    """Prompts of known domain that no expert's score rests on.
+
+    Attributes:
+        prompts: pairs of text and domain.
+        sources: for each domain where its prompts come from.
+    """
+
+    prompts: tuple[tuple[str, str], ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Job:
     """One adaptation to do.
 
@@ -117,6 +136,11 @@ class Job:
         say: tells the user a line.
         clock: seconds of wall clock; a budget in seconds reads it.
         pace: seconds that a mixture needs for all adaptation docs, where that is known.
+        classifier: the expert that names domains, for ``classifier``.
+        held_out: gives prompts of known domain for some labels; a dispatch is calibrated and judged on them.
+        template: wraps a user message in the chat template.
+        decode: the text of generated tokens.
+        memory: what a dispatch was answered before, so that jobs that share held-out prompts ask once.
     """
 
     task: str
@@ -131,6 +155,11 @@ class Job:
     say: Callable[[str], None] = lambda text: None
     clock: Callable[[], float] = time.perf_counter
     pace: float = 0.0
+    classifier: Expert | None = None
+    held_out: Callable[[Sequence[str]], DomainPrompts] | None = None
+    template: Callable[[str], str] = lambda text: text
+    decode: Callable[[Sequence[int]], str] = lambda tokens: ""
+    memory: MutableMapping[tuple[str, tuple[str, ...], str], tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,6 +184,7 @@ class Plan:
         preselected: the experts that a search began with, where there were more.
         considered: what ``auto`` chose among.
         dispatch: prompts by domain, for a dispatch.
+        calibration: what a dispatch rests on.
         no_signal: all candidates tied and the base was kept.
     """
 
@@ -167,6 +197,7 @@ class Plan:
     preselected: Preselection | None = None
     considered: tuple[Considered, ...] = ()
     dispatch: dict[str, int] = field(default_factory=dict)
+    calibration: Calibration | None = None
     no_signal: bool = False
 
 

@@ -21,16 +21,21 @@ def single(job: Job, index: int) -> list[tuple[float, ...]]:
     return [row] * len(groups_of(job))
 
 
-def choose(job: Job, alpha: Sequence[Sequence[float]]) -> Choice:
+BASE = "(base)"
+"""The base model's coefficient among those of the experts; no expert that is trained can have this name."""
+
+
+def choose(job: Job, alpha: Sequence[Sequence[float]], base: float = 0.0) -> Choice:
     """The mixture of a job's experts with the given coefficients.
 
     Args:
         alpha: for each group of :func:`groups_of` K coefficients; one row serves all groups.
+        base: the coefficient of the base model, z = 1.
 
     Raises:
         ArgumentError: the coefficients give no mixture under the options ``normalise`` and ``rescale``.
     """
-    return mixture(job.experts, alpha, job.options, job.engine.bases)
+    return mixture(job.experts, alpha, job.options, job.engine.bases, base)
 
 
 def mixture(
@@ -38,6 +43,7 @@ def mixture(
     alpha: Sequence[Sequence[float]],
     options: Options,
     bases: Callable[[Iterable[str]], Mapping[str, Basis]],
+    base: float = 0.0,
 ) -> Choice:
     """The mixture of experts with the given coefficients.
 
@@ -46,6 +52,7 @@ def mixture(
         alpha: as for :func:`choose`.
         options: ``space``, ``normalise``, ``rank``, ``rescale`` and ``per`` are used.
         bases: gives the bases of matrices; asked only where ``rescale`` needs σ.
+        base: as for :func:`choose`.
 
     Raises:
         ArgumentError: the coefficients give no mixture under the options ``normalise`` and ``rescale``.
@@ -55,7 +62,7 @@ def mixture(
     z: Z = {}
     for (_, names), row in zip(groups.items(), rows, strict=True):
         parts = [{name: expert.z[name] for name in names if name in expert.z} for expert in experts]
-        z.update(mix(parts, row, options.space, options.normalise))
+        z.update(mix([*parts, {}], [*row, base], options.space, options.normalise))
     if options.rank is not None:
         z = keep_leading(z, options.rank)
     if options.rescale == "nuclear":
@@ -65,7 +72,7 @@ def mixture(
         for group, row in zip(groups, rows, strict=True)
         for expert, a in zip(experts, row, strict=True)
     }
-    return Choice(label, z)
+    return Choice(label | {BASE: float(base)} if base else label, z)
 
 
 def _grouped(experts: Sequence[Expert], options: Options) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from t2.adapters.engine.base import ScoreRequest
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, Z, keep_leading, mix, rescale_nuclear
 from t2.adapters.strategies import STRATEGIES, Job, Options, Plan, Score
-from t2.adapters.strategies.prompt import DESCRIPTIONS, TEMPLATE
+from t2.adapters.strategies.question import question
 from t2.core.errors import ArgumentError
 from tests.adapters.conftest import expert_of, make_tokenizer, random_z
 
@@ -289,10 +289,9 @@ def test_options_are_applied_in_their_order(llama: TransformersEngine) -> None:
 
 def labelled(engine: TransformersEngine, prompt: str, labels: Sequence[str], render: Callable[[str], str]) -> str:
     """The domain of a prompt by the rule of the documentation, one likelihood at a time."""
-    described = "\n".join(f"- {d}: {DESCRIPTIONS.get(d, f'a problem of the field {d}')}" for d in labels[:-1])
 
     def likelihood(text: str, label: str) -> float:
-        context = encode(render(TEMPLATE.format(descriptions=described, text=text)))
+        context = encode(render(question(text, labels)))
         return engine.score([ScoreRequest(tuple(context), tuple(encode(f" {label}")))])[0].loglikelihood
 
     return max(labels, key=lambda label: likelihood(prompt, label) - likelihood("", label))
@@ -380,6 +379,7 @@ def test_strategies_say_what_they_need() -> None:
         "expert": (True, False),
         "mix": (True, False),
         "prompt": (True, False),
+        "classifier": (True, False),
         "cem": (True, True),
         "auto": (True, True),
     }

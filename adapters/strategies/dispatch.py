@@ -1,0 +1,274 @@
+"""From prompts to experts by domain: what ``adapt=prompt`` and ``adapt=classifier`` share.
+
+The model is asked which domain a prompt is of (:mod:`t2.adapters.strategies.question`), "others" standing for the base.
+By likelihood the answer is a posterior over the labels. Held-out prompts of known domain give its temperature and the
+confidence below which a decision does not stand; such a prompt gets the mixture of all experts by their posteriors, or
+the base. Transformer², section 3.2 A and B.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from t2.adapters.engine.base import GenerateRequest, ScoreRequest
+from t2.adapters.expert import Expert, Z
+from t2.adapters.strategies.base import Choice, DomainPrompts, Job, Plan
+from t2.adapters.strategies.calibration import fit_temperature, fit_threshold, tenths
+from t2.adapters.strategies.mixing import choose
+from t2.adapters.strategies.question import OTHERS, parse, question
+from t2.core.digests import digest_of, doc_hash
+from t2.core.errors import ArgumentError
+from t2.core.record import Calibration
+
+_ANSWER_TOKENS = 16
+"""Room for a generated answer, which is to be one word."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked, and among which labels.
+
+    Attributes:
+        labels: the domains, in the order of the question.
+        z: the classifier's; None asks the base.
+        prior: take off each label's log-likelihood after an empty text. A model that was not trained on the question
+            prefers some labels whatever it is asked (contextual calibration, Zhao et al. 2021, arXiv 2102.09690); one
+            that was has learned what to prefer.
+        templated: put the question into the chat template; None does as the run does.
+        name: tells one asked from another.
+    """
+
+    labels: tuple[str, ...]
+    z: Z | None = None
+    prior: bool = True
+    templated: bool | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where prompts go.
+
+    Attributes:
+        choices: the distinct mixtures.
+        rows: for each prompt the index of its mixture.
+        named: for each prompt the label that was named for it.
+        below: for each prompt whether its confidence lies below the threshold.
+        calibration: what the decisions rest on.
+    """
+
+    choices: tuple[Choice, ...]
+    rows: tuple[int, ...]
+    named: tuple[str, ...]
+    below: tuple[bool, ...]
+    calibration: Calibration
+
+
+def asked_of(experts: Sequence[Expert], classifier: Expert | None) -> Asked:
+    """Who is asked: the classifier, else the base model among the domains of the experts.
+
+    Raises:
+        ArgumentError: an expert has no domain, or one that the classifier has no label for.
+    """
+    strategy = "prompt" if classifier is None else "classifier"
+    for expert in experts:
+        if not expert.domain:
+            raise ArgumentError(f"adapt={strategy} needs experts with a domain, {expert.name} has none")
+        if expert.domain == OTHERS:
+            raise ArgumentError(f"expert {expert.name}: the domain 'others' stands for the base model")
+    if classifier is None:
+        return Asked((*sorted({str(expert.domain) for expert in experts}), OTHERS))
+    manifest = classifier.manifest
+    for expert in experts:
+        if expert.domain not in manifest.labels:
+            raise ArgumentError(
+                f"expert {expert.name} is for {expert.domain}, which is no label of the classifier {manifest.name} "
+                f"({', '.join(manifest.labels)}); leave it out, or train a classifier that names {expert.domain}"
+            )
+    templated = bool(manifest.training.get("apply_chat_template", False))
+    return Asked(manifest.labels, classifier.z, prior=False, templated=templated, name=classifier.digest)
+
+
+def route(job: Job, prompts: Sequence[str]) -> Route:
+    """Send prompts to experts.
+
+    Args:
+        job: experts, classifier, options and held-out prompts; its own prompts are not looked at.
+        prompts: texts without few-shot examples or template.
+
+    Raises:
+        ArgumentError: the experts do not fit, see :func:`asked_of`.
+    """
+    asked = asked_of(job.experts, job.classifier)
+    labels = asked.labels
+    alone = [_alone(job, label) for label in labels]
+    given = job.held_out(labels) if job.held_out is not None else DomainPrompts()
+    held_out = DomainPrompts(
+        tuple((text, domain) for text, domain in given.prompts if domain in labels),
+        {domain: source for domain, source in given.sources.items() if domain in labels},
+    )
+    texts = [text for text, _ in held_out.prompts]
+    right = [labels.index(domain) for _, domain in held_out.prompts]
+    if job.options.dispatch == "generate":
+        named, unparsed = _generated(job, asked, [*texts, *prompts])
+        calibration = _judged(asked, held_out, named[: len(texts)])
+        calibration = calibration.model_copy(update={"unparsed": sum(unparsed[len(texts) :])})
+        own = named[len(texts) :]
+        return _compact(alone, own, labels, own, (False,) * len(own), calibration)
+    scores = _scores(job, asked, [*texts, *prompts])
+    known = scores[: len(texts)]
+    temperature = fit_temperature(known, right) if texts else 1.0
+    posteriors = torch.softmax(scores / temperature, dim=1)
+    confidences = [max(row) for row in posteriors.tolist()]
+    named = [int(row.argmax()) for row in scores]
+    threshold = job.options.threshold
+    if threshold is None:
+        hits = [guess == truth for guess, truth in zip(named, right, strict=False)]
+        threshold = fit_threshold(confidences[: len(texts)], hits) if texts else 0.0
+    calibration = _judged(asked, held_out, named[: len(texts)])
+    choices, rows, below = list(alone), [], []
+    for i in range(len(texts), len(scores)):
+        below.append(confidences[i] < threshold)
+        if below[-1]:
+            choices.append(_fallback(job, labels, posteriors[i].tolist()))
+        rows.append(len(choices) - 1 if below[-1] else named[i])
+    calibration = calibration.model_copy(
+        update={"temperature": temperature, "threshold": threshold, "below": sum(below)}
+    )
+    return _compact(choices, rows, labels, named[len(texts) :], tuple(below), calibration)
+
+
+def plan(job: Job) -> Plan:
+    """The plan for a job's prompts: a choice per label or mixture of labels; several experts of a domain are averaged.
+
+    Raises:
+        ArgumentError: see :func:`asked_of`.
+    """
+    found = route(job, job.prompts)
+    counts = Counter(found.named)
+    dispatch = {label: counts[label] for label in found.calibration.labels}
+    note = "prompts by domain: " + ", ".join(f"{count} {label}" for label, count in dispatch.items() if count)
+    if found.calibration.below:
+        instead = "the posterior mixture" if job.options.fallback == "mixture" else "the base"
+        note += f"; {found.calibration.below} below the threshold {found.calibration.threshold:.2f} get {instead}"
+    if found.calibration.unparsed:
+        note += f"; {found.calibration.unparsed} answers name no domain"
+    return Plan(found.choices, found.rows, note, dispatch=dispatch, calibration=found.calibration)
+
+
+def _alone(job: Job, label: str) -> Choice:
+    """The mean of the experts of a domain; the base where it has none."""
+    return _mixture(job, {label: 1.0})
+
+
+def _fallback(job: Job, labels: Sequence[str], posterior: Sequence[float]) -> Choice:
+    if job.options.fallback == "base":
+        return Choice()
+    return _mixture(job, dict(zip(labels, (tenth / 10 for tenth in tenths(posterior)), strict=True)))
+
+
+def _mixture(job: Job, shares: Mapping[str, float]) -> Choice:
+    """Each domain's share to its experts in equal parts, and to the base what is left: the coefficients sum to 1."""
+    members = Counter(expert.domain for expert in job.experts)
+    alpha = [shares.get(str(expert.domain), 0.0) / members[expert.domain] for expert in job.experts]
+    base = sum(share for label, share in shares.items() if label not in members)
+    return choose(job, [alpha], base) if any(alpha) else Choice()
+
+
+def _compact(
+    choices: Sequence[Choice],
+    rows: Sequence[int],
+    labels: Sequence[str],
+    named: Sequence[int],
+    below: tuple[bool, ...],
+    calibration: Calibration,
+) -> Route:
+    """The route with equal mixtures counted as one."""
+    places: dict[tuple[tuple[str, float], ...], int] = {}
+    kept: list[Choice] = []
+    for choice in choices:
+        if (key := tuple(sorted(choice.alpha.items()))) not in places:
+            places[key] = len(kept)
+            kept.append(choice)
+    index = [places[tuple(sorted(choice.alpha.items()))] for choice in choices]
+    return Route(tuple(kept), tuple(index[row] for row in rows), tuple(labels[i] for i in named), below, calibration)
+
+
+def _judged(asked: Asked, held_out: DomainPrompts, guesses: Sequence[int]) -> Calibration:
+    """What the held-out prompts were named, beside what they are."""
+    confusion = {label: dict.fromkeys(asked.labels, 0) for label in asked.labels if label in held_out.sources}
+    for (_, domain), guess in zip(held_out.prompts, guesses, strict=True):
+        confusion[domain][asked.labels[guess]] += 1
+    hits = sum(row[label] for label, row in confusion.items())
+    return Calibration(
+        labels=asked.labels,
+        docs=len(held_out.prompts),
+        docs_digest=digest_of([[doc_hash(text), domain] for text, domain in held_out.prompts]),
+        sources=dict(held_out.sources),
+        accuracy=hits / len(held_out.prompts) if held_out.prompts else None,
+        confusion=confusion,
+    )
+
+
+def _scores(job: Job, asked: Asked, texts: Sequence[str]) -> torch.Tensor:
+    """Log-likelihoods of the labels after the question about each text, shape (texts, labels), the prior taken off."""
+    memory = job.memory
+    new = [text for text in dict.fromkeys(["", *texts]) if (asked.name, asked.labels, text) not in memory]
+    requests = []
+    for text in new:
+        context = _render(job, asked, text)
+        for label in asked.labels:
+            left, right = job.encode_pair(context, f" {label}")
+            requests.append(ScoreRequest(tuple(left), tuple(right)))
+    with job.engine.applied(asked.z):
+        scored = job.engine.score(requests, progress=_progress(job)) if requests else []
+    width = len(asked.labels)
+    for i, text in enumerate(new):
+        values = [found.loglikelihood for found in scored[i * width : (i + 1) * width]]
+        memory[asked.name, asked.labels, text] = tuple(values)
+    table = torch.tensor([memory[asked.name, asked.labels, text] for text in texts]).view(len(texts), width)
+    return table - torch.tensor(memory[asked.name, asked.labels, ""]) if asked.prior else table
+
+
+def _generated(job: Job, asked: Asked, texts: Sequence[str]) -> tuple[list[int], list[bool]]:
+    """The label that the model's own answer names for each text, and whether it names none, which counts as others.
+
+    Raises:
+        ArgumentError: the labels of the classifier do not have "others".
+    """
+    if OTHERS not in asked.labels:
+        raise ArgumentError(
+            f"dispatch=generate needs the label 'others' for answers that name no domain; the classifier has "
+            f"{', '.join(asked.labels)}: use dispatch=likelihood"
+        )
+    new = list(dict.fromkeys(texts))
+    requests = [
+        GenerateRequest(
+            tuple(job.encode_pair(_render(job, asked, text), f" {asked.labels[0]}")[0]),
+            _ANSWER_TOKENS,
+            ("\n",),
+            {"do_sample": False},
+        )
+        for text in new
+    ]
+    with job.engine.applied(asked.z):
+        found = job.engine.generate(requests, progress=_progress(job))
+    answers = {text: parse(job.decode(answer.tokens), asked.labels) for text, answer in zip(new, found, strict=True)}
+    others = asked.labels.index(OTHERS)
+    labels = [answers[text] for text in texts]
+    return [others if label is None else asked.labels.index(label) for label in labels], [x is None for x in labels]
+
+
+def _render(job: Job, asked: Asked, text: str) -> str:
+    asks = question(text, asked.labels)
+    if asked.templated is None:
+        return job.render(asks)
+    return job.template(asks) if asked.templated else asks
+
+
+def _progress(job: Job) -> str | None:
+    return f"{job.task}: asking for domains" if job.progress else None
