@@ -11,7 +11,7 @@ DEMO_MODEL_ARGS := adapt=cem,dtype=bfloat16,normalise=sum,population=12,generati
 DEMO_OPTIONS := --limit 200 --batch_size 16 --output_path results/demo
 
 # What the tests read; of the training splits only one, for they are a larger download.
-TEST_DATA := arc_easy arc_easy_train arc_challenge gsm8k math500 mbpp humaneval
+TEST_DATA := arc_easy arc_easy_train arc_challenge gsm8k math500 mbpp humaneval hellaswag boolq
 
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false

@@ -24,8 +24,8 @@ Kind = Literal[
 
 EXPERTS = ("expert", "mix", "prompt", "classifier", "cem", "auto")
 """Strategies that use experts."""
-MIXTURES = ("mix", "prompt", "classifier", "cem", "auto")
-"""Strategies that mix several."""
+MIXTURES = ("mix", "cem", "auto")
+"""Strategies whose coefficients need not sum to 1."""
 SEARCHING = ("cem", "auto")
 """Strategies that search mixtures on labelled docs."""
 DISPATCHING = ("prompt", "classifier", "auto")
@@ -452,7 +452,7 @@ def _choice(name: str, spec: ArgSpec, value: Any) -> str:
 
 def _number(name: str, spec: ArgSpec, value: Any) -> int | float:
     whole = spec.kind in ("integer", "count")
-    wanted = "a whole number" if whole else "a number"
+    wanted = " or ".join(["a whole number" if whole else "a number", *spec.values])
     try:
         if isinstance(value, bool):
             raise ValueError

@@ -54,8 +54,10 @@ def _line(record: AdaptationRecord) -> tuple[str, ...]:
     mixtures = [f"{_alpha(used.alpha)}" for used in record.mixtures]
     if len(mixtures) > 1:
         mixtures = [f"{used.requests}× {text}" for used, text in zip(record.mixtures, mixtures, strict=True)]
-    held = record.held_out
+    held, calibration = record.held_out, record.calibration
     score = "–" if held is None else f"{_number(held.before)} → {_number(held.after)} ({held.docs} docs)"
+    if held is None and calibration is not None and calibration.accuracy is not None:
+        score = f"{calibration.accuracy:.0%} of {calibration.docs} prompts named right"
     if record.no_signal:
         score += ", NO SIGNAL"
     chosen = "".join(f": {one.strategy}" for one in record.considered if one.chosen)

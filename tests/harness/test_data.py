@@ -25,6 +25,8 @@ FETCHED = [
     ("math", "test"),
     ("mbpp", "test"),
     ("humaneval", "test"),
+    ("hellaswag", "validation"),
+    ("boolq", "validation"),
 ]
 
 

@@ -101,6 +101,7 @@ def _mixture(lm: T2LM, alpha: dict[str, float]) -> dict[str, Any] | None:
         return None
     parts = {expert.name: expert.z for expert in lm._runtime.experts}
     names = next(iter(parts.values()))
+    parts["(base)"] = {name: torch.ones_like(vector) for name, vector in names.items()}
     return {n: sum(a * parts[e][n].double() for e, a in alpha.items()).float() for n in names}  # type: ignore[union-attr]
 
 
