@@ -13,7 +13,8 @@ from t2.core.curve import read_curve
 from t2.core.digests import doc_hash
 from t2.core.manifest import unpack_hashes
 from t2.harness.base import base_id
-from t2.harness.experts import default_experts, find_expert
+from t2.harness.domains import LABELS
+from t2.harness.experts import default_classifier, default_experts, find_expert
 from t2.harness.overlap import marks_of
 from t2.harness.shipped import demo_dir
 from t2.harness.tasks import load_task
@@ -22,20 +23,26 @@ from t2.training.split import split_docs
 
 TASKS = {"math": "t2_gsm8k_steps", "code": "t2_mbpp_programs", "reasoning": "t2_arc_easy"}
 EXPERTS = sorted(TASKS)
+ALL = [*EXPERTS, "classifier"]
 
 
 def test_they_are_small_and_complete() -> None:
     files = [path for path in demo_dir().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2_000_000
+    assert {path.parent.name for path in files} == set(ALL)
     names = {"expert.safetensors", "curve.jsonl", "config.json", "scores.json"}
-    assert {path.relative_to(demo_dir()).as_posix() for path in files} == {f"{e}/{n}" for e in EXPERTS for n in names}
+    assert {path.relative_to(demo_dir()).as_posix() for path in files} == {f"{e}/{n}" for e in ALL for n in names}
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", ALL)
 def test_manifest_configuration_curve_and_scores_agree(name: str) -> None:
     expert, folder = load_expert(find_expert(f"demo/{name}")), demo_dir() / name
     config, scores = (json.loads((folder / file).read_text()) for file in ("config.json", "scores.json"))
-    assert (expert.name, expert.domain, expert.manifest.task) == (name, name, TASKS[name])
+    if name == "classifier":
+        assert (expert.manifest.kind, expert.domain, expert.manifest.task) == ("classifier", None, "t2_domains")
+        assert expert.manifest.labels == LABELS
+    else:
+        assert (expert.name, expert.domain, expert.manifest.task) == (name, name, TASKS[name])
     assert expert.manifest.training == config
     points = {point.step: point for point in read_curve(folder / "curve.jsonl") if point.split == "validation"}
     assert (points[0].score, points[0].reward) == (scores["base_score"], scores["base_reward"])
@@ -72,5 +79,8 @@ def test_they_belong_to_the_demo_model_in_every_dtype_and_are_its_default(smollm
     engine = TransformersEngine(smollm2.model, smollm2.tokenizer, base_id(None))
     chosen = default_experts(engine.base)
     assert {expert.domain for expert in chosen} == set(EXPERTS)
-    for expert in chosen:
+    classifier = default_classifier(engine.base)
+    assert classifier is not None
+    assert classifier.name == "classifier"
+    for expert in (*chosen, classifier):
         check_expert(expert, engine.base, engine.ranks())

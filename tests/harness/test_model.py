@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lm_eval.api.model import LM, CachingLM
 
 from t2.adapters.engine.transformers import TransformersEngine

@@ -10,9 +10,14 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
 from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.expert import load_expert
+from t2.adapters.strategies import DomainPrompts, Job, Options
+from t2.adapters.strategies.dispatch import route
 from t2.harness.base import DEMO_ID, base_id
+from t2.harness.experts import default_classifier, find_expert
+from t2.harness.held_out import held_out_prompts
 from t2.harness.model import T2LM
-from t2.harness.tasks import PromptForm, TaskDocs, load_task
+from t2.harness.tasks import PromptForm, TaskDocs, encode_pair, load_task
 from tests.harness import tiny
 
 SHORT = {"gen_kwargs": "max_gen_toks=12"}
@@ -115,6 +120,34 @@ def test_a_task_that_is_too_hard_gives_no_signal(smollm2: HFLM, tasks: dict[str,
     assert lm.records[0].no_signal
     assert lm.records[0].mixtures[0].alpha == {}
     assert "NO SIGNAL" in results["config"]["t2"]["records"][0]["note"]
+
+
+def test_the_demo_classifier_names_what_it_is_shown(smollm2: HFLM, engine: TransformersEngine) -> None:
+    labels = ("code", "math", "reasoning", "others")
+    classifier = default_classifier(engine.base)
+    assert classifier is not None
+    shipped = held_out_prompts(labels, ())
+    few = [pair for label in labels for pair in [pair for pair in shipped.prompts if pair[1] == label][:6]]
+    experts = [load_expert(find_expert(f"demo/{name}")) for name in ("math", "code", "reasoning")]
+    job = Job(
+        "few",
+        (),
+        experts,
+        engine,
+        Options(),
+        lambda context, text: encode_pair(smollm2, context, text),
+        str,
+        progress=False,
+        classifier=classifier,
+        held_out=lambda wanted: DomainPrompts(tuple(few), shipped.sources),
+    )
+    found = route(job, [text for text, _ in few])
+    right = sum(name == domain for name, (_, domain) in zip(found.named, few, strict=True))
+    assert right >= 21, found.calibration.confusion
+    assert found.calibration.accuracy == right / 24
+    for name, row in zip(found.named, found.rows, strict=True):
+        if not found.below[found.rows.index(row)]:
+            assert {k for k, a in found.choices[row].alpha.items() if a} == ({name} - {"others"})
 
 
 def test_dispatch_answers_with_the_experts_of_the_domains(smollm2: HFLM, tasks: dict[str, Task]) -> None:
