@@ -127,7 +127,7 @@ def test_the_demo_classifier_names_what_it_is_shown(smollm2: HFLM, engine: Trans
     classifier = default_classifier(engine.base)
     assert classifier is not None
     shipped = held_out_prompts(labels, ())
-    few = [pair for label in labels for pair in [pair for pair in shipped.prompts if pair[1] == label][:6]]
+    few = [pair for label in labels for pair in [pair for pair in shipped.prompts if pair[1] == label][:4]]
     experts = [load_expert(find_expert(f"demo/{name}")) for name in ("math", "code", "reasoning")]
     job = Job(
         "few",
@@ -143,14 +143,17 @@ def test_the_demo_classifier_names_what_it_is_shown(smollm2: HFLM, engine: Trans
     )
     found = route(job, [text for text, _ in few])
     right = sum(name == domain for name, (_, domain) in zip(found.named, few, strict=True))
-    assert right >= 21, found.calibration.confusion
-    assert found.calibration.accuracy == right / 24
+    assert right >= 14, found.calibration.confusion
+    assert found.calibration.accuracy == right / 16
     for name, row in zip(found.named, found.rows, strict=True):
         if not found.below[found.rows.index(row)]:
             assert {k for k, a in found.choices[row].alpha.items() if a} == ({name} - {"others"})
 
 
-def test_dispatch_answers_with_the_experts_of_the_domains(smollm2: HFLM, tasks: dict[str, Task]) -> None:
+def test_dispatch_answers_with_the_experts_of_the_domains(
+    smollm2: HFLM, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2.harness.held_out.PER_DOMAIN", 2)
     lm = _t2(smollm2, adapt="prompt")
     results = tiny.evaluate(lm, [tasks["t2_arc_easy_letter"]], limit=4, apply_chat_template=True)
     record = lm.records[0]
