@@ -96,18 +96,24 @@ def domains() -> splits.Splits:
     def maker(split: str) -> Callable[[], list[Row]]:
         def read() -> list[Row]:
             if not made:
-                made.update(read_domains())
+                made.update(read_domains(result.came_from))
             return made[split]
 
         return read
 
-    return splits.Splits("domains", {"train": maker("train"), "validation": maker("validation")})
+    result = splits.Splits("domains", {"train": maker("train"), "validation": maker("validation")})
+    return result
 
 
-def read_domains() -> dict[str, list[Row]]:
+def read_domains(
+    came_from: Callable[[Row, Row, tuple[str, ...]], None] = lambda row, origin, question: None,
+) -> dict[str, list[Row]]:
     """Labelled prompts by split, as many of each domain: ``text``, ``domain`` and ``source``.
 
     No two prompts ask the same, whatever their wording, and none asks what a scored split of its sources asks.
+
+    Args:
+        came_from: is told of each prompt the document it was made from, and the columns of that which ask.
 
     Raises:
         DataError: a training set, or the scored split that it is cleared of, is absent.
@@ -115,7 +121,7 @@ def read_domains() -> dict[str, list[Row]]:
     seen = {_key(source.asked(row)) for source in _SOURCES for row in source.scored()}
     chosen: dict[str, list[Row]] = {label: [] for label in LABELS}
     for label, rows in chosen.items():
-        made = [_prompts(source, seen) for source in _SOURCES if source.domain == label]
+        made = [_prompts(source, seen, came_from) for source in _SOURCES if source.domain == label]
         # The sources of a domain take turns, so that a long one does not drown a short one.
         for turn in itertools.zip_longest(*made):
             rows += [row for row in turn if row is not None]
@@ -146,14 +152,16 @@ class _Source:
     scored: Callable[[], Iterable[Row]]
     asked: Callable[[Row], str]
     wordings: tuple[Wording, ...]
+    question: tuple[str, ...]
 
 
-def _prompts(source: _Source, seen: set[str]) -> list[Row]:
+def _prompts(source: _Source, seen: set[str], came_from: Callable[[Row, Row, tuple[str, ...]], None]) -> list[Row]:
     made = []
     for row in sorted(source.rows(), key=doc_hash):
         if (key := _key(source.asked(row))) not in seen:
             seen.add(key)
             made.append({"text": word(row, source.wordings), "domain": source.domain, "source": source.name})
+            came_from(made[-1], row, source.question)
         if len(made) == _ENOUGH:
             break
     return made
@@ -198,12 +206,32 @@ def _field(name: str) -> Callable[[Row], str]:
 
 
 _SOURCES = (
-    _Source("mbpp", "code", _split(splits.mbpp, "train"), _file("mbpp", "test"), _field("text"), _PROGRAM),
     _Source(
-        "gsm8k", "math", _split(splits.gsm8k, "train"), _file("gsm8k", "test"), _field("question"), _problem("question")
+        "mbpp",
+        "code",
+        _split(splits.mbpp, "train"),
+        _file("mbpp", "test"),
+        _field("text"),
+        _PROGRAM,
+        ("text", "test_list"),
     ),
     _Source(
-        "math", "math", _split(splits.math, "train"), _file("math", "test"), _field("problem"), _problem("problem")
+        "gsm8k",
+        "math",
+        _split(splits.gsm8k, "train"),
+        _file("gsm8k", "test"),
+        _field("question"),
+        _problem("question"),
+        ("question",),
+    ),
+    _Source(
+        "math",
+        "math",
+        _split(splits.math, "train"),
+        _file("math", "test"),
+        _field("problem"),
+        _problem("problem"),
+        ("problem",),
     ),
     *(
         _Source(
@@ -213,6 +241,7 @@ _SOURCES = (
             _file(name, "test"),
             _field("question"),
             _SCIENCE,
+            ("question", "choices"),
         )
         for name in ("arc_easy", "arc_challenge")
     ),
@@ -223,6 +252,15 @@ _SOURCES = (
         _file("hellaswag", "validation"),
         _field("text"),
         _CONTINUATION,
+        ("text",),
     ),
-    _Source("boolq", OTHERS, _file("boolq", "train"), _file("boolq", "validation"), _field("passage"), _PASSAGE),
+    _Source(
+        "boolq",
+        OTHERS,
+        _file("boolq", "train"),
+        _file("boolq", "validation"),
+        _field("passage"),
+        _PASSAGE,
+        ("passage", "question"),
+    ),
 )

@@ -67,7 +67,12 @@ def test_the_hashes_in_a_file_are_those_of_the_documents_that_its_configuration_
     assert unpack_hashes(manifest.training_docs) == sorted(halves.marks)
 
 
-@pytest.mark.parametrize(("name", "source"), [("math", "t2_gsm8k"), ("code", "t2_mbpp")])
+CLASSIFIED = ("t2_gsm8k", "t2_math500", "t2_mbpp", "t2_humaneval", "t2_arc_easy", "t2_arc_challenge")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [("math", "t2_gsm8k"), ("code", "t2_mbpp"), *(("classifier", task) for task in CLASSIFIED)]
+)
 def test_no_scored_document_of_their_source_was_trained_on(name: str, source: str) -> None:
     seen = set(unpack_hashes(load_expert(find_expert(f"demo/{name}")).manifest.training_docs))
     task = load_task(source)

@@ -14,6 +14,7 @@ from t2.core.digests import doc_hash
 from t2.core.errors import DataError
 from t2.harness.data import load_rows
 from t2.harness.domains import LABELS, read_domains
+from t2.harness.overlap import marks_of
 from t2.harness.tasks import load_task
 
 
@@ -97,6 +98,9 @@ def test_the_task_asks_what_a_dispatch_asks(made_up: Path) -> None:
     task = load_task("t2_domains")
     assert not task.has_test_docs()
     doc = task.validation_docs()[0]
+    # A prompt is known by the document that it was made from, too.
+    own = marks_of(load_task("t2_gsm8k"), load_task("t2_gsm8k").training_docs())
+    assert own & marks_of(task, task.training_docs())
     assert task.doc_to_text(doc) == question(doc["text"], LABELS)
     assert tuple(task.doc_to_choice(doc)) == LABELS
     requests = task.construct_requests(doc=doc, ctx=task.doc_to_text(doc), metadata=("t2_domains", 0, 1))
