@@ -1,4 +1,4 @@
-"""Adapt the demo model to a few labelled examples, ask it, and read what was done."""
+"""Adapt the demo model to a few labelled examples and to prompts, ask it, and read what was done."""
 
 from t2.api import load_model
 
@@ -27,4 +27,14 @@ question = "Question: What gas do we breathe in to live?\nAnswer:"
 choices = ["oxygen", "helium", "smoke"]
 scores = adapted.loglikelihoods(question, choices)
 print("likeliest:", choices[scores.index(max(scores))])
-print("written:", adapted.generate("Why is the sky blue?", chat=True, max_new_tokens=24))
+print("written:", adapted.generate("Why is the sky blue?", chat=True, max_new_tokens=16))
+
+# Without labels: each prompt goes to the expert of the domain that the model names for it.
+prompts = [
+    "Tom has 3 boxes of 12 pencils and gives away 7 pencils. How many pencils are left?",
+    "Which of these is the best conductor of electricity: copper, wood, glass or rubber?",
+]
+dispatched = model.adapt("prompt", prompts=prompts)
+print("prompts by domain:", dispatched.record.dispatch)
+for prompt, answer in zip(prompts, dispatched.generate(prompts, chat=True, max_new_tokens=16), strict=True):
+    print(f"{prompt}\n  mixture: {dispatched.alpha(prompt) or 'the base'}\n  answer: {answer!r}")
