@@ -33,7 +33,7 @@ from t2.harness.examples import (
     place_docs,
     prompt_task,
 )
-from t2.harness.experts import known_experts, prepare_experts
+from t2.harness.experts import known_experts, prepare_classifier, prepare_experts
 from t2.harness.pool import Pool, carved, find_pool
 from t2.harness.tasks import PromptForm, load_task
 
@@ -171,7 +171,7 @@ class Model:
         if len(given) > 1:
             raise ArgumentError(f"adapt: give one of {' and '.join(given)}, not both")
         self._check_fitting(given, score=score, stop=stop, max_new_tokens=max_new_tokens)
-        read = read_named(experts) if experts is not None else None
+        read = read_named(experts, strategy or "expert") if experts is not None else None
         name = strategy or self._strategy(given, read)
         labelled = [_labelled(number, example) for number, example in enumerate(examples or ())]
         if examples is not None and name in STRATEGIES and STRATEGIES[name]().needs_labels:
@@ -185,7 +185,8 @@ class Model:
         if system is not None and not chat and task is None:
             raise ArgumentError("system= is a message of a chat; give chat=True too")
         prepared = prepare_experts(settings, read, self.base, self.engine.ranks())
-        runtime = Runtime(self.lm, self.engine, tuple(prepared), settings)
+        classifier = prepare_classifier(settings, read, self.base, self.engine.ranks())
+        runtime = Runtime(self.lm, self.engine, tuple(prepared), settings, classifier)
         target: Task
         if task is not None:
             target = load_task(task, include_path=include_path) if isinstance(task, str) else task

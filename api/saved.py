@@ -67,11 +67,15 @@ def write(path: Path, z: Z, note: str = "", **manifest: Any) -> SavedExpert:
     return SavedExpert(path, save_expert(path, Manifest(targets=targets, **manifest), z), note)
 
 
-def read_named(experts: str | Named | Sequence[Named]) -> list[Expert]:
+def read_named(experts: str | Named | Sequence[Named], adapt: str = "expert") -> list[Expert]:
     """Read experts given by name, file, folder or themselves; a text may join names by ``+``.
 
+    Args:
+        experts: what is given.
+        adapt: the strategy; ``classifier`` and ``auto`` take one expert of kind classifier among them.
+
     Raises:
-        ArgumentError: one is unknown, named twice, or of a kind that does not answer prompts.
+        ArgumentError: one is unknown, named twice, or of a kind that the strategy has no use for.
         ExpertFileError: a file breaks the strict profile.
     """
     if isinstance(experts, str):
@@ -82,7 +86,7 @@ def read_named(experts: str | Named | Sequence[Named]) -> list[Expert]:
         raise ArgumentError("experts: the list is empty; name one or more")
     found: list[Expert] = []
     for expert in given:
-        found += [expert] if isinstance(expert, Expert) else read_experts([str(expert)])
+        found += [expert] if isinstance(expert, Expert) else read_experts([str(expert)], adapt)
     for expert in found:
         if sum(expert.digest == other.digest for other in found) > 1:
             raise ArgumentError(f"experts: {expert.name} is given twice")

@@ -114,7 +114,7 @@ def test_one_prompt_chooses_for_all_and_several_each_for_itself(model: Model, ex
     assert sum(one.record.dispatch.values()) == 1
     assert isinstance(one.generate("anything", max_new_tokens=3), str)
     prompts = [f"text {c}" for c in "abcdefgh"]
-    each = model.adapt("prompt", prompts=prompts, experts=experts)
+    each = model.adapt("prompt", prompts=prompts, experts=experts, threshold=0)
     used = {tuple(each.alpha(prompt).items()) for prompt in prompts}
     assert len(used) > 1, "the random model sends all prompts to one expert, so the test shows nothing"
     together = each.generate(prompts, max_new_tokens=6)
@@ -123,6 +123,19 @@ def test_one_prompt_chooses_for_all_and_several_each_for_itself(model: Model, ex
         each.generate("another text")
     with pytest.raises(ArgumentError, match="say which prompt"):
         each.alpha()
+
+
+def test_a_classifier_names_domains_and_answers_nothing(model: Model, experts: str, tmp_path: Path) -> None:
+    path = tmp_path / "experts" / "judge.safetensors"
+    labels = ("code", "math", "reasoning", "others")
+    tiny.save_expert(path, model.engine, 9, kind="classifier", labels=labels, layers=[0])
+    adapted = model.adapt("classifier", prompts=["one", "two"], experts=f"{experts}+judge", threshold=0)
+    assert sum(adapted.record.dispatch.values()) == 2
+    assert [expert.name for expert in adapted.experts] == ["alpha", "beta", "gamma"]
+    assert adapted.record.experts[-1].name == "judge"
+    assert len(adapted.generate(["one", "two"], max_new_tokens=3)) == 2
+    with pytest.raises(ArgumentError, match="is a classifier"):
+        model.adapt("mix", experts="alpha+judge")
 
 
 def test_a_fixed_mixture_answers_as_the_weights_do(model: Model, experts: str) -> None:
