@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
 from t2.adapters.convert.merge import check_free, write_merged
 from t2.adapters.expert import Expert
 from t2.adapters.strategies import Choice
-from t2.api import answers
+from t2.api.answers import Asked
 from t2.api.saved import SavedExpert, place, write_mixture
 from t2.core.errors import ArgumentError
 from t2.core.record import AdaptationRecord
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from t2.api.model import Model
 
 
-class Adapted:
+class Adapted(Asked):
     """A base model under the mixture that a strategy has found, or under one for each of some prompts.
 
     Made by :meth:`t2.api.Model.adapt`. The base model itself stays as it is: a mixture is in its weights only while it
@@ -60,83 +60,6 @@ class Adapted:
             ArgumentError: prompts have their own mixtures, and this is none of them.
         """
         return dict(self._choice(prompt).alpha)
-
-    @overload
-    def generate(
-        self,
-        prompts: str,
-        *,
-        max_new_tokens: int = ...,
-        stop: Sequence[str] = ...,
-        chat: bool = ...,
-        system: str | None = ...,
-        seed: int = ...,
-        **generate_kwargs: Any,
-    ) -> str: ...
-
-    @overload
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int = ...,
-        stop: Sequence[str] = ...,
-        chat: bool = ...,
-        system: str | None = ...,
-        seed: int = ...,
-        **generate_kwargs: Any,
-    ) -> list[str]: ...
-
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int = 128,
-        stop: Sequence[str] = (),
-        chat: bool = False,
-        system: str | None = None,
-        seed: int = 0,
-        **generate_kwargs: Any,
-    ) -> str | list[str]:
-        """Continue prompts under their mixture; greedily, unless told otherwise.
-
-        Args:
-            prompts: a text, or several.
-            max_new_tokens: at most so many tokens are generated.
-            stop: an answer ends before the first of these texts.
-            chat: put each prompt into the model's chat template, as a user's message.
-            system: a system message before it.
-            seed: of sampling.
-            generate_kwargs: further arguments of ``transformers``' ``generate``, for example ``do_sample=True``.
-
-        Raises:
-            ArgumentError: an argument does not fit, or a prompt is none of those that were dispatched.
-        """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        found = answers.generate(
-            self.model,
-            texts,
-            [self._choice(text) for text in texts],
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            chat=chat,
-            system=system,
-            seed=seed,
-            kwargs=generate_kwargs,
-        )
-        return found[0] if isinstance(prompts, str) else found
-
-    def loglikelihoods(
-        self, prompt: str, choices: Sequence[str], *, chat: bool = False, system: str | None = None
-    ) -> list[float]:
-        """Log-likelihoods in nats of choices after a prompt, under its mixture.
-
-        A space parts prompt and choice where neither has white space there and no chat template is used.
-
-        Raises:
-            ArgumentError: as :meth:`generate`.
-        """
-        return answers.loglikelihoods(self.model, prompt, choices, self._choice(prompt), chat=chat, system=system)
 
     def save(
         self,
@@ -204,6 +127,9 @@ class Adapted:
         }
         write_merged(self.model.engine, self.model.lm.tokenizer, choice.z, path, origin, overwrite)
         return path
+
+    def _asks(self) -> Model:
+        return self.model
 
     def write_record(self, path: str | Path) -> None:
         """Write the record as ``record=`` of ``lm_eval --model t2`` does: a JSON list.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import transformers
 from lm_eval.api.task import Task
@@ -16,8 +16,8 @@ from t2.adapters.convert.public import import_public, read_public
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, load_expert
 from t2.adapters.strategies import STRATEGIES, Choice
-from t2.api import answers
 from t2.api.adapted import Adapted
+from t2.api.answers import Asked
 from t2.api.saved import Named, SavedExpert, place, read_named, write
 from t2.core.errors import ArgumentError, ExpertFileError, nearest
 from t2.core.manifest import BaseModelRef
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(
-    pretrained: str | transformers.PreTrainedModel | None = None,
+    pretrained: str | Path | transformers.PreTrainedModel | None = None,
     *,
     batch: int = 32,
     moe: str = "refuse",
@@ -73,8 +73,11 @@ def load_model(
         DependencyError: the demo model is wanted and not installed.
         ModelError: the model cannot be loaded or adapted.
     """
-    if batch < 1:
-        raise ArgumentError(f"batch={batch} must be at least 1")
+    rows: Any = batch
+    if not isinstance(rows, int) or rows < 1:
+        raise ArgumentError(f"batch={batch} must be a whole number, at least 1")
+    if isinstance(pretrained, Path):
+        pretrained = str(pretrained.expanduser())
     check_hf_args(hf_args, "load_model")
     lm = open_base(pretrained, **hf_args)
     revision = hf_args.get("revision")
@@ -89,7 +92,7 @@ def load_model(
     return Model(lm, engine, moe)
 
 
-class Model:
+class Model(Asked):
     """A base model. It answers as it is; :meth:`adapt` gives an adapted one over the same weights.
 
     Attributes:
@@ -175,7 +178,7 @@ class Model:
         name = strategy or self._strategy(given, read)
         labelled = [_labelled(number, example) for number, example in enumerate(examples or ())]
         if examples is not None and name in STRATEGIES and STRATEGIES[name]().needs_labels:
-            options.setdefault("shots", max(1, len(labelled)))
+            options.setdefault("shots", max(1, len(set(labelled))))
         settings = self._settings(name, read, options)
         if settings.adapt == "none":
             raise ArgumentError("strategy=none adapts nothing; ask the model itself")
@@ -192,6 +195,8 @@ class Model:
             target = load_task(task, include_path=include_path) if isinstance(task, str) else task
             pool = find_pool(target)
         elif examples is not None:
+            if max_new_tokens is not None and max_new_tokens < 1:
+                raise ArgumentError(f"max_new_tokens={max_new_tokens} must be at least 1")
             if max_new_tokens is None:
                 right = [example.answer for example in labelled if isinstance(example, Example)]
                 max_new_tokens = _ROOM + max((len(self.lm.tok_encode(answer)) for answer in right), default=0)
@@ -210,91 +215,26 @@ class Model:
                 raise ArgumentError("prompts: there are none; give one or more")
             target = prompt_task(texts)
             pool = Pool("prompts", (), frozenset())
-        form = PromptForm(num_fewshot=num_fewshot, system_instruction=system, apply_chat_template=chat)
-        with carved(target, pool):
-            docs = list(target.eval_docs)
-        texts = place_docs(target, docs)
-        adaptation = TaskAdaptation(target, pool, form, runtime)
-        # A score of the caller's own is not in the key.
-        if score is not None or not adaptation.find():
-            if settings.adapt not in ("expert", "mix"):
-                check_experts_move(runtime)
-            adaptation.plan()
-        assert adaptation.record is not None
-        chosen = [adaptation.choice_of(number) for number in range(len(docs))]
-        self._check_moved(runtime, chosen)
-        mixtures: dict[str | None, Choice] = dict(zip(texts, chosen, strict=True))
-        if len(adaptation.choices) == 1:
-            mixtures = {None: adaptation.choices[0]}
-        elif isinstance(prompts, str):
-            mixtures = {None: chosen[0]}
-        return Adapted(self, adaptation.record, prepared, mixtures, adaptation.adaptation_marks)
-
-    @overload
-    def generate(
-        self,
-        prompts: str,
-        *,
-        max_new_tokens: int = ...,
-        stop: Sequence[str] = ...,
-        chat: bool = ...,
-        system: str | None = ...,
-        seed: int = ...,
-        **generate_kwargs: Any,
-    ) -> str: ...
-
-    @overload
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int = ...,
-        stop: Sequence[str] = ...,
-        chat: bool = ...,
-        system: str | None = ...,
-        seed: int = ...,
-        **generate_kwargs: Any,
-    ) -> list[str]: ...
-
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int = 128,
-        stop: Sequence[str] = (),
-        chat: bool = False,
-        system: str | None = None,
-        seed: int = 0,
-        **generate_kwargs: Any,
-    ) -> str | list[str]:
-        """Continue prompts with the base model; arguments as :meth:`Adapted.generate`.
-
-        Raises:
-            ArgumentError: an argument does not fit.
-        """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        found = answers.generate(
-            self,
-            texts,
-            [Choice()] * len(texts),
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            chat=chat,
-            system=system,
-            seed=seed,
-            kwargs=generate_kwargs,
-        )
-        return found[0] if isinstance(prompts, str) else found
-
-    def loglikelihoods(
-        self, prompt: str, choices: Sequence[str], *, chat: bool = False, system: str | None = None
-    ) -> list[float]:
-        """Log-likelihoods in nats of choices after a prompt, as :meth:`Adapted.loglikelihoods`.
-
-        Raises:
-            ArgumentError: an argument does not fit.
-        """
-        return answers.loglikelihoods(self, prompt, choices, Choice(), chat=chat, system=system)
+        with self.engine.lock:
+            form = PromptForm(num_fewshot=num_fewshot, system_instruction=system, apply_chat_template=chat)
+            with carved(target, pool):
+                docs = list(target.eval_docs)
+            texts = place_docs(target, docs)
+            adaptation = TaskAdaptation(target, pool, form, runtime)
+            # A score of the caller's own is not in the key.
+            if score is not None or not adaptation.find():
+                if settings.adapt not in ("expert", "mix"):
+                    check_experts_move(runtime)
+                adaptation.plan()
+            assert adaptation.record is not None
+            chosen = [adaptation.choice_of(number) for number in range(len(docs))]
+            self._check_moved(runtime, chosen)
+            mixtures: dict[str | None, Choice] = dict(zip(texts, chosen, strict=True))
+            if len(adaptation.choices) == 1:
+                mixtures = {None: adaptation.choices[0]}
+            elif isinstance(prompts, str):
+                mixtures = {None: chosen[0]}
+            return Adapted(self, adaptation.record, prepared, mixtures, adaptation.adaptation_marks)
 
     def import_public(
         self,
@@ -343,7 +283,7 @@ class Model:
 
     def extract(
         self,
-        tuned: str | transformers.PreTrainedModel,
+        tuned: str | Path | transformers.PreTrainedModel,
         name: str,
         *,
         tuned_args: Mapping[str, Any] | None = None,
@@ -375,9 +315,12 @@ class Model:
         if not 0 <= tolerance < 1:
             raise ArgumentError(f"tolerance={tolerance} must be at least 0 and below 1")
         path = place(name, folder, overwrite)
-        if isinstance(tuned, str):
+        if isinstance(tuned, (str, Path)):
+            tuned = str(tuned)
             arguments = dict(tuned_args or {})
             check_hf_args(arguments, "tuned_args")
+            if "pretrained" in arguments:
+                raise ArgumentError(f"tuned_args: pretrained is the tuned model itself, {tuned}; leave it out")
             other, tuned_id = open_base(tuned, **arguments).model, base_id(tuned, arguments.get("gguf_file"))
         else:
             other, tuned_id = tuned, base_id(tuned)
@@ -399,6 +342,12 @@ class Model:
             method="extracted from a checkpoint",
             training=training,
         )
+
+    def _asks(self) -> Model:
+        return self
+
+    def _choice(self, prompt: str | None) -> Choice:
+        return Choice()
 
     def _strategy(self, given: Sequence[str], read: Sequence[Expert] | None) -> str:
         if given:
@@ -438,12 +387,14 @@ class Model:
 
 def _labelled(number: int, example: Labelled) -> Example | ChoiceExample:
     match example:
-        case Example() | ChoiceExample():
-            return example
-        case (str(prompt), str(answer)):
+        case Example(prompt, answer) | (str(prompt), str(answer)):
             return Example(prompt, answer)
-        case (str(prompt), choices, int(label)) if not isinstance(choices, str):
-            return ChoiceExample(prompt, tuple(choices), label)
+        case ChoiceExample(prompt, [*choices], label) | (str(prompt), [*choices], int(label)):
+            given: list[Any] = choices
+            odd = next((choice for choice in given if not isinstance(choice, str)), None)
+            if odd is None:
+                return ChoiceExample(prompt, tuple(choices), label)
+            raise ArgumentError(f"examples: number {number} has {odd!r} among its choices, which is no text")
     raise ArgumentError(f"examples: number {number} is neither (prompt, answer) nor (prompt, choices, label)")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2.cli.extras import needs_eval
+from t2.cli.extras import needs_eval, pairs
 from t2.cli.output import print_fields
 from t2.core.errors import ArgumentError
 
@@ -57,7 +57,7 @@ def _import(
         from t2.api.saved import place
     place(name, output, overwrite)
     read_public(file)  # what is wrong with the file is said before a model is loaded
-    model = _load("t2 expert import", "--model-args", model_args)
+    model = _load("t2 expert import", model_args)
     _print(
         model.import_public(file, name, domain=domain, task=task, max_mult=max_mult, folder=output, overwrite=overwrite)
     )
@@ -80,8 +80,8 @@ def _extract(
     with needs_eval("t2 expert extract"):
         from t2.api.saved import place
     place(name, output, overwrite)
-    arguments = _pairs("t2 expert extract", "--tuned-args", tuned_args)
-    model = _load("t2 expert extract", "--model-args", model_args)
+    arguments = pairs("--tuned-args", tuned_args)
+    model = _load("t2 expert extract", model_args)
     _print(
         model.extract(
             tuned,
@@ -114,7 +114,10 @@ def _mix(
     """Make one expert, of kind mixture, of several."""
     with needs_eval("t2 expert mix"):
         from t2.api import mix
-    model = _load("t2 expert mix", "--model-args", model_args) if rescale != "none" else None
+        from t2.api.saved import place, read_named
+    place(name, output, overwrite)
+    read_named(experts)
+    model = _load("t2 expert mix", model_args) if rescale != "none" else None
     if model_args and model is None:
         raise ArgumentError("--model-args: only --rescale nuclear needs the base model; leave one of them out")
     _print(
@@ -155,7 +158,7 @@ def _merge(
         from t2.api.saved import read_named
     check_free(folder, overwrite)
     read = read_named(experts)
-    model = _load("t2 expert merge", "--model-args", model_args)
+    model = _load("t2 expert merge", model_args)
     adapted = model.adapt(
         "mix",
         experts=read,
@@ -172,19 +175,10 @@ def _merge(
     print_fields([("checkpoint", path), ("base model", model.base.id), ("mixture", shown)])
 
 
-def _load(command: str, option: str, text: str) -> Model:
+def _load(command: str, model_args: str) -> Model:
     with needs_eval(command):
         from t2.api import load_model
-    return load_model(**_pairs(command, option, text))
-
-
-def _pairs(command: str, option: str, text: str) -> dict[str, Any]:
-    with needs_eval(command):
-        from lm_eval.utils import simple_parse_args_string
-    try:
-        return dict(simple_parse_args_string(text))
-    except ValueError as error:
-        raise ArgumentError(f"{option}={text} is not of the form key=value,key=value") from error
+    return load_model(**pairs("--model-args", model_args))
 
 
 def _print(saved: SavedExpert) -> None:

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from t2.cli.extras import needs_eval
+from t2.cli.extras import needs_eval, pairs
 from t2.cli.output import print_fields
-from t2.core.errors import ArgumentError
 from t2.training.config import (
     BASELINES,
     KINDS,
@@ -138,15 +137,13 @@ def _train(
 ) -> None:
     """Train an expert on a task by reinforcement; an interrupted run goes on when it is given the same options."""
     with needs_eval("t2 train"):
-        from lm_eval.utils import simple_parse_args_string
-
         from t2.training.api import train
         from t2.training.config_file import read_config_file, to_yaml
     given = {_FIELDS.get(name, name): value for name, value in context.params.items() if _given(context, name)}
     values = {field: value for field, value in given.items() if field in TrainConfig.model_fields}
     for field in ("model_args", "gen_kwargs"):
         if field in values:
-            values[field] = _pairs(f"--{field.replace('_', '-')}", values[field], simple_parse_args_string)
+            values[field] = pairs(f"--{field.replace('_', '-')}", values[field])
     if config_file is None:
         config = make_config(**values)
     else:
@@ -184,10 +181,3 @@ def _given(context: typer.Context, name: str) -> bool:
     """Whether an option stands on the command line, and is not a default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _pairs(option: str, text: str, parse: Any) -> dict[str, Any]:
-    try:
-        return dict(parse(text))
-    except ValueError as error:
-        raise ArgumentError(f"{option}={text} is not of the form key=value,key=value") from error

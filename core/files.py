@@ -14,7 +14,7 @@ from typing import IO
 
 from t2.core.errors import StorageError
 
-_STALE = 60.0
+STALE = 60.0
 """Seconds after which a temporary file that no process holds counts as left behind by a kill."""
 
 
@@ -106,7 +106,7 @@ def _remove_stale(path: Path) -> None:
     """Remove temporary files for ``path`` whose writer was killed: old ones that no process holds a lock on."""
     for found in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError), found.open("rb") as file:
-            if time.time() - found.stat().st_mtime > _STALE:
+            if time.time() - found.stat().st_mtime > STALE:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 found.unlink()
 

@@ -97,6 +97,10 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, engi
         DependencyError: the demo model is wanted and not installed, or a library that ``engine`` needs.
         ModelError: the model cannot be loaded, or is not a decoder-only one.
     """
+    if isinstance(pretrained, str) and pretrained.startswith(("/", "./", "../", "~")) and not Path(pretrained).exists():
+        raise ModelError(
+            f"pretrained={pretrained}: there is no such folder; name one that exists, or a model of the Hub"
+        )
     device = str(hf_args.get("device") or "cuda")
     hf_args["device"] = "cpu" if device.startswith("cuda") and not torch.cuda.is_available() else device
     if engine == "hf-multimodal":

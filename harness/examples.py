@@ -115,9 +115,11 @@ def prompt_task(prompts: Sequence[str]) -> ConfigurableTask:
     """Prompts without labels as a task, for strategies that look at nothing else.
 
     Raises:
-        ArgumentError: a prompt is empty.
+        ArgumentError: a prompt is empty, or no text.
     """
     for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ArgumentError(f"prompts: number {number} is a {type(prompt).__name__} and no text")
         if not prompt.strip():
             raise ArgumentError(f"prompts: number {number} is empty")
     rows = [{"prompt": prompt, "answer": ""} for prompt in prompts]
@@ -189,7 +191,13 @@ def _generation(score: Scorer | None, stop: Sequence[str], max_new_tokens: int) 
 
     def judge(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
         right = str(doc["answer"])
-        return {name: float(results[0].strip() == right.strip() if score is None else score(results[0], right))}
+        if score is None:
+            return {name: float(results[0].strip() == right.strip())}
+        found = score(results[0], right)
+        try:
+            return {name: float(found)}
+        except (TypeError, ValueError):
+            raise ArgumentError(f"score: of {results[0][:40]!r} it says {found!r}, which is not a number") from None
 
     return {
         "output_type": "generate_until",

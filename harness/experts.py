@@ -191,6 +191,8 @@ def _keep_layers(expert: Expert, layers: Sequence[int], ranks: Mapping[str, int]
 
 def _files(name: str) -> list[tuple[str, Path]]:
     """The files that a part of ``experts=`` means, each by what to call it; a folder of several stands for them all."""
+    if not name.strip():
+        raise ArgumentError("experts: a name is empty; give names, files or folders joined by +")
     path = Path(name).expanduser()
     if path.is_dir() and not (path / FILE_NAME).is_file():
         inside = _listed(path, f"{name.rstrip('/')}/")

@@ -67,6 +67,8 @@ def load_task(name: str, *, include_path: str | Path | None = None, metadata: Ma
         TaskError: no such task, it is a group, or it cannot be loaded.
         DataError: the task's data is absent or malformed.
     """
+    if include_path is not None and not Path(include_path).is_dir():
+        raise TaskError(f"include_path={include_path} is not a folder; name the one that holds the tasks' YAML files")
     paths: list[str | Path] = [path for path in (tasks_folder(), include_path) if path is not None]
     manager = TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
     if name not in manager.task_index:

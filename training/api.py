@@ -103,8 +103,11 @@ def train(
     layers = parse_layers(config.layers) if config.layers is not None else None
     check_hf_args(config.model_args, "model_args")
     tracking = Tracking(trackers, tracker_dir or home / "logs")
-    earlier = folders.check_continued(final, config) if continue_ else None
-    if (final / folders.EXPERT).exists() and not overwrite and earlier is None:
+    folders.check_places(final, working)
+    # One that was killed while it took its final place is only to be put there.
+    ready = (working / folders.EXPERT).exists()
+    earlier = folders.check_continued(final, config) if continue_ and not ready else None
+    if (final / folders.EXPERT).exists() and not overwrite and not continue_:
         raise ArgumentError(
             f"expert {config.name} exists in {final}; give another --name, --overwrite to replace it, or --continue to "
             "train it further"
@@ -190,6 +193,13 @@ def build_problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, tas
     if not chosen and config.objective == "expected-reward":
         raise ArgumentError(
             f"objective=expected-reward sums over choices, and task {config.task} generates answers; use reinforce"
+        )
+    if chosen and config.gen_kwargs:
+        raise ArgumentError(f"gen_kwargs is for generated answers, and task {config.task} has choices; leave it out")
+    if chosen and config.samples > 1 and config.objective in ("auto", "expected-reward"):
+        raise ArgumentError(
+            f"samples={config.samples} has no effect with objective=expected-reward, which sums over the choices of "
+            f"task {config.task}; leave it at 1, or use objective=reinforce"
         )
     answers = ChoiceProblem(setup, exact=config.objective != "reinforce") if chosen else GenerationProblem(setup)
     return NextTokenProblem(setup, answers) if config.objective == "next-token" else answers

@@ -184,9 +184,16 @@ class TrainConfig(BaseModel):
             raise ValueError("decay_steps is where a cosine ends: give it with schedule=cosine")
         if self.decay_steps is not None and self.decay_steps < self.steps:
             raise ValueError(f"decay_steps={self.decay_steps} ends the schedule before the {self.steps} steps")
+        if self.parametrisation == "direct":
+            idle = [name for name in ("max_mult", "init_mean", "init_std") if self._differs(name)]
+            if idle:
+                raise ValueError(f"{idle[0]} has no effect with parametrisation=direct, it is for sigmoid")
         if len(set(self.kls)) < len(self.kls):
             raise ValueError(f"kl={','.join(map(str, self.kls))} names a value twice")
         return self
+
+    def _differs(self, field: str) -> bool:
+        return bool(getattr(self, field) != type(self).model_fields[field].default)
 
     @property
     def kls(self) -> tuple[float, ...]:

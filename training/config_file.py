@@ -63,7 +63,10 @@ def read_config_file(path: Path) -> ConfigFile:
                 )
             if key in values:
                 raise ArgumentError(f"{path}, line {line}: {key} stands on line {lines[key]} already; keep one of them")
-            values[key] = loader.construct_object(value_node, deep=True)
+            try:
+                values[key] = loader.construct_object(value_node, deep=True)
+            except ValueError as error:  # a date such as 2026-13-01
+                raise ArgumentError(f"{path}, line {line}: {key} has a value that YAML cannot read: {error}") from error
             lines[key] = line
     except OSError as error:
         raise ArgumentError(f"cannot read the configuration {path}: {error.strerror or error}") from error
@@ -73,6 +76,8 @@ def read_config_file(path: Path) -> ConfigFile:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark is not None else ""
         raise ArgumentError(f"{path}{line} is not YAML: {error.problem or error.context}") from error
+    except RecursionError as error:
+        raise ArgumentError(f"{path} is nested too deeply for a training configuration") from error
     except yaml.YAMLError as error:
         raise ArgumentError(f"{path} is not YAML: {error}") from error
     finally:

@@ -49,6 +49,17 @@ def write_config(folder: Path, config: TrainConfig) -> None:
     atomic_write(folder / CONFIG, (canonical_json(config.model_dump(mode="json")) + "\n").encode())
 
 
+def check_places(*places: Path) -> None:
+    """Check that nothing but folders lies where a training's folders are to be.
+
+    Raises:
+        ArgumentError: a file does.
+    """
+    for place in places:
+        if place.exists() and not place.is_dir():
+            raise ArgumentError(f"{place} is a file where a training needs a folder; move it, or give another --name")
+
+
 def check_interrupted(working: Path, config: TrainConfig, overwrite: bool) -> None:
     """Drop what may be dropped of an earlier run, and refuse to touch what may not.
 
@@ -139,7 +150,10 @@ def take_up(final: Path, working: Path, config: TrainConfig, earlier: str, ident
         write_config(aside, config)
         aside.rename(working)
     except OSError as error:
-        raise StorageError(f"cannot copy {final} to {working}: {error.strerror or error}") from error
+        raise StorageError(
+            f"--continue: cannot copy {final} to {working}: {error.strerror or error}; where a file of it is lost, "
+            "train it again with --overwrite"
+        ) from error
 
 
 def resume(working: Path, name: str, identity: str, overwrite: bool) -> Checkpoint | None:
@@ -202,9 +216,18 @@ def read_finished(final: Path) -> Finished:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Remove a folder if it is there.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(
+            f"cannot remove {folder}: {error.strerror or error}; remove it, or give another --name"
+        ) from error
 
 
 def _differences(earlier: dict[str, Any], wanted: dict[str, Any], keys: Sequence[str]) -> str:

@@ -122,13 +122,15 @@ def run_sweep(place: Workplace, config: TrainConfig, working: Path) -> None:
     rows = []
     for kl in config.kls:
         own = config.model_copy(update={"kl": kl})
-        folder = working / folders.SWEEP / f"kl-{kl:g}"
+        folder = _place_of(kl, working)
         scores = _finished_run(folder)
         if scores is None:
-            scores = _sweep_run(place, own, folder, f"{config.name}-kl-{kl:g}")
+            scores = _sweep_run(place, own, folder, f"{config.name}-{folder.name}")
         rows.append({"kl": kl, **scores})
     found = [row for row in rows if row.get("best_step")]
     if not found:
+        if all("error" in row for row in rows):
+            raise TrainingError(f"no run of the sweep came to its end; with kl={rows[0]['kl']:g}: {rows[0]['error']}")
         raise TrainingError(
             f"no run of the sweep over kl={','.join(f'{kl:g}' for kl in config.kls)} beat the base model, so no expert "
             f"was written (the curves are in {working / folders.SWEEP}); try more --steps, another --learning-rate, a "
@@ -136,7 +138,7 @@ def run_sweep(place: Workplace, config: TrainConfig, working: Path) -> None:
         )
     order = ("best_score", "best_reward") if config.select == "score" else ("best_reward", "best_score")
     chosen = max(found, key=lambda row: tuple(row[name] for name in order))
-    folder = working / folders.SWEEP / f"kl-{chosen['kl']:g}"
+    folder = _place_of(chosen["kl"], working)
     table = {"chosen": chosen["kl"], "select": config.select, "runs": rows}
     atomic_write(working / folders.TABLE, (json.dumps(table, indent=2) + "\n").encode())
     # The expert comes last: where it is, the training is finished.
@@ -167,6 +169,12 @@ def _train(place: Workplace, config: TrainConfig, working: Path, run: str) -> Ch
             observe=observe,
         )
         return trainer.run(base, checkpoint)
+
+
+def _place_of(kl: float, working: Path) -> Path:
+    """The folder of a sweep's run; two λ never share one."""
+    short = f"{kl:g}"
+    return working / folders.SWEEP / f"kl-{short if float(short) == kl else kl!r}"
 
 
 def _sweep_run(place: Workplace, config: TrainConfig, folder: Path, run: str) -> dict[str, Any]:

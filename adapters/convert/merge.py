@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
 from t2.core.errors import ArgumentError, ModelError, StorageError
+from t2.core.files import STALE
 
 ORIGIN = "t2_merge.json"
 """Beside the model's own files: what was merged."""
@@ -26,16 +30,18 @@ def check_free(folder: Path, overwrite: bool) -> None:
     """Check that a folder may be written, before any long work.
 
     Raises:
-        ArgumentError: it exists and holds files, and is not a checkpoint that ``overwrite`` allows to replace.
+        ArgumentError: it exists and holds files, and is not a merged checkpoint that ``overwrite`` allows to replace.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
         raise ArgumentError(f"{folder} is a file; name a folder for the checkpoint")
-    if not overwrite:
-        raise ArgumentError(f"{folder} exists and is not empty; name another folder, or give --overwrite to replace it")
-    if not (folder / "config.json").exists():
-        raise ArgumentError(f"{folder} holds no checkpoint, so --overwrite does not replace it; name another folder")
+    merged = (folder / ORIGIN).exists()
+    if not overwrite or not merged:
+        why = "give --overwrite to replace it" if merged else f"it holds no {ORIGIN}, so it is never replaced"
+        raise ArgumentError(
+            f"{folder} exists and is not empty; name another folder" + (", or " if merged else "; ") + why
+        )
 
 
 def write_merged(
@@ -58,7 +64,7 @@ def write_merged(
         z: the mixture; None is the base.
         folder: the checkpoint's folder.
         origin: what was merged, as JSON.
-        overwrite: replace a checkpoint that is there.
+        overwrite: replace a merged checkpoint that is there.
 
     Raises:
         ArgumentError: the folder is taken.
@@ -70,9 +76,14 @@ def write_merged(
     if any(target.form is not None for target in engine.targets.values()):
         raise ModelError(f"{engine.base.id} is quantised, so its weights cannot hold a mixture; load it unquantised")
     temporary: Path | None = None
+    held: int | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(folder)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        held = os.open(temporary, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # not every network file system has locks
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with engine.applied(z), _savable(engine.model):
             engine.model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -104,6 +115,27 @@ def write_merged(
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what a killed merge to this folder left beside it, and put back what it had moved out of the way."""
+    for found in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        if found.suffix == ".old" and not folder.exists():
+            found.rename(folder)
+        elif found.suffix == ".old":
+            shutil.rmtree(found, ignore_errors=True)
+        elif found.suffix == ".tmp" and found.is_dir():
+            handle = os.open(found, os.O_RDONLY)
+            try:
+                if time.time() - found.stat().st_mtime > STALE:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(found, ignore_errors=True)
+            except OSError:
+                pass  # another process writes it
+            finally:
+                os.close(handle)
 
 
 @contextlib.contextmanager

@@ -196,6 +196,8 @@ def _same_shapes(
         has, lacks = (base_id, tuned_id) if odd in base else (tuned_id, base_id)
         raise ExpertMismatchError(f"{has} has {odd} and {lacks} has not: they are not models of one architecture")
     for name, own in base.items():
+        if tuned[name].is_floating_point() and not bool(torch.isfinite(tuned[name]).all()):
+            raise ExpertMismatchError(f"{name} of {tuned_id} holds values that are not finite; its file is damaged")
         if own.shape != tuned[name].shape:
             raise ExpertMismatchError(
                 f"{name} has shape {tuple(own.shape)} in {base_id} and {tuple(tuned[name].shape)} in {tuned_id}"

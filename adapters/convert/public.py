@@ -69,12 +69,19 @@ def read_public(path: Path) -> PublicCheckpoint:
         raise ExpertFileError(
             f"{path} was not opened: {what}; only files that hold nothing but tensors are read"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        raise ExpertFileError(f"{path} cannot be read as a PyTorch file ({type(error).__name__}: {error})") from error
-    if not isinstance(content, Mapping) or not content:
+    except OSError as error:
+        raise ExpertFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        # What PyTorch says here may advise to unpickle all the same.
+        raise ExpertFileError(
+            f"{path} cannot be read as a PyTorch file ({type(error).__name__}): it is truncated, or of another kind"
+        ) from error
+    if not isinstance(content, Mapping):
         raise ExpertFileError(
             f"{path} holds a {type(content).__name__} and no dict of vectors, as the public code saves"
         )
+    if not content:
+        raise ExpertFileError(f"{path} holds an empty dict, and no vectors")
     params: dict[str, torch.Tensor] = {}
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
@@ -85,6 +92,8 @@ def read_public(path: Path) -> PublicCheckpoint:
             f"{path} is a mixture of the public code's few-shot search; import the experts that it mixes, one by one"
         )
     for key, value in params.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise ExpertFileError(f"{path}: {key} is a {value.layout} tensor on {value.device} and no ordinary vector")
         if value.dim() != 1 or not value.is_floating_point() or not value.numel():
             raise ExpertFileError(
                 f"{path}: {key} has shape {tuple(value.shape)} and type {value.dtype}; a raw p is one vector of numbers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -38,6 +39,8 @@ class TransformersEngine:
     y′ = y + Q((z−1)⊙Qᵀy) on the output side, where y = Wx before the bias, or x′ = x + Q((z−1)⊙Qᵀx) on the input side.
     Every row of a batch has its own z.
 
+    Both forms hold :attr:`lock`, so threads that ask one model under several mixtures take turns.
+
     Args:
         model: a decoder-only model; it is put in eval mode and its parameters stop requiring gradients.
         tokenizer: its tokenizer, used to see stop texts.
@@ -62,6 +65,7 @@ class TransformersEngine:
         batch_size: int = 32,
         moe: str = "refuse",
     ) -> None:
+        self.lock = threading.RLock()
         self.model = model
         model.train(False).requires_grad_(False)
         keep_form(model)
@@ -110,7 +114,8 @@ class TransformersEngine:
                 raise ModelError(f"{self.base.id} has no adaptable matrix {name}")
         if missing:
             targets = {name: self.targets[name] for name in missing}
-            self._bases.update(load_bases(targets, self._digests, progress=progress))
+            with self.lock:  # not of weights that another thread has adapted
+                self._bases.update(load_bases(targets, self._digests, progress=progress))
         return {name: self._bases[name] for name in wanted}
 
     @contextlib.contextmanager
@@ -126,17 +131,18 @@ class TransformersEngine:
         self.bases(moving)
         hooked = {name: vector for name, vector in moving.items() if self.targets[name].form is not None}
         originals: dict[str, torch.Tensor] = {}
-        try:
-            for name, vector in moving.items():
-                if name not in hooked:
-                    parameter = self.targets[name].parameter
-                    originals[name] = parameter.data
-                    parameter.data = self._adapted(name, vector)
-            with self.activation([hooked]):
-                yield
-        finally:
-            for name, original in originals.items():
-                self.targets[name].parameter.data = original
+        with self.lock:
+            try:
+                for name, vector in moving.items():
+                    if name not in hooked:
+                        parameter = self.targets[name].parameter
+                        originals[name] = parameter.data
+                        parameter.data = self._adapted(name, vector)
+                with self.activation([hooked]):
+                    yield
+            finally:
+                for name, original in originals.items():
+                    self.targets[name].parameter.data = original
 
     def _adapted(self, name: str, vector: torch.Tensor) -> torch.Tensor:
         """W′ in the layout and dtype of the parameter."""
@@ -167,21 +173,22 @@ class TransformersEngine:
         moving = [name for name in names if any(_moves((mixture or {}).get(name)) for mixture in mixtures)]
         bases = self.bases(moving)
         handles = []
-        try:
-            for name in moving:
-                rank = self.targets[name].rank
-                shifts = [
-                    torch.zeros(rank) if vector is None else vector.float() - 1
-                    for vector in ((mixture or {}).get(name) for mixture in mixtures)
-                ]
-                shift = torch.stack([shift.to(self.targets[name].parameter.device) for shift in shifts])
-                if rows is not None:
-                    shift = shift[rows.to(shift.device)]
-                handles.append(self._hook(name, bases[name], shift))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self.lock:
+            try:
+                for name in moving:
+                    rank = self.targets[name].rank
+                    shifts = [
+                        torch.zeros(rank) if vector is None else vector.float() - 1
+                        for vector in ((mixture or {}).get(name) for mixture in mixtures)
+                    ]
+                    shift = torch.stack([shift.to(self.targets[name].parameter.device) for shift in shifts])
+                    if rows is not None:
+                        shift = shift[rows.to(shift.device)]
+                    handles.append(self._hook(name, bases[name], shift))
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def _hook(self, name: str, basis: Basis, shift: torch.Tensor) -> torch.utils.hooks.RemovableHandle:
         module = self.targets[name].module
@@ -267,7 +274,7 @@ class TransformersEngine:
             mask[row, width - len(request.context) :] = 1
         used, index = _compact(mixtures, rows)
         stop = _RowStop(self.tokenizer, first.stop, width)
-        with seeded(seed, self.device), self.activation(used, index):
+        with self.activation(used, index), seeded(seed, self.device):
             out = self._generator(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
