@@ -162,7 +162,7 @@ def _texts(name: str, given: Any) -> list[str]:
     texts = list(given) if isinstance(given, Iterable) else [given]
     odd = next((text for text in texts if not isinstance(text, str)), None)
     if odd is not None:
-        raise ArgumentError(f"{name}: {odd!r} is a {type(odd).__name__} and no text")
+        raise ArgumentError(f"{name}: {odd!r} is no text")
     return texts
 
 

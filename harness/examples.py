@@ -119,7 +119,7 @@ def prompt_task(prompts: Sequence[str]) -> ConfigurableTask:
     """
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ArgumentError(f"prompts: number {number} is a {type(prompt).__name__} and no text")
+            raise ArgumentError(f"prompts: number {number} is {prompt!r} and no text")
         if not prompt.strip():
             raise ArgumentError(f"prompts: number {number} is empty")
     rows = [{"prompt": prompt, "answer": ""} for prompt in prompts]

@@ -174,7 +174,7 @@ def _train(place: Workplace, config: TrainConfig, working: Path, run: str) -> Ch
 def _place_of(kl: float, working: Path) -> Path:
     """The folder of a sweep's run; two λ never share one."""
     short = f"{kl:g}"
-    return working / folders.SWEEP / f"kl-{short if float(short) == kl else kl!r}"
+    return working / folders.SWEEP / f"kl-{short if float(short) == kl else repr(kl)}"
 
 
 def _sweep_run(place: Workplace, config: TrainConfig, folder: Path, run: str) -> dict[str, Any]:

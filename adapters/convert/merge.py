@@ -72,6 +72,7 @@ def write_merged(
         StorageError: the disk is full, or the folder cannot be written.
     """
     folder = folder.absolute()
+    _clear_up(folder)
     check_free(folder, overwrite)
     if any(target.form is not None for target in engine.targets.values()):
         raise ModelError(f"{engine.base.id} is quantised, so its weights cannot hold a mixture; load it unquantised")
@@ -79,7 +80,6 @@ def write_merged(
     held: int | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_up(folder)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         held = os.open(temporary, os.O_RDONLY)
         with contextlib.suppress(OSError):  # not every network file system has locks

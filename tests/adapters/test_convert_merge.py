@@ -80,7 +80,9 @@ def test_what_is_there_is_replaced_only_when_told(llama: TransformersEngine, tmp
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
-    with pytest.raises(ArgumentError, match="no checkpoint"):
+    # An expert's folder and a base model's have a config.json too.
+    (tmp_path / "photos" / "config.json").write_text("{}")
+    with pytest.raises(ArgumentError, match=f"no {ORIGIN}, so it is never replaced"):
         check_free(tmp_path / "photos", overwrite=True)
     (tmp_path / "file").touch()
     with pytest.raises(ArgumentError, match="is a file"):
@@ -126,3 +128,12 @@ def test_a_kill_leaves_no_folder_under_the_name(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "merged").exists()
     assert all(path.name.startswith(".merged.") for path in tmp_path.iterdir())
+    left = next(tmp_path.iterdir())
+    os.utime(left, (0, 0))
+    (tmp_path / ".merged.abc.old").mkdir()
+    (tmp_path / ".merged.abc.old" / "weights").touch()
+    engine = make_engine("llama")
+    with pytest.raises(ArgumentError, match="not empty"):
+        write_merged(engine, engine.tokenizer, None, tmp_path / "merged", {})
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["weights"]
+    assert not left.exists()

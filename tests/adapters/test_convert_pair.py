@@ -130,6 +130,14 @@ def test_a_change_of_anything_else_is_refused(llama: TransformersEngine, what: s
     assert name in refused(llama, tuned)
 
 
+@pytest.mark.parametrize("what", ["norm", "up_proj"])
+def test_values_that_are_not_finite_are_no_change_of_anything(llama: TransformersEngine, what: str) -> None:
+    tuned = merged(llama, random_z(llama, seed=1))
+    name = next(name for name in tuned if what in name)
+    tuned[name] = torch.full_like(tuned[name], float("nan"))
+    assert f"{name} of tuned holds values that are not finite" in refused(llama, tuned)
+
+
 def test_the_same_weights_hold_no_expert(base: TransformersEngine) -> None:
     assert "no expert between them" in refused(base, merged(base, {}))
     assert "up to rounding" in refused(base, merged(base, {}, torch.bfloat16))

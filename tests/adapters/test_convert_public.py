@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,14 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     empty.write_bytes(b"")
     cut = save(tmp_path / "cut.pt", {"a": torch.zeros(1000)})
     cut.write_bytes(cut.read_bytes()[:-500])
-    for path in (text, empty, cut, tmp_path / "missing.pt"):
+    legacy = tmp_path / "legacy.pt"
+    with tarfile.open(legacy, "w") as archive:
+        archive.add(text)
+    for path in (text, empty, cut, legacy, tmp_path / "missing.pt"):
         with pytest.raises(ExpertFileError, match=str(path)) as caught:
             read_public(path)
         assert "\n" not in str(caught.value)
+        assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,8 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
         ({"a": torch.zeros(2, 2)}, r"a has shape \(2, 2\)"),
         ({"a": torch.zeros(2, dtype=torch.long)}, "int64"),
         ({"a": torch.tensor([1.0, float("nan")])}, "finite"),
+        ({"a": torch.zeros(3).to_sparse()}, "no ordinary vector"),
+        ({"a": torch.zeros(3, device="meta")}, "no ordinary vector"),
         ({"a": 1.0}, "'a' is not a named tensor"),
         ({"learnable_params_module_list.1": torch.zeros(3)}, "none is number 0"),
         ({"learnable_params_module_list.0": torch.zeros(3), "other": torch.zeros(3)}, "other beside numbered"),

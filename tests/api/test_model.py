@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,11 @@ def test_records_are_read_from_wherever_they_lie(model: Model, experts: str, tin
         ({"strategy": "none"}, "adapts nothing"),
         ({"prompts": []}, "there are none"),
         ({"prompts": ["a", " "]}, "number 1 is empty"),
+        ({"prompts": [3]}, "is 3 and no text"),
+        ({"experts": ""}, "a name is empty"),
+        ({"examples": [("x", [1, 2], 0)]}, "1 among its choices"),
+        ({"examples": PAIRS, "max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"examples": PAIRS, "generations": 1, "population": 2, "score": lambda a, b: None}, "not a number"),
         ({"prompts": "x", "score": lambda a, b: 1.0}, "is for examples="),
         ({"experts": "alpah"}, "did you mean 'alpha'"),
         ({"experts": []}, "the list is empty"),
@@ -323,6 +329,41 @@ def test_what_does_not_fit_is_one_line(arguments: dict[str, Any], says: str, mod
     with pytest.raises(T2Error, match=says) as caught:
         model.adapt(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "arguments", "says"),
+    [
+        ("a", {"temprature": 1.0}, "did you mean 'temperature'"),
+        ("a", {"do_sample": True, "temperature": 0.0}, "transformers refuses do_sample=True, temperature=0.0"),
+        ("a", {"max_length": 5}, "give max_new_tokens"),
+        ("a", {"num_return_sequences": 2}, "other seeds"),
+        ("", {}, "number 0 is empty"),
+        (["a", 3], {}, "3 is no text"),
+    ],
+)
+def test_what_generate_cannot_do_is_one_line(prompts: Any, arguments: dict[str, Any], says: str, model: Model) -> None:
+    with pytest.raises(T2Error, match=says) as caught:
+        model.generate(prompts, **arguments)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(T2Error, match="a list of one or more texts"):
+        model.loglikelihoods("a", "yes")
+
+
+def test_equal_examples_count_once(model: Model, experts: str) -> None:
+    examples = [("2+2=", "4"), ("2+2=", "4"), ("3+5=", "8")]
+    adapted = model.adapt(examples=examples, metric="loglikelihood", generations=1, population=2)
+    assert len(adapted.record.adaptation_docs) == 2
+
+
+def test_threads_take_turns(model: Model, experts: str) -> None:
+    asked = [model, model.adapt(experts="alpha"), model.adapt(experts="beta")]
+    alone = [one.generate("hello", max_new_tokens=12) for one in asked]
+    assert len(set(alone)) == 3
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda one: one.generate("hello", max_new_tokens=12), asked * 4))
+    assert found == alone * 4
+    assert model.generate("hello", max_new_tokens=12) == alone[0]
 
 
 def test_a_model_that_does_not_load_is_one_line(tmp_path: Path) -> None:

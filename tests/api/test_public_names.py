@@ -71,8 +71,8 @@ def signature(function: Any) -> str:
 
 
 def methods(name: str) -> set[str]:
-    own = vars(getattr(t2.api, name))
-    return {f"{name}.{key}" for key, value in own.items() if inspect.isfunction(value) and not key.startswith("_")}
+    found = inspect.getmembers(getattr(t2.api, name), inspect.isfunction)
+    return {f"{name}.{key}" for key, _ in found if not key.startswith("_")}
 
 
 def test_the_names_are_these() -> None:

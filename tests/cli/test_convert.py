@@ -133,8 +133,15 @@ def test_a_fine_tune_is_refused_with_its_share(here: Here, base: Path, home: Pat
         (["mix", "--experts", "alpah+beta", "--name", "x"], "did you mean 'alpha'"),
         (["mix", "--experts", "alpha+beta", "--alpha", "1", "--name", "x"], "1 coefficients for the 2 experts"),
         (["mix", "--experts", "alpha", "--model-args", "dtype=float32", "--name", "x"], "only --rescale nuclear"),
+        (["mix", "--experts", "", "--name", "x"], "a name is empty"),
+        (["mix", "--experts", "alpha", "--rescale", "nuclear", "--name", "x y"], "name=x y must be"),
         (["mix", "--experts", "alpha", "--space", "papr", "--name", "x"], "did you mean 'paper'"),
         (["merge", "merged", "--experts", "alpha", "--model-args", "dtyp=float32"], "did you mean 'dtype'"),
+        (
+            ["merge", "merged", "--experts", "alpha", "--model-args", "float32"],
+            "'float32' is not of the form key=value",
+        ),
+        (["merge", "merged", "--experts", "alpha", "--model-args", "pretrained=/absent"], "there is no such folder"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], says: str, here: Here, home: Path) -> None:

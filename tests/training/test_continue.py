@@ -84,6 +84,16 @@ def test_the_chosen_run_of_a_sweep_goes_on_and_the_sweep_stays(tiny_lm: HFLM) ->
     assert json.loads((further.path.parent / "sweep.json").read_text())["chosen"] == swept.kl
 
 
+def test_a_kill_between_the_two_renames_is_mended(tiny_lm: HFLM) -> None:
+    values: dict[str, Any] = {"schedule": "constant", "validate_every": 2}
+    run(tiny_lm, planted.choices(), steps=2, **values)
+    done = run(tiny_lm, planted.choices(), steps=4, continue_=True, **values)
+    home = done.path.parent
+    home.rename(home.with_name("letters.training"))
+    assert run(tiny_lm, planted.choices(), steps=4, continue_=True, **values).digest == done.digest
+    assert done.path.exists()
+
+
 def test_what_cannot_go_on_is_told(tiny_lm: HFLM) -> None:
     values: dict[str, Any] = {"steps": 2, "validate_every": 1}
     with pytest.raises(ArgumentError, match="no finished expert letters"):

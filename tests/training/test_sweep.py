@@ -82,6 +82,36 @@ def test_a_run_that_improves_nothing_is_not_chosen(tiny_lm: HFLM) -> None:
     assert [path.parent.name for path in curves] == ["kl-0", "kl-0.1"]
 
 
+def test_runs_of_nearly_equal_lambdas_are_two(tiny_lm: HFLM) -> None:
+    result = run(tiny_lm, planted.choices(), kl=(0.1234567, 0.12345678), steps=1, validate_every=1)
+    folders = [path.parent.name for path in (result.path.parent / "sweep").rglob("curve.jsonl")]
+    assert sorted(folders) == ["kl-0.1234567", "kl-0.12345678"]
+
+
+def test_a_sweep_whose_runs_all_diverge_says_so(tiny_lm: HFLM) -> None:
+    with pytest.raises(TrainingError, match=r"with kl=0: .* diverged; lower learning_rate") as caught:
+        run(tiny_lm, planted.choices(), kl=(0.0, 0.1), learning_rate=1e30, **FEW)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_diverges_is_not_chosen(tiny_lm: HFLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulate = ChoiceProblem.accumulate
+
+    def poisoned(self: ChoiceProblem, z: Any, docs: Any, step: int) -> Any:
+        measured = accumulate(self, z, docs, step)
+        if self.kl == 0.1 and step == 1:
+            next(iter(z.values())).grad.fill_(float("nan"))
+        return measured
+
+    monkeypatch.setattr(ChoiceProblem, "accumulate", poisoned)
+    result = run(tiny_lm, planted.choices(), kl=(0.1, 0.0), **FEW)
+    assert result.kl == 0.0
+    (diverged, finished) = table("letters")["runs"]
+    assert "not finite" in diverged["error"]
+    assert "error" not in finished
+    assert [p.step for p in read_curve(result.path.parent / "sweep" / "kl-0.1" / "curve.jsonl")] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("kl", "message"), [((0.1, 0.1), "names a value twice"), ((0.0, -1.0), "kl="), ("0,x", "kl=0,x"), ((), "kl=")]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -229,6 +230,32 @@ def test_another_process_may_not_train_the_same_name(tiny_lm: HFLM) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(ArgumentError, match="being trained by another process"):
             run(tiny_lm, planted.choices())
+
+
+@pytest.mark.parametrize("place", ["letters", "letters.training"])
+def test_a_file_where_a_folder_belongs_is_told_before_training(tiny_lm: HFLM, place: str) -> None:
+    experts_dir().mkdir(parents=True)
+    (experts_dir() / place).write_text("mine")
+    with pytest.raises(ArgumentError, match=f"{place} is a file where a training needs a folder"):
+        run(tiny_lm, planted.choices())
+    assert (experts_dir() / place).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gen_kwargs": {"max_gen_toks": 4}}, "gen_kwargs is for generated answers"),
+        ({"samples": 3}, "samples=3 has no effect with objective=expected-reward"),
+    ],
+)
+def test_what_has_no_effect_on_choices_is_refused(tiny_lm: HFLM, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        run(tiny_lm, planted.choices(), **values)
+
+
+def test_a_folder_of_tasks_that_is_not_there_is_told(tiny_lm: HFLM, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"include_path=.*absent is not a folder"):
+        train(make_config(task="planted", name="x"), lm=tiny_lm, include_path=tmp_path / "absent")
 
 
 def test_a_classifier_names_its_labels(tiny_lm: HFLM) -> None:
