@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from t2.adapters.expert import Z
 from t2.adapters.search import Candidate, Key, Meter, Search, make_search
-from t2.adapters.strategies.base import Choice, Job, Plan, Scorer
+from t2.adapters.strategies.base import Choice, Job, Plan
 from t2.adapters.strategies.mixing import choose, groups_of
 from t2.adapters.strategies.preselect import alone, cost, preselect, rounds
 from t2.adapters.strategies.scorers import Metered
@@ -165,10 +165,10 @@ def _afford(candidates: list[Candidate], memory: _Memory, meter: Meter) -> list[
         allowed = meter.allowed()
         end, new = done, set()
         while end < len(candidates):
-            if candidates[end] not in memory.scores:
+            if allowed is not None and not memory.free(candidates[end]):
                 new.add(candidates[end])
-            if allowed is not None and len(new) > allowed:
-                break
+                if len(new) > allowed:
+                    break
             end += 1
         if end == done:
             break
@@ -187,9 +187,13 @@ def _outcome(
 ) -> Plan:
     sign, base, rows = memory.sign, memory.scores[_BASE], (0,) * len(job.prompts)
     top = max(memory.scores.values())
-    flat = len(set(memory.scores.values())) == 1
+    compared = len(memory.scores) > 1
+    flat = compared and len(set(memory.scores.values())) == 1
     spent = f"{len(memory.scores)} mixtures in {len(history)} generations; {stopped}"
-    if flat:
+    if not compared:
+        choice = Choice()
+        note = f"{stopped} before any mixture could be compared with the base, which stays"
+    elif flat:
         choice = Choice()
         tied = f"every mixture scores {base * sign:.4g} on the adaptation docs"
         note = f"NO SIGNAL: {tied}, so the base stays ({spent})"
@@ -219,7 +223,7 @@ def _mean(values: list[float]) -> float:
 class _Memory:
     """Every candidate's score, so that none is evaluated twice; tie-breaks only for those that tie."""
 
-    def __init__(self, job: Job, scorer: Scorer) -> None:
+    def __init__(self, job: Job, scorer: Metered) -> None:
         self.job = job
         self.scorer = scorer
         self.scores: dict[Candidate, float] = {}
@@ -235,6 +239,15 @@ class _Memory:
     def flat(self) -> bool:
         """Whether nothing distinguishes the candidates so far, not even the likelihood of right answers."""
         return len(set(self.scores.values())) == 1 and len(set(self.keys(list(self.scores)))) == 1
+
+    def free(self, candidate: Candidate) -> bool:
+        """Whether its score costs nothing: it is known, was asked for before the search, or gives no mixture."""
+        if candidate in self.scores:
+            return True
+        try:
+            return self.scorer.knows(self.choice(candidate).z)
+        except ArgumentError:
+            return True
 
     def values(self, candidates: list[Candidate]) -> list[float]:
         """Scores, higher is better; −inf for a metric that is no number and for coefficients that give no mixture."""

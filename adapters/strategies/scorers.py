@@ -38,6 +38,10 @@ class Metered:
                 self._count(key, part)
         return [self._scores[key, part] for key in keys]
 
+    def knows(self, z: Z | None) -> bool:
+        """Whether a mixture has answered all docs, so that to ask for it again spends nothing."""
+        return len(self._answered.get(z_digest(z), ())) == self.docs
+
     def combine(self, mixtures: Sequence[Z | None], rows: Sequence[int], docs: Sequence[int] | None = None) -> Score:
         """See :class:`t2.adapters.strategies.Scorer`."""
         positions = range(self.docs) if docs is None else docs

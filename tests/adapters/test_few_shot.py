@@ -162,6 +162,25 @@ def test_an_evaluation_budget_is_kept_exactly_and_repeats(name: str, llama: Tran
     assert [generation.evaluations for generation in plan(31)[0].history] == [12, 12, 6]
 
 
+def test_the_least_budget_compares_one_mixture_with_the_base(llama: TransformersEngine) -> None:
+    # The first expert alone is α = (1, 0).
+    plan = search(llama, Landscape(lambda a, b: a), budget=Budget(evaluations=2))
+    assert plan.note.startswith("best of 2 mixtures in 1 generations; ")
+    assert list(plan.choices[0].alpha.values()) == [1.0, 0.0]
+    assert not plan.no_signal
+    assert plan.held_out is not None
+    assert (plan.held_out.before, plan.held_out.after) == (0.0, 1.0)
+
+
+def test_a_search_that_compared_nothing_does_not_speak_of_no_signal(llama: TransformersEngine) -> None:
+    clock = Clock()
+    scorer = Docs(10, lambda x, doc: x, clock=clock)
+    plan = search(llama, scorer, many(llama, 3), clock, budget=Budget(seconds=0.5))
+    assert plan.note == "the budget of 0.5 s is spent before any mixture could be compared with the base, which stays"
+    assert not plan.no_signal
+    assert plan.choices[0].z is None
+
+
 def test_a_budget_that_is_not_reached_changes_nothing(llama: TransformersEngine) -> None:
     free = search(llama, Landscape(lambda a, b: -distance(a, b)), generations=3)
     rich = search(llama, Landscape(lambda a, b: -distance(a, b)), generations=3, budget=Budget(evaluations=1000))
