@@ -118,7 +118,7 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[
     if not drawn:
         raise TaskError(
             f"task {docs.name}: none of the {len(pool.docs)} docs of its adaptation pool ({pool.split}) has a label; "
-            "adapt=cem needs labels, use expert, mix or prompt"
+            "adapt=cem and auto need labels, use expert, mix, prompt or classifier"
         )
     raise TaskError(
         f"task {docs.name}: shots={shots} exceeds the {len(drawn)} labelled docs of its adaptation pool "
@@ -154,7 +154,9 @@ def _asked(task: Any, doc: Any) -> Any:
     """What a doc asks, without its label: poisoned labels must not move the pool."""
     text = task.doc_to_text(doc)
     choices = task.doc_to_choice(doc) if getattr(task.config, "doc_to_choice", None) is not None else None
-    return choices if isinstance(text, int) else [text, choices] if text else doc
+    if isinstance(text, int):
+        return choices
+    return [text, choices] if text or choices is not None else doc
 
 
 def _select(docs: Any, indices: list[int]) -> Sequence[Any]:

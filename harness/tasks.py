@@ -103,13 +103,18 @@ def encode_pair(lm: HFLM, context: str, continuation: str) -> tuple[list[int], l
 
 
 def prompt_text(task: Any, doc: Any) -> str:
-    """The text of a doc, without few-shot examples or template: what it asks, by which its domain is told."""
+    """The text of a doc, without few-shot examples or template: what it asks, by which its domain is told.
+
+    Never its label: where the text stands in the choices, it is all of them, and nothing where only an answer is left.
+    """
     text = task.doc_to_text(doc)
     if has_pictures(task):
         return without_places(str(text))
-    if isinstance(text, int):
-        return "\n".join(map(str, task.doc_to_choice(doc)))
-    return str(text) or str(task.doc_to_target(doc))
+    if isinstance(text, int) or not text:
+        if getattr(task.config, "doc_to_choice", None) is not None:
+            return "\n".join(map(str, task.doc_to_choice(doc)))
+        return str(task.doc_to_target(doc)) if task.OUTPUT_TYPE == "loglikelihood_rolling" else ""
+    return str(text)
 
 
 class TaskDocs:

@@ -8,7 +8,7 @@ from lm_eval.models.huggingface import HFLM
 from t2.core.digests import doc_hash
 from t2.core.errors import DataError, TaskError
 from t2.harness.pool import CARVED, carved, draw, find_pool
-from t2.harness.tasks import TaskDocs
+from t2.harness.tasks import TaskDocs, prompt_text
 from tests.harness import tiny
 
 
@@ -51,6 +51,21 @@ def test_what_is_set_aside_depends_on_no_label_and_no_order(alone: dict[str, tin
     first = {doc["q"] for doc in find_pool(tiny.choice_task(data=alone)).docs}
     poisoned = [{**row, "gold": (row["gold"] + 1) % 4} for row in reversed(alone["test"])]
     assert {doc["q"] for doc in find_pool(tiny.choice_task(data={"test": poisoned})).docs} == first
+
+
+def test_no_label_moves_a_task_whose_choices_are_all_it_asks(alone: dict[str, tiny.Rows]) -> None:
+    poisoned = [{**row, "gold": (row["gold"] + 1) % 4} for row in alone["test"]]
+    tasks = [tiny.choice_task(data={"test": rows}, doc_to_text="") for rows in (alone["test"], poisoned)]
+    pools = [find_pool(task) for task in tasks]
+    assert {doc["q"] for doc in pools[0].docs} == {doc["q"] for doc in pools[1].docs}
+    for clean, other in zip(alone["test"], poisoned, strict=True):
+        assert prompt_text(tasks[0], clean) == "\n".join(clean["choices"]) == prompt_text(tasks[1], other)
+
+
+def test_the_text_of_a_doc_is_never_its_answer() -> None:
+    doc = tiny.questions(1)[0]
+    assert prompt_text(tiny.text_task(doc_to_text=""), doc) == ""
+    assert prompt_text(tiny.rolling_task(), doc).startswith(doc["q"])
 
 
 def test_few_docs_are_halved(alone: dict[str, tiny.Rows]) -> None:
