@@ -127,7 +127,7 @@ def main() -> None:
                 lambda context, text: encode_pair(lm, context, text),
                 lambda text: text,
                 classifier=asked,
-                held_out=lambda labels: held_out_prompts(labels, experts, asked, scored),
+                held_out=lambda labels, asked: held_out_prompts(labels, experts, asked, scored),
                 memory=memory,
             )
 

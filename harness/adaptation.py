@@ -19,12 +19,13 @@ from tqdm import tqdm
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, Z
 from t2.adapters.strategies import STRATEGIES, Choice, DomainPrompts, Job, Plan
+from t2.adapters.strategies.dispatch import asked_of
 from t2.core.digests import digest_of, doc_hash
-from t2.core.errors import ExpertError, TaskError
+from t2.core.errors import ArgumentError, ExpertError, TaskError
 from t2.core.manifest import unpack_hashes
 from t2.core.record import AdaptationRecord, Calibration, ExpertRef, Overlap, Timing, UsedMixture
 from t2.harness import store
-from t2.harness.args import Settings
+from t2.harness.args import DISPATCHING, Settings
 from t2.harness.held_out import held_out_prompts
 from t2.harness.overlap import DocMarks, marks_of
 from t2.harness.pool import Pool, draw
@@ -49,7 +50,7 @@ class Runtime:
     experts: tuple[Expert, ...]
     settings: Settings
     classifier: Expert | None = None
-    memory: dict[tuple[str, tuple[str, ...], str], tuple[float, ...]] = field(default_factory=dict)
+    memory: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
 
     def expert_refs(self) -> tuple[ExpertRef, ...]:
         """The experts as a record names them, the classifier last."""
@@ -274,10 +275,29 @@ class TaskAdaptation:
             return plan.calibration
         return plan.calibration.model_copy(update={"scored": {str(domain): plan.dispatch}})
 
-    def _held_out(self, labels: Sequence[str]) -> DomainPrompts:
-        own = {doc_hash(prompt_text(self.task, doc)) for doc in self._docs.values()}
-        forbidden = self._pool.scored | own | set(self._adaptation_docs)
-        return held_out_prompts(labels, self._runtime.experts, self._runtime.classifier, forbidden)
+    def _held_out(self, labels: Sequence[str], classifier: Expert | None) -> DomainPrompts:
+        return held_out_prompts(labels, self._runtime.experts, classifier, self._not_held_out)
+
+    @cached_property
+    def _not_held_out(self) -> frozenset[str]:
+        """The marks of the docs that are scored or adapted on, and the hashes of the texts that are dispatched."""
+        texts = {doc_hash(prompt_text(self.task, doc)) for doc in self._docs.values()}
+        return marks_of(self.task, self.task.eval_docs) | self.adaptation_marks | texts
+
+    def _held_out_digests(self) -> list[str | None]:
+        """What the dispatches of the strategy are calibrated on; they come and go with the task data at hand."""
+        asked: list[Expert | None] = [] if self._runtime.settings.adapt == "classifier" else [None]
+        if self._runtime.classifier is not None:
+            asked.append(self._runtime.classifier)
+        digests: list[str | None] = []
+        for classifier in asked:
+            try:
+                labels = asked_of(self._runtime.experts, classifier).labels
+            except ArgumentError:
+                digests.append(None)  # auto does without
+            else:
+                digests.append(self._held_out(labels, classifier).digest())
+        return digests
 
     def _save(self) -> None:
         assert self.record is not None
@@ -385,6 +405,8 @@ class TaskAdaptation:
         if self._scorer is None or settings.adapt == "auto":
             content["prompts"] = [doc_hash(prompt_text(self.task, doc)) for doc in self._docs.values()]
             content["chat"] = bool(self._form.apply_chat_template)
+        if settings.adapt in DISPATCHING:
+            content["held_out"] = self._held_out_digests()
         return digest_of(content)
 
 

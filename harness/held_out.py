@@ -11,6 +11,8 @@ import json
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,16 @@ from t2.adapters.strategies import DomainPrompts
 from t2.core.digests import doc_hash
 from t2.core.errors import T2Error
 from t2.core.manifest import unpack_hashes
+from t2.harness.overlap import DocMarks
 from t2.harness.pool import find_pool
 from t2.harness.tasks import load_task, prompt_text
 
 PER_DOMAIN = 20
 """Prompts of each domain; with them an accuracy of 90% is known to about 7 points a domain."""
 SHIPPED = Path(__file__).parent / "domain_prompts.jsonl"
+
+_Text = tuple[str, Any]
+"""A prompt and the document that it is of."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +49,9 @@ def held_out_prompts(
         labels: the domains.
         experts: whose tasks give prompts of their domains.
         classifier: whose task gives prompts of all domains.
-        forbidden: content hashes of documents, and of texts, that must not be among them.
+        forbidden: marks of documents (:mod:`t2.harness.overlap`), and hashes of texts, that must not be among them.
     """
+    forbidden = frozenset(forbidden)
     found: dict[str, tuple[str, list[str]]] = {}
     if classifier is not None:
         found = _of_classifier(classifier, labels, forbidden)
@@ -55,7 +62,7 @@ def held_out_prompts(
                 if texts is not None:
                     found[str(expert.domain)] = texts
     for label in labels:
-        if label not in found and (shipped := _drawn(_shipped(label), forbidden)):
+        if label not in found and (shipped := _drawn([(text, None) for text in _shipped(label)], forbidden)):
             found[label] = ("prompts that come with t2", shipped)
     ordered = {label: found[label] for label in labels if label in found}
     prompts = tuple((text, label) for label, (_, texts) in ordered.items() for text in texts)
@@ -63,60 +70,60 @@ def held_out_prompts(
 
 
 def _of_classifier(
-    classifier: Expert, labels: Sequence[str], forbidden: Collection[str]
+    classifier: Expert, labels: Sequence[str], forbidden: frozenset[str]
 ) -> dict[str, tuple[str, list[str]]]:
     """What a task like ``t2_domains`` holds besides the documents that the classifier was trained or chosen on."""
     manifest = classifier.manifest
-    docs, why = _training_docs(manifest.task)
+    task, docs, why = _training_docs(manifest.task)
     seen = set(unpack_hashes(manifest.training_docs))
-    found: dict[str, list[str]] = {label: [] for label in labels}
+    found: dict[str, list[_Text]] = {label: [] for label in labels}
     for digest, doc in docs:
         label = doc.get("domain")
-        if digest not in seen and digest not in forbidden and label in found and isinstance(doc.get("text"), str):
-            found[label].append(doc["text"])
+        if digest not in seen and label in found and isinstance(doc.get("text"), str):
+            found[label].append((doc["text"], doc))
     if why:
         _log.info("classifier %s: %s; its held-out prompts are those that come with t2", classifier.name, why)
     return {
         label: (f"documents of {manifest.task} that it was not trained on", kept)
         for label, texts in found.items()
-        if (kept := _drawn(texts, forbidden))
+        if (kept := _drawn(texts, forbidden, task))
     }
 
 
 @cache
-def _training_docs(name: str | None) -> tuple[tuple[tuple[str, dict[str, Any]], ...], str]:
-    """The training documents of a task with their hashes, or why there are none."""
+def _training_docs(name: str | None) -> tuple[Task | None, tuple[tuple[str, dict[str, Any]], ...], str]:
+    """A task and its training documents with their hashes, or why there are none."""
     task, why = _load(name)
     if task is None:
-        return (), why
+        return None, (), why
     try:
         docs = task.training_docs() if task.has_training_docs() else ()
-        return tuple((doc_hash(doc), dict(doc)) for doc in docs), ""
+        return task, tuple((doc_hash(doc), dict(doc)) for doc in docs), ""
     except (T2Error, KeyError) as error:
-        return (), str(error)
+        return None, (), str(error)
 
 
-def _of_task(name: str, forbidden: Collection[str]) -> tuple[str, list[str]] | None:
+def _of_task(name: str, forbidden: frozenset[str]) -> tuple[str, list[str]] | None:
     """Prompts out of the adaptation pool of an expert's own task."""
-    source, pairs = _pool_prompts(name)
-    texts = _drawn((text for digest, text in pairs if digest not in forbidden), forbidden)
-    return (source, texts) if texts else None
+    source, task, texts = _pool_prompts(name)
+    kept = _drawn(texts, forbidden, task)
+    return (source, kept) if kept else None
 
 
 @cache
-def _pool_prompts(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _pool_prompts(name: str) -> tuple[str, Task | None, tuple[_Text, ...]]:
     task, why = _load(name)
     if task is None:
         _log.info("task %s gives no held-out prompts: %s", name, why)
-        return "", ()
+        return "", None, ()
     try:
         pool = find_pool(task)
     except T2Error as error:
         _log.info("task %s gives no held-out prompts: %s", name, error)
-        return "", ()
+        return "", None, ()
     if pool.kept is not None or pool.absent is not None:
-        return "", ()  # documents that the task scores elsewhere, or none
-    return f"{pool.split} of {name}", tuple((doc_hash(doc), prompt_text(task, doc)) for doc in pool.docs)
+        return "", None, ()  # documents that the task scores elsewhere, or none
+    return f"{pool.split} of {name}", task, tuple((prompt_text(task, doc), doc) for doc in pool.docs)
 
 
 @cache
@@ -135,7 +142,13 @@ def _shipped(label: str) -> tuple[str, ...]:
     return tuple(row["text"] for row in rows if row["domain"] == label)
 
 
-def _drawn(texts: Iterable[str], forbidden: Collection[str]) -> list[str]:
-    """The first so many texts in the order of their hashes."""
-    kept = {digest: text for text in texts if (digest := doc_hash(text)) not in forbidden}
-    return [kept[digest] for digest in sorted(kept)[:PER_DOMAIN]]
+def _drawn(texts: Iterable[_Text], forbidden: frozenset[str], task: Task | None = None) -> list[str]:
+    """The first so many texts, in the order of their hashes, whose documents are not forbidden."""
+    marks = DocMarks(task) if task is not None else None
+    distinct = {doc_hash(text): (text, doc) for text, doc in texts}
+    allowed = (
+        text
+        for digest, (text, doc) in sorted(distinct.items(), key=itemgetter(0))
+        if digest not in forbidden and (marks is None or forbidden.isdisjoint(marks.of(doc)))
+    )
+    return list(islice(allowed, PER_DOMAIN))

@@ -18,7 +18,7 @@ from t2.core.files import atomic_write
 from t2.core.record import AdaptationRecord
 from t2.core.settings import cache_dir
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the same inputs would lead to another adaptation."""
 
 _log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ section 3.4.3): of those whose score is within one standard error of the best, t
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from t2.adapters.expert import Z
 from t2.adapters.search import Budget, Meter
 from t2.adapters.strategies.base import Job, Plan, Score, Strategy
 from t2.adapters.strategies.classifier import ClassifierStrategy
+from t2.adapters.strategies.dispatch import questions
 from t2.adapters.strategies.few_shot import FewShotStrategy, check_search, seconds_of_one, seconds_text
 from t2.adapters.strategies.mix import MixStrategy
 from t2.adapters.strategies.mixing import choose
@@ -96,6 +98,9 @@ def decide(judged: Sequence[Judged], higher_is_better: bool = True) -> Judged:
     gaps = {one.name: _gap(best, one, 1.0 if higher_is_better else -1.0) for one in scored}
     good = [one for one in scored if gaps[one.name][0] <= gaps[one.name][1] * (1 + _TOLERANCE) + _TOLERANCE]
     chosen = min(good, key=lambda one: (one.cost or 0.0, -_value(one), scored.index(one)))
+    if len(scored) == 1:
+        chosen.reason = "the only one that could be judged"
+        return chosen
     for one in scored:
         gap, error = gaps[one.name]
         if one is chosen:
@@ -156,7 +161,7 @@ class _Judging:
         """What judging may cost, as told before it begins."""
         options, count = self.job.options, len(self.job.experts)
         search = options.population * options.generations
-        most = 2 * search + self._alone_cost() + 2 if not options.budget else options.budget.evaluations
+        most = options.budget.evaluations if options.budget else 2 * search + self._alone_cost() + 2 + self._asking()
         text = (
             f"{self.job.task}: judging the base, single experts, the uniform mixture, dispatch and the search "
             f"{options.search} of {count} experts on {self.scorer.docs} adaptation docs; about {seconds_text(once)} a "
@@ -205,26 +210,41 @@ class _Judging:
         return one
 
     def _dispatches(self) -> list[Judged]:
-        judged = []
-        strategies: list[tuple[str, Strategy]] = [("prompt", PromptStrategy())]
+        return [self._dispatch(name, strategy, job) for name, strategy, job in self._dispatching()]
+
+    def _dispatching(self) -> list[tuple[str, Strategy, Job]]:
+        found: list[tuple[str, Strategy, Job]] = [("prompt", PromptStrategy(), replace(self.job, classifier=None))]
         if self.job.classifier is not None:
-            strategies.append(("classifier", ClassifierStrategy()))
-        for name, strategy in strategies:
-            one = Judged(name, partial(strategy.plan, self.job))
-            try:
-                plan = strategy.plan(replace(self.job, prompts=self.scorer.prompts))
-            except ArgumentError as error:
-                one.reason = str(error)
-            else:
-                moving = {row for row in plan.rows if plan.choices[row].z is not None}
-                one.cost = len(self.job.prompts) / self.scorer.docs + _APPLY * len(moving)
-                rows = plan.rows if len(plan.rows) == self.scorer.docs else plan.rows * self.scorer.docs
-                if self._room(1):
-                    one.score = self.scorer.combine([choice.z for choice in plan.choices], rows)
-                else:
-                    _no_room(one)
-            judged.append(one)
-        return judged
+            found.append(("classifier", ClassifierStrategy(), self.job))
+        return found
+
+    def _dispatch(self, name: str, strategy: Strategy, job: Job) -> Judged:
+        one = Judged(name, partial(strategy.plan, job))
+        docs = self.scorer.docs
+        try:
+            calibration = questions(job) / docs
+            asking = len(job.prompts) / docs + calibration
+            one.cost = asking + _APPLY
+            # The questions about the adaptation docs, and then their answers.
+            if not self._room(calibration + 2):
+                return _no_room(one)
+            plan = strategy.plan(replace(job, prompts=self.scorer.prompts))
+        except ArgumentError as error:
+            one.reason = str(error)
+            return one
+        self.meter.spend(calibration + 1)
+        moving = {row for row in plan.rows if plan.choices[row].z is not None}
+        one.cost = asking + _APPLY * len(moving)
+        one.score = self.scorer.combine([choice.z for choice in plan.choices], plan.rows)
+        return one
+
+    def _asking(self) -> float:
+        """Evaluations that judging the dispatches takes."""
+        total = 0.0
+        for _, _, job in self._dispatching():
+            with contextlib.suppress(ArgumentError):
+                total += questions(job) / self.scorer.docs + 2
+        return total
 
     def _search(self) -> Judged:
         total = self.job.options.budget
@@ -317,7 +337,8 @@ def _explained(plan: Plan, judged: Sequence[Judged], chosen: Judged, judging: _J
         for one in judged
     )
     values = {_value(one) for one in judged if one.score is not None}
-    flat = len(values) == 1 and all(one.no_signal for one in judged)
+    compared = sum(one.score is not None for one in judged) > 1
+    flat = compared and len(values) == 1 and all(one.no_signal for one in judged)
     score = f"{_value(chosen) * sign:.4g} on {scorer.docs} adaptation docs"
     note = f"auto chose {chosen.name}, {score} ({chosen.reason}): {plan.note}"
     if flat:

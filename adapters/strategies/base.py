@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from t2.adapters.engine.base import Engine
 from t2.adapters.expert import Expert, Normalise, Space, Z
 from t2.adapters.search.budget import NO_BUDGET, Budget
+from t2.core.digests import digest_of, doc_hash
 from t2.core.record import Calibration, Considered, Generation, HeldOut, Preselection, SearchReport
 
 Per = Literal["expert", "layer", "matrix"]
@@ -118,6 +119,10 @@ class DomainPrompts:
     prompts: tuple[tuple[str, str], ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
+    def digest(self) -> str:
+        """Hex SHA-256 over the hashes and domains of the prompts."""
+        return digest_of([[doc_hash(text), domain] for text, domain in self.prompts])
+
 
 @dataclass(frozen=True)
 class Job:
@@ -137,10 +142,12 @@ class Job:
         clock: seconds of wall clock; a budget in seconds reads it.
         pace: seconds that a mixture needs for all adaptation docs, where that is known.
         classifier: the expert that names domains, for ``classifier``.
-        held_out: gives prompts of known domain for some labels; a dispatch is calibrated and judged on them.
+        held_out: gives prompts of known domain for some labels, as suits the classifier that names them, or the base; a
+            dispatch is calibrated and judged on them.
         template: wraps a user message in the chat template.
         decode: the text of generated tokens.
-        memory: what a dispatch was answered before, so that jobs that share held-out prompts ask once.
+        memory: what a dispatch was answered before, by who was asked and the question as it was put, so that jobs that
+            share held-out prompts ask once.
     """
 
     task: str
@@ -156,10 +163,10 @@ class Job:
     clock: Callable[[], float] = time.perf_counter
     pace: float = 0.0
     classifier: Expert | None = None
-    held_out: Callable[[Sequence[str]], DomainPrompts] | None = None
+    held_out: Callable[[Sequence[str], Expert | None], DomainPrompts] | None = None
     template: Callable[[str], str] = lambda text: text
     decode: Callable[[Sequence[int]], str] = lambda tokens: ""
-    memory: MutableMapping[tuple[str, tuple[str, ...], str], tuple[float, ...]] = field(default_factory=dict)
+    memory: MutableMapping[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from t2.adapters.strategies.base import Choice, DomainPrompts, Job, Plan
 from t2.adapters.strategies.calibration import fit_temperature, fit_threshold, tenths
 from t2.adapters.strategies.mixing import choose
 from t2.adapters.strategies.question import OTHERS, parse, question
-from t2.core.digests import digest_of, doc_hash
 from t2.core.errors import ArgumentError
 from t2.core.record import Calibration
 
@@ -106,11 +105,7 @@ def route(job: Job, prompts: Sequence[str]) -> Route:
     asked = asked_of(job.experts, job.classifier)
     labels = asked.labels
     alone = [_alone(job, label) for label in labels]
-    given = job.held_out(labels) if job.held_out is not None else DomainPrompts()
-    held_out = DomainPrompts(
-        tuple((text, domain) for text, domain in given.prompts if domain in labels),
-        {domain: source for domain, source in given.sources.items() if domain in labels},
-    )
+    held_out = _held_out(job, labels)
     texts = [text for text, _ in held_out.prompts]
     right = [labels.index(domain) for _, domain in held_out.prompts]
     if job.options.dispatch == "generate":
@@ -140,6 +135,23 @@ def route(job: Job, prompts: Sequence[str]) -> Route:
         update={"temperature": temperature, "threshold": threshold, "below": sum(below)}
     )
     return _compact(choices, rows, labels, named[len(texts) :], tuple(below), calibration)
+
+
+def questions(job: Job) -> int:
+    """How many held-out prompts a dispatch asks about, besides those that it sends to experts.
+
+    Raises:
+        ArgumentError: the experts do not fit, see :func:`asked_of`.
+    """
+    return len(_held_out(job, asked_of(job.experts, job.classifier).labels).prompts)
+
+
+def _held_out(job: Job, labels: Sequence[str]) -> DomainPrompts:
+    given = job.held_out(labels, job.classifier) if job.held_out is not None else DomainPrompts()
+    return DomainPrompts(
+        tuple((text, domain) for text, domain in given.prompts if domain in labels),
+        {domain: source for domain, source in given.sources.items() if domain in labels},
+    )
 
 
 def plan(job: Job) -> Plan:
@@ -207,7 +219,7 @@ def _judged(asked: Asked, held_out: DomainPrompts, guesses: Sequence[int]) -> Ca
     return Calibration(
         labels=asked.labels,
         docs=len(held_out.prompts),
-        docs_digest=digest_of([[doc_hash(text), domain] for text, domain in held_out.prompts]),
+        docs_digest=held_out.digest(),
         sources=dict(held_out.sources),
         accuracy=hits / len(held_out.prompts) if held_out.prompts else None,
         confusion=confusion,
@@ -217,21 +229,21 @@ def _judged(asked: Asked, held_out: DomainPrompts, guesses: Sequence[int]) -> Ca
 def _scores(job: Job, asked: Asked, texts: Sequence[str]) -> torch.Tensor:
     """Log-likelihoods of the labels after the question about each text, shape (texts, labels), the prior taken off."""
     memory = job.memory
-    new = [text for text in dict.fromkeys(["", *texts]) if (asked.name, asked.labels, text) not in memory]
+    # The labels are part of the question.
+    contexts = {text: _render(job, asked, text) for text in ["", *texts]}
+    new = [context for context in dict.fromkeys(contexts.values()) if (asked.name, context) not in memory]
     requests = []
-    for text in new:
-        context = _render(job, asked, text)
+    for context in new:
         for label in asked.labels:
             left, right = job.encode_pair(context, f" {label}")
             requests.append(ScoreRequest(tuple(left), tuple(right)))
     with job.engine.applied(asked.z):
         scored = job.engine.score(requests, progress=_progress(job)) if requests else []
     width = len(asked.labels)
-    for i, text in enumerate(new):
-        values = [found.loglikelihood for found in scored[i * width : (i + 1) * width]]
-        memory[asked.name, asked.labels, text] = tuple(values)
-    table = torch.tensor([memory[asked.name, asked.labels, text] for text in texts]).view(len(texts), width)
-    return table - torch.tensor(memory[asked.name, asked.labels, ""]) if asked.prior else table
+    for i, context in enumerate(new):
+        memory[asked.name, context] = tuple(found.loglikelihood for found in scored[i * width : (i + 1) * width])
+    table = torch.tensor([memory[asked.name, contexts[text]] for text in texts]).view(len(texts), width)
+    return table - torch.tensor(memory[asked.name, contexts[""]]) if asked.prior else table
 
 
 def _generated(job: Job, asked: Asked, texts: Sequence[str]) -> tuple[list[int], list[bool]]:

@@ -12,11 +12,12 @@ import pytest
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.search import Budget
-from t2.adapters.strategies import STRATEGIES, Choice, Plan, Score
+from t2.adapters.strategies import STRATEGIES, Choice, DomainPrompts, Plan, Score
 from t2.adapters.strategies.auto import Judged, decide
 from t2.core.errors import ArgumentError
 from t2.core.record import Considered
 from tests.adapters.conftest import expert_of, random_z
+from tests.adapters.test_dispatch import classifier_of
 from tests.adapters.test_few_shot import Clock, Docs, many
 from tests.adapters.test_strategies import job
 
@@ -163,20 +164,67 @@ def test_the_dispatch_is_judged_on_the_adaptation_docs(llama: TransformersEngine
     experts = [expert_of(llama, f"e{i}", random_z(llama, i), domain) for i, domain in enumerate(domains)]
     scorer = Docs(32, lambda x, doc: 0.0)
     scorer.prompts = [f"{word} {i}" for i in range(8) for word in ("the", "stop", "zz ab", "7+8")]
-    plain = STRATEGIES["prompt"]().plan(job(llama, experts, prompts=scorer.prompts))
+    plain = STRATEGIES["prompt"]().plan(job(llama, experts, prompts=scorer.prompts, threshold=0.0))
     numbers = [Docs.number(plain.choices[row].z) for row in plain.rows]
     assert len(set(numbers)) > 1
     scorer.per_doc = lambda x, doc: float(x == numbers[doc])
-    plan = auto(llama, scorer, experts, prompts=["one", "two", "three", "four"], generations=2)
+    held_out = DomainPrompts((("7 + 8", "math"), ("stop", "code")), {"math": "here", "code": "here"})
+    work = job(llama, experts, scorer, prompts=["one", "two", "three", "four"], population=12, generations=2)
+    work = replace(work, options=replace(work.options, threshold=0.0), held_out=lambda labels, by: held_out)
+    plan = STRATEGIES["auto"]().plan(work)
     found = table(plan)
     assert found["prompt"].score == 1.0
     used = len({row for row in plain.rows if plain.choices[row].z is not None})
-    assert found["prompt"].cost == pytest.approx(4 / 32 + used)
+    assert found["prompt"].cost == pytest.approx((4 + 2) / 32 + used, abs=1e-3)
     assert found["prompt"].chosen
     assert plan.dispatch
     assert len(plan.rows) == 4
     assert plan.held_out is not None
     assert plan.held_out.after == 1.0
+
+
+def test_a_dispatch_is_judged_where_the_budget_has_room_for_its_questions(llama: TransformersEngine) -> None:
+    held_out = DomainPrompts(tuple((f"sum {i}", "math") for i in range(40)), {"math": "here"})
+    asked: list[tuple[Sequence[str], Any]] = []
+
+    def given(labels: Sequence[str], classifier: Any) -> DomainPrompts:
+        asked.append((labels, classifier))
+        return held_out
+
+    def plan(budget: int) -> Plan:
+        work = job(llama, many(llama, 1), Docs(10, near(0.01)), budget=Budget(evaluations=budget), threshold=0.0)
+        return STRATEGIES["auto"]().plan(replace(work, held_out=given))
+
+    # The base and the expert take two evaluations, 40 held-out prompts four, and the adaptation docs one.
+    poor, rich = table(plan(7)), table(plan(8))
+    assert poor["prompt"].reason == "the budget leaves no room to judge it"
+    assert rich["prompt"].score is not None
+    found = plan(8).search
+    assert found is not None
+    assert 7 <= found.evaluations <= 8
+    assert set(map(str, asked)) == {str((("math", "others"), None))}
+
+
+def test_a_classifier_is_judged_beside_the_base_and_each_by_its_own_prompts(llama: TransformersEngine) -> None:
+    experts = [expert_of(llama, f"e{i}", random_z(llama, i), domain) for i, domain in enumerate(["math", "code"])]
+    classifier = classifier_of(llama)
+    asked: list[Any] = []
+
+    def given(labels: Sequence[str], by: Any) -> DomainPrompts:
+        asked.append(None if by is None else by.name)
+        return DomainPrompts((("7 + 8", "math"),), {"math": "here"})
+
+    work = job(llama, experts, Docs(4, near(0.5)), population=4, generations=1)
+    plan = STRATEGIES["auto"]().plan(replace(work, classifier=classifier, held_out=given))
+    assert list(table(plan)) == ["none", "mix", "expert", "prompt", "classifier", "cem"]
+    assert set(asked) == {None, classifier.name}
+    assert table(plan)["classifier"].score is not None
+
+
+def test_with_nothing_to_compare_there_is_no_signal_to_speak_of(llama: TransformersEngine) -> None:
+    plan = auto(llama, Docs(10, near(0.0)), budget=Budget(evaluations=2))
+    assert not plan.no_signal
+    assert plan.note == "auto chose none, 1 on 10 adaptation docs (the only one that could be judged): the base model"
 
 
 def test_experts_without_domains_are_judged_all_but_by_dispatch(llama: TransformersEngine) -> None:
@@ -220,7 +268,7 @@ def test_a_lower_is_better_metric_is_told_with_its_own_sign(llama: TransformersE
     assert plan.held_out.after == pytest.approx(3.5)
 
 
-@pytest.mark.parametrize("budget", [2, 4, 6, 9, 15, 40, 100])
+@pytest.mark.parametrize("budget", [2, 4, 6, 10, 15, 40, 100])
 def test_a_budget_covers_judging_and_adapting(budget: int, llama: TransformersEngine) -> None:
     scorer = Docs(10, lambda x, doc: max(0.0, 1 - abs(x - 0.16) / 0.2))
     plan = auto(llama, scorer, space="delta", budget=Budget(evaluations=budget))
@@ -228,7 +276,7 @@ def test_a_budget_covers_judging_and_adapting(budget: int, llama: TransformersEn
     assert plan.search is not None
     assert len(scorer.answered) / 10 <= plan.search.evaluations + 1e-9 or plan.search.evaluations <= budget
     found = table(plan)
-    if budget < 9:
+    if budget < 10:
         assert found["cem"].score is None
         assert found["cem"].reason == "the budget leaves no room to judge it"
     else:

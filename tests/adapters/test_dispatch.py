@@ -53,7 +53,7 @@ def job(
         lambda text: text,
         progress=False,
         classifier=fields.get("classifier"),
-        held_out=None if held_out is None else lambda labels: held_out,
+        held_out=None if held_out is None else lambda labels, by: held_out,
         template=lambda text: f"<{text}>",
         decode=lambda tokens: str(make_tokenizer().decode(list(tokens))),
     )
@@ -173,6 +173,15 @@ def test_jobs_that_share_a_memory_ask_the_held_out_prompts_once(
     assert asked == [3 * (1 + len(HELD_OUT.prompts) + len(PROMPTS)), 3]
     assert again.named[:-1] == first.named
     assert again.calibration.docs_digest == first.calibration.docs_digest
+
+
+def test_a_memory_does_not_mix_up_two_forms_of_a_question(llama: TransformersEngine, experts: list[Expert]) -> None:
+    work = job(llama, experts)
+    other = replace(work, render=lambda text: f"zz {text} abc")
+    fresh = route(replace(other, memory={}), PROMPTS)
+    route(work, PROMPTS)
+    again = route(other, PROMPTS)
+    assert (again.named, again.rows, again.calibration) == (fresh.named, fresh.rows, fresh.calibration)
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["as trained plainly", "as trained with the chat template"])

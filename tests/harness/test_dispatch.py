@@ -84,6 +84,23 @@ def test_poisoned_test_labels_do_not_move_a_dispatch(
     assert records[0].digest() == records[1].digest()
 
 
+@pytest.mark.parametrize("adapt", ["prompt", "classifier", "auto"])
+def test_a_dispatch_is_made_again_when_its_held_out_prompts_change(
+    adapt: str, tiny_folder: Path, classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = {"population": 2, "generations": 1, "shots": 2} if adapt == "auto" else {}
+    keys = []
+    for kept in (20, 10):
+        monkeypatch.setattr("t2.harness.held_out.PER_DOMAIN", kept)
+        lm = make(tiny_folder, adapt=adapt, **search)
+        tiny.evaluate(lm, [tiny.choice_task()])
+        keys.append(lm.records[0].key)
+        if adapt != "auto":
+            assert lm.records[0].calibration is not None
+            assert lm.records[0].calibration.docs == 4 * kept
+    assert keys[0] != keys[1]
+
+
 def test_a_control_shuffles_the_experts_and_not_the_classifier(tiny_folder: Path, classifier: str) -> None:
     records = []
     for control in ("none", "shuffle"):

@@ -12,6 +12,7 @@ from t2.core.digests import doc_hash
 from t2.core.manifest import pack_hashes
 from t2.harness import held_out
 from t2.harness.held_out import PER_DOMAIN, held_out_prompts
+from t2.harness.overlap import marks_of
 from t2.harness.tasks import load_task
 from tests.harness import tiny
 
@@ -62,6 +63,25 @@ def test_forbidden_documents_and_texts_are_left_out(tmp_path: Path, tiny_engine:
     second = held_out_prompts(("reasoning", "others"), experts, None, forbidden)
     assert not {text for text, _ in second.prompts} & {first.prompts[i][0] for i in (0, 1, -1)}
     assert len(second.prompts) == len(first.prompts)
+
+
+def test_a_document_that_asks_what_a_scored_one_asks_is_left_out(
+    tmp_path: Path, tiny_engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = tiny.questions(30, 100)
+    task = tiny.choice_task("tiny_sums", data={"validation": pool, "test": tiny.questions(3)})
+    monkeypatch.setattr(held_out, "load_task", lambda name: task)
+    held_out._load.cache_clear()
+    held_out._pool_prompts.cache_clear()
+    experts = [expert(tmp_path, tiny_engine, "math", "tiny_sums")]
+    # The same questions under other labels, worded otherwise, scored by another task.
+    scored = [{**row, "gold": (row["gold"] + 1) % 4} for row in pool[:15]]
+    other = tiny.choice_task("tiny_other", data={"test": scored}, doc_to_text="Solve {{q}}!")
+    found = held_out_prompts(("math",), experts, None, marks_of(other, scored))
+    assert {text for text, _ in found.prompts} == {task.doc_to_text(doc) for doc in pool[15:]}
+    assert len(held_out_prompts(("math",), experts).prompts) == PER_DOMAIN
+    held_out._load.cache_clear()
+    held_out._pool_prompts.cache_clear()
 
 
 def test_a_classifier_is_judged_on_documents_that_its_training_did_not_touch(

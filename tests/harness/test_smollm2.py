@@ -139,7 +139,7 @@ def test_the_demo_classifier_names_what_it_is_shown(smollm2: HFLM, engine: Trans
         str,
         progress=False,
         classifier=classifier,
-        held_out=lambda wanted: DomainPrompts(tuple(few), shipped.sources),
+        held_out=lambda wanted, by: DomainPrompts(tuple(few), shipped.sources),
     )
     found = route(job, [text for text, _ in few])
     right = sum(name == domain for name, (_, domain) in zip(found.named, few, strict=True))
