@@ -11,7 +11,7 @@ import transformers
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
-from t2.adapters.convert.pair import TOLERANCE, extract
+from t2.adapters.convert.pair import TOLERANCE, check_settings, extract
 from t2.adapters.convert.public import import_public, read_public
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, load_expert
@@ -324,6 +324,7 @@ class Model(Asked):
             other, tuned_id = open_base(tuned, **arguments).model, base_id(tuned, arguments.get("gguf_file"))
         else:
             other, tuned_id = tuned, base_id(tuned)
+        check_settings(self.engine, other.config, tuned_id)
         found = extract(self.engine, other.state_dict(), tuned_id, tolerance)
         worst, share = found.worst
         note = (

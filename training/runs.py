@@ -13,7 +13,7 @@ import numpy as np
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import save_expert
 from t2.core.digests import digest_of
-from t2.core.errors import ExpertFileError, TrainingError
+from t2.core.errors import ExpertFileError, StorageError, TrainingError
 from t2.core.expertfile import encode_expert
 from t2.core.files import atomic_write
 from t2.core.manifest import Manifest, pack_hashes
@@ -142,9 +142,14 @@ def run_sweep(place: Workplace, config: TrainConfig, working: Path) -> None:
     table = {"chosen": chosen["kl"], "select": config.select, "runs": rows}
     atomic_write(working / folders.TABLE, (json.dumps(table, indent=2) + "\n").encode())
     # The expert comes last: where it is, the training is finished.
-    for name in (folders.CURVE, folders.SCORES, folders.CHECKPOINT, folders.CONFIG, folders.EXPERT):
-        shutil.copy(folder / name, working / f"{name}.copy")
-        (working / f"{name}.copy").replace(working / name)
+    try:
+        for name in (folders.CURVE, folders.SCORES, folders.CHECKPOINT, folders.CONFIG, folders.EXPERT):
+            shutil.copy(folder / name, working / f"{name}.copy")
+            (working / f"{name}.copy").replace(working / name)
+    except OSError as error:
+        raise StorageError(
+            f"cannot copy {folder} to {working}: {error.strerror or error}; free space and start again, no step is lost"
+        ) from error
 
 
 def _train(place: Workplace, config: TrainConfig, working: Path, run: str) -> Checkpoint:

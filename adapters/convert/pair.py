@@ -12,10 +12,13 @@ is an expert of the base only where R is nothing but rounding.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import transformers
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
@@ -31,6 +34,12 @@ DROWNED = 0.5
 """Largest ‖R‖ / ‖Δ‖ over all matrices, rounding included: above it a checkpoint says too little of the expert."""
 UNCERTAIN = 0.1
 """Standard error of zᵢ, as rounding gives it, from which on zᵢ cannot be told and stays 1."""
+
+
+_QUANTISED = (".absmax", ".quant_map", ".SCB", ".weight_format")
+"""Ends of the names that bitsandbytes' states have beside a weight."""
+_COMPUTES = re.compile("rope|eps|act|sliding|heads|softcap|scal")
+"""In the names of a configuration's values that no weight tells of and that answers depend on."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,29 @@ def fit(engine: TransformersEngine, name: str, tuned: torch.Tensor) -> Fit:
     return Fit((1 + s).float().cpu(), change, float(residual.norm()), rounding, moved_at_all, int(unknown.sum()))
 
 
+def check_settings(engine: TransformersEngine, config: transformers.PreTrainedConfig, tuned_id: str) -> None:
+    """Check that a tuned model does with its weights what the base model does: positions, norms, activations, heads.
+
+    Raises:
+        ExpertMismatchError: its configuration says otherwise.
+    """
+    own, other = (found.get_text_config(decoder=True).to_dict() for found in (engine.model.config, config))
+    for key in sorted({*own, *other}):
+        if _COMPUTES.search(key) and not _same(own.get(key), other.get(key)):
+            raise ExpertMismatchError(
+                f"{tuned_id} is not {engine.base.id} with other singular values: its configuration has "
+                f"{key}={other.get(key)}, not {own.get(key)}; no expert can stand for such a change"
+            )
+
+
+def _same(own: Any, other: Any) -> bool:
+    if isinstance(own, dict) and isinstance(other, dict):
+        return all(_same(own.get(key), other.get(key)) for key in {*own, *other})
+    if isinstance(own, float) and isinstance(other, (int, float)):
+        return math.isclose(own, other, rel_tol=1e-6)  # a GGUF file holds float32
+    return bool(own == other)
+
+
 def extract(
     engine: TransformersEngine, tuned: Mapping[str, torch.Tensor], tuned_id: str, tolerance: float = TOLERANCE
 ) -> Extracted:
@@ -192,6 +224,8 @@ def _same_shapes(
     base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], base_id: str, tuned_id: str
 ) -> None:
     odd = next((name for name in [*base, *tuned] if name not in tuned or name not in base), None)
+    if odd is not None and odd.endswith(_QUANTISED):
+        raise ModelError(f"{tuned_id} is quantised, and what it lost hides what changed; load it unquantised")
     if odd is not None:
         has, lacks = (base_id, tuned_id) if odd in base else (tuned_id, base_id)
         raise ExpertMismatchError(f"{has} has {odd} and {lacks} has not: they are not models of one architecture")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from typing import Any
 
 import pytest
 import torch
 
-from t2.adapters.convert.pair import extract, fit
+from t2.adapters.convert.pair import check_settings, extract, fit
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
-from t2.core.errors import ExpertMismatchError
+from t2.core.errors import ExpertMismatchError, ModelError
 from tests.adapters.conftest import make_model, make_tokenizer, random_z
 
 
@@ -128,6 +130,32 @@ def test_a_change_of_anything_else_is_refused(llama: TransformersEngine, what: s
     name = next(name for name in tuned if what in name)
     tuned[name] = tuned[name] * 1.01 + 0.01
     assert name in refused(llama, tuned)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rms_norm_eps": 1e-3}, "rms_norm_eps=0.001"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "rope_parameters="),
+        ({"hidden_act": "gelu"}, "hidden_act=gelu, not silu"),
+    ],
+)
+def test_a_change_that_only_the_configuration_tells_is_refused(
+    llama: TransformersEngine, change: dict[str, Any], says: str
+) -> None:
+    config = copy.deepcopy(llama.model.config)
+    config.rms_norm_eps *= 1 + 1e-8
+    config.use_cache = not config.use_cache
+    check_settings(llama, config, "tuned")
+    config.update(change)
+    with pytest.raises(ExpertMismatchError, match=says):
+        check_settings(llama, config, "tuned")
+
+
+def test_a_quantised_tuned_model_is_told(llama: TransformersEngine) -> None:
+    tuned = {**merged(llama, {}), "model.layers.0.mlp.up_proj.weight.absmax": torch.zeros(3)}
+    with pytest.raises(ModelError, match="tuned is quantised"):
+        extract(llama, tuned, "tuned")
 
 
 @pytest.mark.parametrize("what", ["norm", "up_proj"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from t2.adapters.expert import load_expert
 from t2.core.curve import read_curve
 from t2.core.digests import sha256_file
-from t2.core.errors import ArgumentError, TrainingError
+from t2.core.errors import ArgumentError, StorageError, TrainingError
 from t2.core.settings import experts_dir
 from t2.harness.experts import known_experts
 from t2.training.choices import ChoiceProblem
@@ -157,3 +159,16 @@ def test_a_kill_while_the_chosen_run_is_laid_out_costs_no_step(
         "sweep.json",
     ]
     assert not list((again.path.parent / "sweep").rglob("*.safetensors"))
+
+
+def test_a_full_disk_while_the_chosen_run_is_laid_out_is_one_line(
+    tiny_lm: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("t2.training.runs.shutil.copy", full)
+        with pytest.raises(StorageError, match=r"No space left on device; free space and start again"):
+            run(tiny_lm, planted.choices(), kl=(0.0, 0.1), steps=1, validate_every=1)
+    assert run(tiny_lm, planted.choices(), kl=(0.0, 0.1), steps=1, validate_every=1).path.exists()
