@@ -194,6 +194,8 @@ def build_problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, tas
         raise ArgumentError(
             f"objective=expected-reward sums over choices, and task {config.task} generates answers; use reinforce"
         )
+    if not chosen and config.normalise != "auto":
+        raise ArgumentError(f"normalise is for choices, and task {config.task} generates answers; leave it out")
     if chosen and config.gen_kwargs:
         raise ArgumentError(f"gen_kwargs is for generated answers, and task {config.task} has choices; leave it out")
     if chosen and config.samples > 1 and config.objective in ("auto", "expected-reward"):

@@ -184,6 +184,8 @@ class TrainConfig(BaseModel):
             raise ValueError("decay_steps is where a cosine ends: give it with schedule=cosine")
         if self.decay_steps is not None and self.decay_steps < self.steps:
             raise ValueError(f"decay_steps={self.decay_steps} ends the schedule before the {self.steps} steps")
+        if self.reward == "outcome" and self._differs("reward_partial"):
+            raise ValueError("reward_partial has no effect with reward=outcome, which gives no partial credit")
         if self.parametrisation == "direct":
             idle = [name for name in ("max_mult", "init_mean", "init_std") if self._differs(name)]
             if idle:

@@ -19,7 +19,7 @@ from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.expert import Z
 from t2.adapters.quantised import keep_form
 from t2.adapters.targets import Target, find_targets
-from t2.core.errors import ModelError
+from t2.core.errors import ArgumentError, ModelError
 from t2.core.manifest import BaseModelRef
 from t2.core.seeds import derive_seed
 
@@ -275,15 +275,19 @@ class TransformersEngine:
         used, index = _compact(mixtures, rows)
         stop = _RowStop(self.tokenizer, first.stop, width)
         with self.activation(used, index), seeded(seed, self.device):
-            out = self._generator(
-                input_ids=ids.to(self.device),
-                attention_mask=mask.to(self.device),
-                max_new_tokens=first.max_new_tokens,
-                stopping_criteria=transformers.StoppingCriteriaList([stop]),
-                pad_token_id=pad,
-                use_cache=True,
-                **first.kwargs,
-            )
+            try:
+                out = self._generator(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask.to(self.device),
+                    max_new_tokens=first.max_new_tokens,
+                    stopping_criteria=transformers.StoppingCriteriaList([stop]),
+                    pad_token_id=pad,
+                    use_cache=True,
+                    **first.kwargs,
+                )
+            except ValueError as error:  # transformers' own check of its arguments
+                given = ", ".join(f"{name}={value!r}" for name, value in first.kwargs.items())
+                raise ArgumentError(f"transformers refuses to generate with {given}: {error}") from error
         ends = _as_set(self.model.generation_config.eos_token_id) | _as_set(self.tokenizer.eos_token_id)
         answers = []
         for row, tokens in enumerate(out[:, width:].tolist()):

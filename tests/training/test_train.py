@@ -253,6 +253,20 @@ def test_what_has_no_effect_on_choices_is_refused(tiny_lm: HFLM, values: dict[st
         run(tiny_lm, planted.choices(), **values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gen_kwargs": {"max_gen_tokz": 4}}, "transformers refuses to generate with .*max_gen_tokz=4"),
+        ({"normalise": "chars"}, "normalise is for choices"),
+        ({"reward_partial": 0.3}, "reward_partial has no effect with reward=outcome"),
+    ],
+)
+def test_what_does_not_fit_generated_answers_is_refused(tiny_lm: HFLM, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message) as caught:
+        run(tiny_lm, planted.texts(), **values)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_folder_of_tasks_that_is_not_there_is_told(tiny_lm: HFLM, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"include_path=.*absent is not a folder"):
         train(make_config(task="planted", name="x"), lm=tiny_lm, include_path=tmp_path / "absent")
