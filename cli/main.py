@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from t2.cli import data, evaluate, expert, train
+from t2.cli.output import print_error
 from t2.core.errors import T2Error
+
+_Misuse: Any = typer.BadParameter.__base__
+"""What typer raises for an option, argument or command that does not exist or is missing."""
 
 app = typer.Typer(
     name="t2",
@@ -48,7 +52,13 @@ for _command in (evaluate, data, expert, train):
 def main() -> None:
     """Run ``t2`` on the command line's arguments."""
     try:
-        app(prog_name="t2")
+        sys.exit(app(prog_name="t2", standalone_mode=False))
     except T2Error as error:
-        print(f"t2: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print_error(str(error))
+    except _Misuse as error:
+        text = error.format_message()
+        if "\n" in text:  # the help, where a command is missing
+            print(text, file=sys.stderr)
+        else:
+            print_error(f"{text.rstrip('.')}; see {error.ctx.command_path if error.ctx is not None else 't2'} --help")
+    sys.exit(2)

@@ -32,6 +32,8 @@ VECTORS = {
     "layers.0.mlp.down_proj.weight": np.array([1.0, 1.0, 0.5, 1.0], dtype=np.float32),
 }
 
+DEMO = ["demo/classifier", "demo/code", "demo/math", "demo/reasoning"]
+
 
 def t2(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -109,7 +111,7 @@ def test_list_finds_experts_in_the_users_folder(expert: tuple[Path, str], trunca
     path, digest = expert
     header, row, *demo = t2("expert", "list", T2_EXPERTS_DIR=str(path.parent)).stdout.splitlines()
     assert header.split()[0] == "name"
-    assert [line.split()[0] for line in demo] == ["demo/code", "demo/math", "demo/reasoning"]
+    assert [line.split()[0] for line in demo] == DEMO
     assert row.split() == ["reasoning", "expert", "reasoning", "arc_easy", "a/model", "2", digest[:12], str(path)]
     done = t2("expert", "list", path.parent, truncated)
     assert "truncated" in fails_with_one_line(done)
@@ -122,13 +124,13 @@ def test_list_passes_over_a_training_that_has_not_ended(expert: tuple[Path, str]
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"not an expert")
     done = t2("expert", "list", T2_EXPERTS_DIR=str(path.parent))
-    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2 + 3)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2 + len(DEMO))
 
 
 def test_list_without_experts_of_ones_own_shows_those_that_come_with_t2(tmp_path: Path) -> None:
     done = t2("expert", "list", "--json", T2_EXPERTS_DIR=str(tmp_path / "none"))
     assert done.returncode == 0
-    assert [entry["name"] for entry in json.loads(done.stdout)] == ["demo/code", "demo/math", "demo/reasoning"]
+    assert [entry["name"] for entry in json.loads(done.stdout)] == DEMO
 
 
 def test_list_of_an_empty_folder_is_empty(tmp_path: Path) -> None:
@@ -140,6 +142,19 @@ def test_list_of_an_empty_folder_is_empty(tmp_path: Path) -> None:
 def test_a_file_that_does_not_exist_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
     missing = tmp_path / "missing.safetensors"
     assert str(missing) in fails_with_one_line(t2(*arguments, missing))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--stepz", "3"], "No such option: --stepz"),
+        (["train", "--steps", "many"], "Invalid value for '--steps'"),
+        (["trian"], "Did you mean 'train'?; see t2 --help"),
+        (["expert", "merge"], "Missing argument 'folder'; see t2 expert merge --help"),
+    ],
+)
+def test_what_the_program_does_not_know_is_one_line(arguments: list[str], says: str) -> None:
+    assert says in fails_with_one_line(t2(*arguments))
 
 
 @pytest.mark.parametrize("arguments", [[], ["arc_easy", "--all"]])
