@@ -100,8 +100,9 @@ def test_adapted_answers_are_those_of_lm_evals_own_model_over_the_adapted_weight
     (record,) = lm.records
     assert lm._runtime is not None
     parts = {expert.name: expert.z for expert in lm._runtime.experts}
+    names = next(iter(parts.values()))
+    parts["(base)"] = {name: torch.ones_like(vector) for name, vector in names.items()}
     for used in record.mixtures:
-        names = next(iter(parts.values()))
         z = {n: sum(a * parts[e][n] for e, a in used.alpha.items()) for n in names} if used.alpha else None
         with lm._runtime.engine.applied(z):  # type: ignore[arg-type]
             again = answers(tiny.evaluate(lm.inner, [vqa()]))
