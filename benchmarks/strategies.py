@@ -18,11 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lm_eval
+from lm_eval import evaluator
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import simple_parse_args_string
 
 from t2.core.errors import T2Error
 from t2.core.files import atomic_write
+from t2.harness.model import T2LM
+from t2.harness.tasks import load_task
 
 STRATEGIES = {
     "none": "adapt=none",
@@ -84,13 +87,13 @@ def main() -> None:
 def run(model_args: str, sizes: dict[str, int], gen_kwargs: str, batch_size: int) -> dict[str, Any]:
     """Scores and records of one strategy on all tasks."""
     start = time.perf_counter()
-    results = lm_eval.simple_evaluate(
-        model="t2",
-        model_args=simple_parse_args_string(model_args),
-        tasks=list(sizes),
+    lm = T2LM.create_from_arg_obj(simple_parse_args_string(model_args), {"batch_size": batch_size})
+    results = evaluator.simple_evaluate(
+        lm,
+        tasks=[load_task(name) for name in sizes],
+        task_manager=TaskManager(include_defaults=False),
         samples={name: list(range(count)) for name, count in sizes.items()},
         gen_kwargs=gen_kwargs,
-        batch_size=batch_size,
         confirm_run_unsafe_code=True,
         log_samples=False,
     )
