@@ -1,6 +1,6 @@
 """Every strategy on tasks of different kinds: score, held-out score and seconds of each pass.
 
-    python benchmarks/strategies.py --output strategies.json [--tasks t2_arc_challenge:300 …] [--strategies cem …]
+    python benchmarks/strategies.py --output strategies.json [--tasks t2_arc_challenge:200 …] [--strategies cem …]
     [--common dtype=bfloat16,…] [--gen-kwargs max_gen_toks=192]
 
 One lm-eval run per strategy, on the same documents: the first N of each task. A strategy that stands in the output file
@@ -43,7 +43,7 @@ STRATEGIES = {
 }
 SEARCH = "population=12,generations=5"
 """Size of every search, so that the table is done in an hour or two on two cores."""
-TASKS = ("t2_arc_challenge:300", "t2_humaneval:40", "t2_gsm8k_steps:300")
+TASKS = ("t2_arc_challenge:200", "t2_humaneval:30", "t2_gsm8k_steps:200")
 
 
 def main() -> None:
