@@ -54,7 +54,11 @@ _BITS = (
 
 
 class _LoadsQuantised:
-    """Hands bitsandbytes' arguments on as the configuration that ``from_pretrained`` takes since transformers 5."""
+    """Says how quantised weights are loaded by the configuration that ``from_pretrained`` takes since transformers 5.
+
+    bitsandbytes' arguments are handed on. A GGUF file is dequantised: where kernels for its packed form are installed,
+    transformers would keep it packed, which cannot be adapted and gives other numbers than elsewhere.
+    """
 
     def _create_model(self, *args: Any, **kwargs: Any) -> None:
         given = {name: kwargs.pop(name) for name in _BITS if kwargs.get(name) is not None}
@@ -67,6 +71,8 @@ class _LoadsQuantised:
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
             configure: Any = transformers.BitsAndBytesConfig
             kwargs["quantization_config"] = configure(**given)
+        elif kwargs.get("gguf_file") and hasattr(transformers, "GgufConfig"):
+            kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
         super()._create_model(*args, **kwargs)  # type: ignore[misc]
 
 

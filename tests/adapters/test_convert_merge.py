@@ -123,7 +123,7 @@ merge.write_merged(engine, engine.tokenizer, None, Path(sys.argv[1]), {})
 
 def test_a_kill_leaves_no_folder_under_the_name(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "merged")], env=dict(os.environ), timeout=120, check=False
+        [sys.executable, "-c", KILLED, str(tmp_path / "merged")], env=dict(os.environ), timeout=600, check=False
     )
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "merged").exists()
