@@ -37,7 +37,7 @@ def one(name: str) -> pytest.MarkDecorator:
 
 @one("quick_start")
 def test_quick_start(run: str) -> None:
-    assert "experts: demo/code, demo/math, demo/reasoning" in run
+    assert "experts: demo/classifier, demo/code, demo/math, demo/reasoning" in run
     found = re.search(r"accuracy on the examples: ([\d.]+) → ([\d.]+)", run)
     assert found is not None
     assert float(found[1]) <= float(found[2])
