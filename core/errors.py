@@ -13,6 +13,14 @@ what to do; the command-line programs print that line and exit with 2. Anything 
     ├── ModelError           the base model: no adaptable matrices, unsupported layers
     ├── StorageError         a file could not be written or read: full disk, permissions
     ├── TrainingError        training cannot go on: constant reward, diverged
+    ├── RegistryError        an expert registry refused or failed
+    │   ├── NotFoundError        no such expert, version, alias, …
+    │   ├── ConflictError        it exists already, or changed meanwhile
+    │   ├── InvalidRequestError  the request or the uploaded file breaks a rule
+    │   ├── TooLargeError        an upload or a result is over a limit
+    │   ├── UnauthorizedError    no token, or one that is unknown, expired or revoked
+    │   ├── ForbiddenError       the token lacks the scope
+    │   └── UnavailableError     the server, its database or its store cannot be reached; worth another try
     └── DependencyError      an optional part is not installed
 """
 
@@ -63,6 +71,67 @@ class StorageError(T2Error):
 
 class TrainingError(T2Error):
     """Training cannot begin or go on, for a reason that another setting or task would remove."""
+
+
+class RegistryError(T2Error):
+    """An expert registry refused a request or failed.
+
+    Attributes:
+        status: the HTTP status that says the same.
+        code: a stable name of the kind of error, for programs.
+    """
+
+    status = 500
+    code = "internal-error"
+
+
+class NotFoundError(RegistryError):
+    """The registry has no such namespace, expert, version, alias or other thing."""
+
+    status = 404
+    code = "not-found"
+
+
+class ConflictError(RegistryError):
+    """What is to be made exists already, or what is to be changed has changed meanwhile."""
+
+    status = 409
+    code = "conflict"
+
+
+class InvalidRequestError(RegistryError):
+    """A request breaks a rule, or an uploaded file the strict profile."""
+
+    status = 422
+    code = "invalid-request"
+
+
+class TooLargeError(RegistryError):
+    """An upload is over a limit; the message states it."""
+
+    status = 413
+    code = "too-large"
+
+
+class UnauthorizedError(RegistryError):
+    """The registry wants a token, and got none, or one that is unknown, expired or revoked."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class ForbiddenError(RegistryError):
+    """The token lacks the scope that the request needs."""
+
+    status = 403
+    code = "forbidden"
+
+
+class UnavailableError(RegistryError):
+    """The registry, its database or its blob store cannot be reached now; the same request may succeed later."""
+
+    status = 503
+    code = "unavailable"
 
 
 class DependencyError(T2Error):

@@ -24,6 +24,11 @@ SETTINGS: dict[str, Setting] = {
     "T2_EXPERTS_DIR": Setting(
         "where `t2 train` puts experts and `experts=` finds them", "the user's data folder, `t2/experts`"
     ),
+    "T2_REGISTRY_URL": Setting(
+        "the registry that experts come from and go to: a server's URL, or a folder",
+        "the user's data folder, `t2/registry`",
+    ),
+    "T2_REGISTRY_TOKEN": Setting("the access token for that server", "none"),
 }
 
 
@@ -46,6 +51,27 @@ def cache_dir() -> Path:
 def experts_dir() -> Path:
     """``T2_EXPERTS_DIR``, or ``t2/experts`` in the user's data folder."""
     return _path("T2_EXPERTS_DIR", platformdirs.user_data_path("t2") / "experts")
+
+
+def registry_url() -> str:
+    """``T2_REGISTRY_URL``, or the folder of the embedded registry."""
+    return os.environ.get("T2_REGISTRY_URL") or str(registry_dir())
+
+
+def registry_dir() -> Path:
+    """The folder of the embedded registry, and of a server without other settings: ``t2/registry`` in the user's data.
+
+    ``T2_REGISTRY_URL`` names another folder, where it is no URL.
+    """
+    value = os.environ.get("T2_REGISTRY_URL")
+    if value and "://" not in value:
+        return Path(value).expanduser()
+    return platformdirs.user_data_path("t2") / "registry"
+
+
+def registry_token() -> str | None:
+    """``T2_REGISTRY_TOKEN``, or None when it is not set."""
+    return os.environ.get("T2_REGISTRY_TOKEN") or None
 
 
 def _path(name: str, default: Path) -> Path:

@@ -26,6 +26,8 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("t2")
     os.environ["T2_CACHE_DIR"] = str(home / "cache")
     os.environ["T2_EXPERTS_DIR"] = str(home / "experts")
+    os.environ["T2_REGISTRY_URL"] = str(home / "registry")
+    os.environ.pop("T2_REGISTRY_TOKEN", None)
 
 
 @pytest.fixture(scope="session")

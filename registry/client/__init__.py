@@ -1,0 +1,1 @@
+"""The registry from Python: embedded or over HTTP."""

@@ -1,0 +1,146 @@
+"""The way to the database: SQLite in WAL mode, or PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import sqlalchemy
+from sqlalchemy import CursorResult, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError as UrlError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, sessionmaker
+
+from t2.core.errors import ArgumentError, StorageError, UnavailableError
+from t2.registry.db.models import Table
+
+BUSY_SECONDS = 30
+"""How long a writer of SQLite waits for another one."""
+
+
+class Database:
+    """Transactions on the registry's database.
+
+    A block of :meth:`read` or :meth:`write` is one transaction: committed when it ends, rolled back when it fails.
+    """
+
+    def __init__(self, url: str, *, pool: int = 20, timeout: float = 10.0) -> None:
+        """Connect lazily; nothing is created but the folder of an SQLite file.
+
+        Args:
+            url: ``sqlite:////path/to/file.db`` or ``postgresql://user:password@host/name``.
+            pool: connections at most.
+            timeout: seconds to wait for a connection, a lock or a statement.
+
+        Raises:
+            ArgumentError: the URL is of neither kind.
+        """
+        try:
+            parsed = sqlalchemy.make_url(url)
+        except UrlError as error:
+            raise ArgumentError(
+                "the database URL cannot be read; write sqlite:////path/registry.db or postgresql://user:password@host/name"
+            ) from error
+        kind = parsed.get_backend_name()
+        self.location = parsed.render_as_string(hide_password=True)
+        arguments: dict[str, Any]
+        if kind == "sqlite":
+            if not parsed.database or parsed.database == ":memory:":
+                raise ArgumentError("the database URL names no file; write sqlite:////path/registry.db")
+            try:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"cannot create the folder of {parsed.database}: {error.strerror or error}; choose another place"
+                ) from error
+            arguments = {"connect_args": {"timeout": BUSY_SECONDS, "check_same_thread": False}}
+        elif kind == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+            milliseconds = int(timeout * 1000)
+            options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
+            arguments = {
+                "connect_args": {"connect_timeout": max(2, int(timeout)), "options": options},
+                "pool_pre_ping": True,
+            }
+        else:
+            raise ArgumentError(f"the registry's database is SQLite or PostgreSQL, not {kind}")
+        self.engine = sqlalchemy.create_engine(
+            parsed, pool_size=pool, max_overflow=0, pool_timeout=timeout, hide_parameters=True, **arguments
+        )
+        self.is_sqlite = kind == "sqlite"
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+        self._read = sessionmaker(self.engine, expire_on_commit=False)
+        self._write = sessionmaker(self.engine.execution_options(t2_write=True), expire_on_commit=False)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads.
+
+        Raises:
+            UnavailableError: the database cannot be reached, or did not answer in time.
+        """
+        with _translated(self.location), self._read() as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that may write; on SQLite it is the only one that does, from its first statement on.
+
+        Raises:
+            UnavailableError: as :meth:`read`. Whether a commit that failed so took place is then unknown.
+        """
+        with _translated(self.location), self._write() as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _translated(location: str) -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, PoolTimeout) as error:
+        raise UnavailableError(f"the database {location} does not answer: {_first_line(error)}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise UnavailableError(f"the database {location} closed the connection; try again") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    origin = getattr(error, "orig", None) or error
+    lines = str(origin).strip().splitlines()
+    return lines[0] if lines else type(origin).__name__
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own begin comes only before a write, too late for a transaction that reads first.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: sqlalchemy.Connection) -> None:
+    # A transaction that turns from reading to writing fails at once when another one wrote meanwhile; one that begins
+    # as a writer waits its turn.
+    write = connection.get_execution_options().get("t2_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def insert_once(session: Session, table: type[Table], **values: Any) -> bool:
+    """Insert a row unless one with the same unique columns is there; whether it was inserted.
+
+    Another transaction that inserts the same row at the same time is waited for.
+    """
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    result = session.execute(insert(table).values(**values).on_conflict_do_nothing())
+    return cast("CursorResult[Any]", result).rowcount == 1

@@ -1,0 +1,311 @@
+"""What the registry tells and takes: the shapes that the service, the HTTP API and both clients share.
+
+Times are UTC. A field that is None is not known or does not apply; it is always there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from t2.core.curve import CurvePoint
+from t2.core.manifest import Kind
+from t2.core.references import ALIAS_PATTERN, DIGEST_PATTERN, METRIC_PATTERN, NAME_PATTERN, TAG_PATTERN
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Alias = Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
+Tag = Annotated[str, StringConstraints(pattern=TAG_PATTERN)]
+MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
+Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
+Text = Annotated[str, StringConstraints(max_length=4000)]
+Scope = Literal["read", "write", "admin"]
+
+VALIDATION_SCORE = "validation.score"
+"""The metric by which default experts are chosen: the best score on validation docs, larger being better."""
+
+MAX_PAGE = 200
+T = TypeVar("T")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Page(_Frozen, Generic[T]):
+    """One page of a list.
+
+    Attributes:
+        items: in the order asked for.
+        next: give it as ``cursor`` for the page after this one; None on the last. Opaque, and good for the same query.
+    """
+
+    items: Sequence[T]
+    next: str | None = None
+
+
+class Namespace(_Frozen):
+    """A namespace: a team or a person."""
+
+    name: Name
+    description: str
+    created_at: datetime
+
+
+class BaseModelInfo(_Frozen):
+    """A base model that experts belong to.
+
+    Attributes:
+        fingerprint: digest of its adapted matrices, its identity.
+        id: the name it was loaded by.
+        targets: rank of each adaptable matrix, by parameter name; None while only experts for it are known. Once it is
+            known an upload must agree with it.
+    """
+
+    fingerprint: Digest
+    id: str
+    revision: str | None
+    targets: dict[str, int] | None
+    created_at: datetime
+
+
+class Version(_Frozen):
+    """One immutable version of an expert, with what may change about it: aliases, metrics, deletion.
+
+    Attributes:
+        name: ``namespace/name``.
+        version: its number, from 1.
+        digest: SHA-256 of the file.
+        size: bytes of the file.
+        base_model, base_fingerprint: the base model's id and fingerprint.
+        matrices, values: how many matrices it scales, and how many numbers it holds.
+        training_docs: how many document hashes its manifest lists.
+        aliases: that point to it now.
+        metrics: numbers about it; :data:`VALIDATION_SCORE` is the best score on validation docs.
+        created_by: who uploaded it, as ``source:subject``.
+        created: False where an upload found the same content there already.
+    """
+
+    name: str
+    version: int
+    digest: Digest
+    size: int
+    kind: Kind
+    task: str | None
+    domain: str | None
+    method: str | None
+    description: str
+    base_model: str
+    base_fingerprint: Digest
+    matrices: int
+    values: int
+    training_docs: int
+    aliases: tuple[str, ...]
+    metrics: dict[str, float]
+    created_at: datetime
+    created_by: str
+    deleted_at: datetime | None
+    created: bool = True
+
+    @property
+    def reference(self) -> str:
+        """``namespace/name@version``."""
+        return f"{self.name}@{self.version}"
+
+
+class VersionDetail(Version):
+    """A version with its manifest.
+
+    Attributes:
+        manifest: as in the file, without the hashes of the training docs, which may be a megabyte.
+    """
+
+    manifest: dict[str, Any]
+
+
+class Expert(_Frozen):
+    """An expert: a name under which versions are kept.
+
+    Attributes:
+        latest: its newest version that is not deleted; None where all are.
+        versions: how many there are that are not deleted.
+        tags: sorted.
+        updated_at: when it last got a version, an alias, a tag or a description.
+    """
+
+    name: str
+    kind: Kind
+    description: str
+    tags: tuple[str, ...]
+    versions: int
+    latest: Version | None
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None
+
+
+class AliasInfo(_Frozen):
+    """Where an alias points."""
+
+    alias: str
+    version: int
+    digest: Digest
+    updated_at: datetime
+    updated_by: str
+
+
+class AliasEvent(_Frozen):
+    """One entry of an alias's history, which only grows.
+
+    Attributes:
+        version: what it pointed to from then on; None when it was removed.
+        previous: what it pointed to before; None when it was new.
+    """
+
+    alias: str
+    version: int | None
+    previous: int | None
+    at: datetime
+    by: str
+    reason: str
+
+
+class Curve(_Frozen):
+    """A reward curve, or a downsampled one.
+
+    Attributes:
+        points: by step, training before validation at the same step.
+        total: points that the registry holds, of the asked splits.
+    """
+
+    points: tuple[CurvePoint, ...]
+    total: int
+
+
+class LineageNode(_Frozen):
+    """An expert in a family tree.
+
+    Attributes:
+        digest: its identity.
+        references: the versions that have this content, as ``namespace/name@version``; none where it is not here.
+        kind: None where it is not here.
+    """
+
+    digest: Digest
+    references: tuple[str, ...]
+    kind: Kind | None
+
+
+class LineageEdge(_Frozen):
+    """``child`` was made of ``alpha`` times ``parent``, and perhaps others."""
+
+    child: Digest
+    parent: Digest
+    alpha: float
+
+
+class Lineage(_Frozen):
+    """Ancestors and descendants of one content.
+
+    Attributes:
+        root: the digest that was asked for.
+        truncated: whether the tree is larger than the limit of nodes.
+    """
+
+    root: Digest
+    nodes: tuple[LineageNode, ...]
+    edges: tuple[LineageEdge, ...]
+    truncated: bool
+
+
+class MetricRange(_Frozen):
+    """Both ends belong to the range; None is open."""
+
+    name: MetricName
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+Sort = Literal["-updated", "updated", "name", "-name", "-score", "score", "-created", "created"]
+
+
+class ExpertQuery(_Frozen):
+    """What a list of experts is narrowed to; what is None or empty narrows nothing.
+
+    Every condition but ``namespace``, ``text`` and ``tags`` is about an expert's latest version.
+
+    Attributes:
+        text: part of the name, the description or the task, upper and lower case alike.
+        base: a base model's fingerprint, or its id.
+        tags: all of them.
+        metrics: all of these ranges.
+        sort: order, ``-`` is descending; ``score`` is :data:`VALIDATION_SCORE` and lists only experts that have one.
+        deleted: list the deleted ones instead.
+    """
+
+    namespace: Name | None = None
+    text: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
+    base: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    task: Annotated[str, StringConstraints(max_length=200)] | None = None
+    domain: Annotated[str, StringConstraints(max_length=200)] | None = None
+    kind: Kind | None = None
+    tags: tuple[Tag, ...] = Field(default=(), max_length=10)
+    metrics: tuple[MetricRange, ...] = Field(default=(), max_length=5)
+    sort: Sort = "-updated"
+    deleted: bool = False
+
+
+class VersionQuery(_Frozen):
+    """What a list of versions, of all experts, is narrowed to; deleted ones are never in it.
+
+    Attributes:
+        fingerprint: of the base model.
+        digest: the content.
+        alias: versions that this alias points to.
+    """
+
+    fingerprint: Digest | None = None
+    kind: Kind | None = None
+    domain: Annotated[str, StringConstraints(max_length=200)] | None = None
+    digest: Digest | None = None
+    alias: Alias | None = None
+
+
+class TokenInfo(_Frozen):
+    """An access token, without its secret."""
+
+    id: int
+    name: str
+    prefix: str
+    scopes: tuple[Scope, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewToken(TokenInfo):
+    """A token just made; its ``secret`` is told this once."""
+
+    secret: str
+
+
+class AuditEntry(_Frozen):
+    """Who did what: ``source:subject:action`` on an object.
+
+    Attributes:
+        source: ``api``, ``embedded`` or ``cli``.
+        subject: the token's name, or the user of the machine.
+        action: such as ``version.create``.
+        object: such as ``team/math@3``.
+    """
+
+    id: int
+    at: datetime
+    source: str
+    subject: str
+    action: str
+    object: str
+    detail: dict[str, Any]

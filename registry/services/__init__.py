@@ -1,0 +1,1 @@
+"""What the registry does, feature by feature; no HTTP here."""

@@ -1,0 +1,40 @@
+"""On whose behalf the registry acts, and within which limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asks, for the audit log and for ``created_by``.
+
+    Attributes:
+        source: ``api``, ``embedded`` or ``cli``.
+        subject: a token's name, or a user of the machine.
+    """
+
+    source: str
+    subject: str
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.subject}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a registry takes at most.
+
+    Attributes:
+        upload_bytes: of an expert's file.
+        points: of one version's reward curve.
+        points_a_call: of one request that adds to it.
+        lineage_nodes: of one answer about lineage.
+        idempotency_hours: for which an upload's key is remembered.
+    """
+
+    upload_bytes: int = 64 * 1024 * 1024
+    points: int = 100_000
+    points_a_call: int = 10_000
+    lineage_nodes: int = 500
+    idempotency_hours: float = 24.0

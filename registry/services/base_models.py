@@ -1,0 +1,111 @@
+"""Base models, and the ranks that experts of them must have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
+from t2.core.manifest import BaseModelRef, Manifest
+from t2.registry.db import models
+from t2.registry.db.database import insert_once
+from t2.registry.schemas import BaseModelInfo, Page
+from t2.registry.services import audit
+from t2.registry.services.actor import Actor
+from t2.registry.services.paging import Order, fetch_page
+
+
+def ensure(session: Session, base: BaseModelRef) -> models.BaseModel:
+    """The base model of an upload, made when new, without targets."""
+    insert_once(
+        session,
+        models.BaseModel,
+        fingerprint=base.fingerprint,
+        model_id=base.id,
+        revision=base.revision,
+        targets=None,
+        created_at=audit.now(),
+    )
+    return find(session, base.fingerprint)
+
+
+def put(
+    session: Session, actor: Actor, fingerprint: str, id: str, revision: str | None, targets: Mapping[str, int]
+) -> BaseModelInfo:
+    """Tell the ranks of a base model's matrices.
+
+    Raises:
+        ConflictError: other ranks are known already, or a version is there that disagrees with these.
+        InvalidRequestError: there are none.
+    """
+    if not targets or not all(type(rank) is int and rank >= 1 for rank in targets.values()):
+        raise InvalidRequestError("targets: give the rank of each adaptable matrix, each at least 1")
+    row = ensure(session, BaseModelRef(id=id, revision=revision, fingerprint=fingerprint))
+    session.refresh(row, with_for_update=True)
+    if row.targets is not None:
+        if row.targets != dict(targets):
+            raise ConflictError(f"the base model {fingerprint[:12]} has other targets already, and they are immutable")
+        return shape(row)
+    versions = select(models.Version.manifest).where(models.Version.base_model_id == row.id).distinct(models.Version.id)
+    for manifest in session.scalars(versions.execution_options(yield_per=500)):
+        odd = _disagreement(manifest["targets"], targets)
+        if odd is not None:
+            raise ConflictError(f"an expert of the base model {fingerprint[:12]} disagrees with these targets: {odd}")
+    row.targets = dict(targets)
+    audit.record(session, actor, "base-model.put", fingerprint, matrices=len(targets))
+    return shape(row)
+
+
+def check_ranks(row: models.BaseModel, manifest: Manifest) -> None:
+    """Check an upload against the ranks of its base model, where they are known.
+
+    Raises:
+        InvalidRequestError: it has a matrix that the base model has not, or of another rank.
+    """
+    if row.targets is not None:
+        odd = _disagreement(manifest.targets, row.targets)
+        if odd is not None:
+            raise InvalidRequestError(f"the expert does not fit its base model {row.model_id}: {odd}")
+
+
+def find(session: Session, fingerprint: str) -> models.BaseModel:
+    """Raises NotFoundError where there is none."""
+    row = session.scalar(select(models.BaseModel).where(models.BaseModel.fingerprint == fingerprint))
+    if row is None:
+        raise NotFoundError(f"there is no base model with the fingerprint {fingerprint}")
+    return row
+
+
+def list_base_models(session: Session, *, cursor: str | None, limit: int) -> Page[BaseModelInfo]:
+    """Oldest first."""
+    table = models.BaseModel
+    rows, next_cursor = fetch_page(
+        session,
+        select(table),
+        Order(table.id, table.id, descending=False),
+        query="base-models",
+        cursor=cursor,
+        limit=limit,
+        position=lambda row: (row[0].id, row[0].id),
+    )
+    return Page(items=[shape(row) for (row,) in rows], next=next_cursor)
+
+
+def shape(row: models.BaseModel) -> BaseModelInfo:
+    """As clients see it."""
+    return BaseModelInfo(
+        fingerprint=row.fingerprint,
+        id=row.model_id,
+        revision=row.revision,
+        targets=row.targets,
+        created_at=row.created_at,
+    )
+
+
+def _disagreement(expert: Mapping[str, int], base: Mapping[str, int]) -> str | None:
+    for name, rank in expert.items():
+        if base.get(name) != rank:
+            return f"{name} has rank {rank}, the base model {base.get(name, 'no such matrix')}"
+    return None

@@ -1,0 +1,47 @@
+"""Bytes and rows together: a row never points to bytes that are not there.
+
+An upload (1) writes the blob's row, with the time, and commits; (2) puts the bytes; (3) writes the version's row, which
+refers to the blob's, and commits. The collection of garbage takes a blob that no version refers to and that no upload
+has touched for a while; it holds the row locked from before the bytes go until after the row has gone. So an upload of
+the same bytes waits at (1), or has touched the row already, and a kill between any two steps leaves at most bytes or a
+row too many.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from t2.core.errors import NotFoundError
+from t2.registry.db import models
+from t2.registry.db.database import insert_once
+from t2.registry.services import audit
+
+
+def reserve(session: Session, digest: str, size: int) -> None:
+    """Step 1 of an upload."""
+    at = audit.now()
+    if not insert_once(session, models.Blob, digest=digest, size=size, created_at=at, touched_at=at):
+        session.execute(update(models.Blob).where(models.Blob.digest == digest).values(touched_at=at))
+
+
+def check_readable(session: Session, digest: str) -> int:
+    """The size of a content that a version which is not deleted has.
+
+    Raises:
+        NotFoundError: no version has it.
+    """
+    size = session.scalar(
+        select(models.Blob.size)
+        .join(models.Version, models.Version.digest == models.Blob.digest)
+        .join(models.Expert, models.Version.expert_id == models.Expert.id)
+        .where(
+            models.Blob.digest == digest,
+            models.Version.deleted_at.is_(None),
+            models.Expert.deleted_at.is_(None),
+        )
+        .limit(1)
+    )
+    if size is None:
+        raise NotFoundError(f"no version has the digest {digest}")
+    return size

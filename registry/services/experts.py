@@ -1,0 +1,209 @@
+"""Experts: finding, listing, describing, tagging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Select, and_, delete, or_, select
+from sqlalchemy.orm import Session
+
+from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
+from t2.core.references import ExpertName
+from t2.registry.db import models
+from t2.registry.db.database import insert_once
+from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, Page, Version
+from t2.registry.services import audit, namespaces, versions
+from t2.registry.services.actor import Actor
+from t2.registry.services.paging import Order, fetch_page
+
+MAX_TAGS = 50
+
+_SORTS = {
+    "updated": models.Expert.updated_at,
+    "created": models.Expert.created_at,
+    "name": models.Expert.path,
+    "score": models.Expert.score,
+}
+
+
+def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: bool = False) -> models.Expert:
+    """An expert's row.
+
+    Args:
+        deleted: also find one that is deleted.
+        lock: hold it until the transaction ends, so that its versions get numbers in turn.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    statement = select(models.Expert).where(models.Expert.path == str(name))
+    row = session.scalar(statement.with_for_update() if lock else statement)
+    if row is None:
+        raise NotFoundError(f"there is no expert {name}")
+    if row.deleted_at is not None and not deleted:
+        raise NotFoundError(f"the expert {name} is deleted; it can be restored")
+    return row
+
+
+def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> models.Expert:
+    """The expert an upload is for, locked; made when new.
+
+    Raises:
+        ConflictError: it is of another kind, or deleted.
+    """
+    namespace = namespaces.ensure(session, actor, name.namespace)
+    at = audit.now()
+    made = insert_once(
+        session,
+        models.Expert,
+        namespace_id=namespace.id,
+        name=name.name,
+        path=str(name),
+        kind=kind,
+        description="",
+        search_text="",
+        last=0,
+        live=0,
+        created_at=at,
+        updated_at=at,
+    )
+    row = find(session, name, deleted=True, lock=True)
+    if made:
+        audit.record(session, actor, "expert.create", str(name), kind=kind)
+    if row.deleted_at is not None:
+        raise ConflictError(f"the expert {name} is deleted; restore it first")
+    if row.kind != kind:
+        raise ConflictError(f"{name} is of kind {row.kind}, the file of kind {kind}; upload it under another name")
+    return row
+
+
+def refresh(session: Session, row: models.Expert) -> None:
+    """Copy to the expert what lists go by, after its versions, metrics or description have changed."""
+    session.flush()
+    live = session.execute(
+        select(models.Version, models.Metric.value)
+        .outerjoin(
+            models.Metric,
+            and_(models.Metric.version_id == models.Version.id, models.Metric.name == VALIDATION_SCORE),
+        )
+        .where(models.Version.expert_id == row.id, models.Version.deleted_at.is_(None))
+        .order_by(models.Version.number.desc())
+    ).all()
+    row.live = len(live)
+    latest, score = live[0] if live else (None, None)
+    row.latest = latest.number if latest is not None else None
+    row.task = latest.task if latest is not None else None
+    row.domain = latest.domain if latest is not None else None
+    row.base_model_id = latest.base_model_id if latest is not None else None
+    row.score = score
+    row.search_text = " ".join(filter(None, (row.path, row.task, row.description))).lower()
+    row.updated_at = audit.now()
+
+
+def describe(session: Session, actor: Actor, name: ExpertName, description: str) -> Expert:
+    """Set the description."""
+    row = find(session, name, lock=True)
+    row.description = description
+    refresh(session, row)
+    audit.record(session, actor, "expert.describe", str(name))
+    return shape(session, [row])[0]
+
+
+def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[str], remove: Iterable[str]) -> Expert:
+    """Add and remove tags.
+
+    Raises:
+        InvalidRequestError: there would be more than 50.
+    """
+    row = find(session, name, lock=True)
+    added, removed = sorted(set(add)), sorted(set(remove))
+    session.execute(delete(models.Tag).where(models.Tag.expert_id == row.id, models.Tag.tag.in_(removed)))
+    for tag in added:
+        insert_once(session, models.Tag, expert_id=row.id, tag=tag)
+    if len(session.scalars(select(models.Tag.tag).where(models.Tag.expert_id == row.id)).all()) > MAX_TAGS:
+        raise InvalidRequestError(f"{name} would have more than {MAX_TAGS} tags; remove some")
+    row.updated_at = audit.now()
+    audit.record(session, actor, "expert.tag", str(name), add=added, remove=removed)
+    return shape(session, [row])[0]
+
+
+def list_experts(session: Session, query: ExpertQuery, *, cursor: str | None, limit: int) -> Page[Expert]:
+    """Experts that meet a query."""
+    descending, sort = query.sort.startswith("-"), query.sort.lstrip("-")
+    column = _SORTS[sort]
+    rows, next_cursor = fetch_page(
+        session,
+        _narrowed(query),
+        Order(column, models.Expert.id, descending),
+        query=query.model_dump(mode="json"),
+        cursor=cursor,
+        limit=limit,
+        position=lambda row: (getattr(row[0], column.key), row[0].id),
+    )
+    return Page(items=shape(session, [row for (row,) in rows]), next=next_cursor)
+
+
+def shape(session: Session, rows: Sequence[models.Expert]) -> list[Expert]:
+    """Experts as clients see them, in four queries however many they are."""
+    if not rows:
+        return []
+    ids = [row.id for row in rows]
+    tags: dict[int, list[str]] = {expert_id: [] for expert_id in ids}
+    for expert_id, tag in session.execute(
+        select(models.Tag.expert_id, models.Tag.tag).where(models.Tag.expert_id.in_(ids)).order_by(models.Tag.tag)
+    ):
+        tags[expert_id].append(tag)
+    latest: dict[str, Version] = {}
+    wanted = versions.joined().where(models.Version.expert_id.in_(ids), models.Version.number == models.Expert.latest)
+    for version in versions.shape(session, session.execute(wanted).all()):
+        latest[version.name] = version
+    return [
+        Expert(
+            name=row.path,
+            kind=row.kind,  # type: ignore[arg-type]  # a CHECK constraint holds it to the three
+            description=row.description,
+            tags=tuple(tags[row.id]),
+            versions=row.live,
+            latest=latest.get(row.path),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+            deleted_at=row.deleted_at,
+        )
+        for row in rows
+    ]
+
+
+def _narrowed(query: ExpertQuery) -> Select[models.Expert]:
+    table = models.Expert
+    statement = select(table).where(table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None))
+    if query.sort.lstrip("-") == "score":
+        statement = statement.where(table.score.is_not(None))
+    if query.namespace is not None:
+        namespace = select(models.Namespace.id).where(models.Namespace.name == query.namespace).scalar_subquery()
+        statement = statement.where(table.namespace_id == namespace)
+    if query.base is not None:
+        base = select(models.BaseModel.id).where(
+            or_(models.BaseModel.fingerprint == query.base, models.BaseModel.model_id == query.base)
+        )
+        statement = statement.where(table.base_model_id.in_(base))
+    for column, wanted in ((table.task, query.task), (table.domain, query.domain), (table.kind, query.kind)):
+        if wanted is not None:
+            statement = statement.where(column == wanted)
+    if query.text is not None:
+        statement = statement.where(table.search_text.contains(query.text.lower(), autoescape=True))
+    for tag in query.tags:
+        statement = statement.where(table.id.in_(select(models.Tag.expert_id).where(models.Tag.tag == tag)))
+    for wanted_range in query.metrics:
+        metric = models.Metric
+        inside = select(models.Version.expert_id).join(metric, metric.version_id == models.Version.id)
+        inside = inside.where(
+            metric.name == wanted_range.name,
+            models.Version.expert_id == table.id,
+            models.Version.number == table.latest,
+        )
+        if wanted_range.minimum is not None:
+            inside = inside.where(metric.value >= wanted_range.minimum)
+        if wanted_range.maximum is not None:
+            inside = inside.where(metric.value <= wanted_range.maximum)
+        statement = statement.where(inside.correlate(table).exists())
+    return statement

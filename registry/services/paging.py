@@ -1,0 +1,97 @@
+"""Keyset pagination: a page begins after the sort value and id of the last row of the page before.
+
+Its cost does not grow with the depth of the page, and rows added meanwhile neither repeat nor hide others.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from t2.core.digests import canonical_json, digest_of
+from t2.core.errors import InvalidRequestError
+from t2.registry.schemas import MAX_PAGE
+
+_KINDS: dict[str, type] = {"t": datetime, "n": float, "s": str, "i": int}
+
+
+@dataclass(frozen=True)
+class Order:
+    """A sort column that is never NULL among the rows, and the unique column that breaks its ties."""
+
+    column: InstrumentedAttribute[Any]
+    id: InstrumentedAttribute[int]
+    descending: bool
+
+
+def fetch_page(
+    session: Session,
+    statement: Select[*tuple[Any, ...]],
+    order: Order,
+    *,
+    query: Any,
+    cursor: str | None,
+    limit: int,
+    position: Callable[[Any], tuple[Any, int]],
+) -> tuple[Sequence[Any], str | None]:
+    """The rows of one page, and the cursor of the next one or None.
+
+    Args:
+        statement: without order and limit.
+        query: JSON that says what was asked for; a cursor is good for the query it came from.
+        cursor: where the page before ended; None for the first.
+        limit: rows.
+        position: the sort value and the id of a row.
+
+    Raises:
+        InvalidRequestError: the limit is out of range, or the cursor is damaged or of another query.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidRequestError(f"limit: {limit} is not between 1 and {MAX_PAGE}")
+    columns = (order.column, order.id) if order.column is not order.id else (order.id,)
+    if cursor is not None:
+        after = _decode(cursor, query)[-len(columns) :]
+        statement = statement.where(_beyond(columns, after, order.descending))
+    statement = statement.order_by(*(column.desc() if order.descending else column.asc() for column in columns))
+    rows = session.execute(statement.limit(limit + 1)).all()
+    if len(rows) <= limit:
+        return rows, None
+    return rows[:limit], _encode(position(rows[limit - 1]), query)
+
+
+def _beyond(columns: Sequence[Any], after: Sequence[Any], descending: bool) -> ColumnElement[bool]:
+    left: Any = tuple_(*columns) if len(columns) > 1 else columns[0]
+    right: Any = tuple_(*after, types=[column.type for column in columns]) if len(columns) > 1 else after[0]
+    result: ColumnElement[bool] = left < right if descending else left > right
+    return result
+
+
+def _encode(position: tuple[Any, int], query: Any) -> str:
+    value = position[0]
+    kind = next(code for code, type_ in _KINDS.items() if type(value) is type_)
+    plain = value.isoformat() if isinstance(value, datetime) else value
+    text = canonical_json([digest_of(query)[:16], kind, plain, position[1]])
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str, query: Any) -> list[Any]:
+    try:
+        asked, kind, plain, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        value = datetime.fromisoformat(plain) if kind == "t" else plain
+        if not isinstance(value, _KINDS[kind]) or type(last) is not int or abs(last) >= 2**63:
+            raise ValueError("not a position")
+        if isinstance(value, datetime) and value.tzinfo is None:
+            raise ValueError("a time without a zone")
+    except (ValueError, TypeError, KeyError, binascii.Error, RecursionError) as error:
+        raise InvalidRequestError("cursor: it is damaged; begin again without one") from error
+    if asked != digest_of(query)[:16]:
+        raise InvalidRequestError("cursor: it belongs to another query; begin again without one")
+    return [value, last]

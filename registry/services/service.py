@@ -1,0 +1,302 @@
+"""The registry itself: features, transactions and blobs put together. The embedded client is this and nothing more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import pydantic
+from sqlalchemy.exc import IntegrityError
+
+from t2.core.curve import CurvePoint
+from t2.core.digests import digest_of
+from t2.core.errors import ConflictError, ExpertFileError, InvalidRequestError, NotFoundError, TooLargeError
+from t2.core.expertfile import ExpertFile, decode_expert
+from t2.core.references import (
+    ALIAS_PATTERN,
+    METRIC_PATTERN,
+    NAME_PATTERN,
+    TAG_PATTERN,
+    ExpertName,
+    Reference,
+    is_digest,
+)
+from t2.registry.blobs.base import BlobStore
+from t2.registry.db.database import Database
+from t2.registry.schemas import (
+    AliasEvent,
+    AliasInfo,
+    AuditEntry,
+    BaseModelInfo,
+    Curve,
+    Expert,
+    ExpertQuery,
+    Lineage,
+    Namespace,
+    NewToken,
+    Page,
+    Scope,
+    TokenInfo,
+    Version,
+    VersionDetail,
+    VersionQuery,
+)
+from t2.registry.services import (
+    aliases,
+    audit,
+    base_models,
+    blobs,
+    curves,
+    experts,
+    lineage,
+    namespaces,
+    tokens,
+    versions,
+)
+from t2.registry.services.actor import Actor, Limits
+
+_KEY = re.compile(r"[\x21-\x7e]{1,100}")
+_TEXT = 4000
+_TRIES = 3
+
+
+class Service:
+    """A registry over a database and a blob store, acting for one actor.
+
+    It is a :class:`~t2.registry.client.base.RegistryClient`, where the methods are described. Instances are cheap and
+    safe to share between threads.
+    """
+
+    def __init__(
+        self, database: Database, store: BlobStore, actor: Actor, *, limits: Limits | None = None, location: str = ""
+    ) -> None:
+        """Put a registry together; its tables must exist already (:mod:`t2.registry.db.migrate`)."""
+        self.database = database
+        self.store = store
+        self.actor = actor
+        self.limits = limits or Limits()
+        self.location = location or database.location
+
+    def acting_for(self, actor: Actor) -> Service:
+        """The same registry on behalf of another."""
+        return Service(self.database, self.store, actor, limits=self.limits, location=self.location)
+
+    def publish(
+        self, name: ExpertName, data: bytes, *, description: str = "", idempotency_key: str | None = None
+    ) -> Version:
+        file = self.validate(data, str(name))
+        _text("description", description)
+        if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
+            raise InvalidRequestError("idempotency key: give 1 to 100 printable ASCII characters without spaces")
+        request = digest_of([str(name), file.digest, description])
+        for left in range(_TRIES - 1, -1, -1):
+            with self.database.write() as session:
+                blobs.reserve(session, file.digest, len(data))
+            self.store.put(file.digest, data)
+            try:
+                with self.database.write() as session:
+                    return versions.publish(
+                        session,
+                        self.actor,
+                        name,
+                        file,
+                        description=description,
+                        key=idempotency_key,
+                        request=request,
+                        limits=self.limits,
+                    )
+            except IntegrityError as error:
+                # Another upload under the same key came first, or the blob's row was collected as garbage: look again.
+                if not left:
+                    raise ConflictError(f"{name} is being changed by others; try again") from error
+        raise AssertionError("unreachable")
+
+    def validate(self, data: bytes, source: str) -> ExpertFile:
+        """Check an upload's bytes.
+
+        Raises:
+            TooLargeError: over the limit.
+            InvalidRequestError: not an expert's file.
+        """
+        if len(data) > self.limits.upload_bytes:
+            raise TooLargeError(f"the file has {len(data)} bytes, the limit is {self.limits.upload_bytes}")
+        try:
+            return decode_expert(data, source)
+        except ExpertFileError as error:
+            raise InvalidRequestError(str(error)) from error
+
+    def get_expert(self, name: ExpertName) -> Expert:
+        with self.database.read() as session:
+            return experts.shape(session, [experts.find(session, name)])[0]
+
+    def list_experts(
+        self, query: ExpertQuery | None = None, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[Expert]:
+        with self.database.read() as session:
+            return experts.list_experts(session, query or ExpertQuery(), cursor=cursor, limit=limit)
+
+    def describe_expert(self, name: ExpertName, description: str) -> Expert:
+        _text("description", description)
+        with self.database.write() as session:
+            return experts.describe(session, self.actor, name, description)
+
+    def resolve(self, reference: Reference) -> VersionDetail:
+        with self.database.read() as session:
+            return versions.resolve(session, reference)
+
+    def list_versions(self, name: ExpertName, *, cursor: str | None = None, limit: int = 50) -> Page[Version]:
+        with self.database.read() as session:
+            return versions.list_versions(session, name, cursor=cursor, limit=limit)
+
+    def search_versions(self, query: VersionQuery, *, cursor: str | None = None, limit: int = 50) -> Page[Version]:
+        with self.database.read() as session:
+            return versions.search(session, query, cursor=cursor, limit=limit)
+
+    def download(self, digest: str) -> bytes:
+        self.size(digest)
+        return self.store.get(digest)
+
+    def size(self, digest: str) -> int:
+        """Bytes of a content that a version which is not deleted has.
+
+        Raises:
+            NotFoundError: no version has it.
+        """
+        if not is_digest(digest):
+            raise NotFoundError("a digest is 64 hex digits in lower case")
+        with self.database.read() as session:
+            return blobs.check_readable(session, digest)
+
+    def set_metrics(self, name: ExpertName, version: int, metrics: Mapping[str, float]) -> Version:
+        for metric in metrics:
+            _matches("metric", metric, METRIC_PATTERN)
+        with self.database.write() as session:
+            return versions.set_metrics(session, self.actor, name, version, metrics)
+
+    def list_aliases(self, name: ExpertName) -> Sequence[AliasInfo]:
+        with self.database.read() as session:
+            return aliases.list_aliases(session, name)
+
+    def set_alias(self, name: ExpertName, alias: str, version: int, *, reason: str = "") -> AliasInfo:
+        _matches("alias", alias, ALIAS_PATTERN)
+        _text("reason", reason)
+        with self.database.write() as session:
+            return aliases.set_alias(session, self.actor, name, alias, version, reason)
+
+    def delete_alias(self, name: ExpertName, alias: str, *, reason: str = "") -> None:
+        _text("reason", reason)
+        with self.database.write() as session:
+            aliases.delete_alias(session, self.actor, name, alias, reason)
+
+    def alias_history(
+        self, name: ExpertName, alias: str | None = None, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[AliasEvent]:
+        with self.database.read() as session:
+            return aliases.history(session, name, alias, cursor=cursor, limit=limit)
+
+    def change_tags(self, name: ExpertName, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Expert:
+        add = list(add)
+        for tag in add:
+            _matches("tag", tag, TAG_PATTERN)
+        with self.database.write() as session:
+            return experts.change_tags(session, self.actor, name, add, remove)
+
+    def delete(self, name: ExpertName, version: int | None = None) -> None:
+        with self.database.write() as session:
+            versions.delete(session, self.actor, name, version)
+
+    def restore(self, name: ExpertName, version: int | None = None) -> None:
+        with self.database.write() as session:
+            versions.restore(session, self.actor, name, version)
+
+    def add_points(self, name: ExpertName, version: int, points: Sequence[CurvePoint]) -> int:
+        with self.database.write() as session:
+            return curves.add_points(session, self.actor, name, version, points, self.limits)
+
+    def curve(self, name: ExpertName, version: int, *, split: str | None = None, points: int | None = None) -> Curve:
+        with self.database.read() as session:
+            return curves.curve(session, name, version, split, points)
+
+    def lineage(self, digest: str) -> Lineage:
+        with self.database.read() as session:
+            return lineage.lineage(session, digest, self.limits)
+
+    def create_namespace(self, name: str, description: str = "") -> Namespace:
+        _matches("namespace", name, NAME_PATTERN)
+        _text("description", description)
+        with self.database.write() as session:
+            return namespaces.create(session, self.actor, name, description)
+
+    def list_namespaces(self, *, cursor: str | None = None, limit: int = 50) -> Page[Namespace]:
+        with self.database.read() as session:
+            return namespaces.list_namespaces(session, cursor=cursor, limit=limit)
+
+    def put_base_model(
+        self, fingerprint: str, id: str, revision: str | None, targets: Mapping[str, int]
+    ) -> BaseModelInfo:
+        with self.database.write() as session:
+            try:
+                return base_models.put(session, self.actor, fingerprint, id, revision, targets)
+            except pydantic.ValidationError as error:
+                raise InvalidRequestError(
+                    "base model: give its fingerprint of 64 hex digits and an id of 1 to 200 characters"
+                ) from error
+
+    def get_base_model(self, fingerprint: str) -> BaseModelInfo:
+        with self.database.read() as session:
+            return base_models.shape(base_models.find(session, fingerprint))
+
+    def list_base_models(self, *, cursor: str | None = None, limit: int = 50) -> Page[BaseModelInfo]:
+        with self.database.read() as session:
+            return base_models.list_base_models(session, cursor=cursor, limit=limit)
+
+    def create_token(self, name: str, scopes: Sequence[Scope], *, days: float | None = None) -> NewToken:
+        with self.database.write() as session:
+            return tokens.create(session, self.actor, name, scopes, days)
+
+    def list_tokens(self) -> Sequence[TokenInfo]:
+        with self.database.read() as session:
+            return tokens.list_tokens(session)
+
+    def revoke_token(self, id: int) -> TokenInfo:
+        with self.database.write() as session:
+            return tokens.revoke(session, self.actor, id)
+
+    def audit(self, *, cursor: str | None = None, limit: int = 50) -> Page[AuditEntry]:
+        with self.database.read() as session:
+            return audit.list_entries(session, cursor=cursor, limit=limit)
+
+    def check(self) -> None:
+        """Return when database and store can be used.
+
+        Raises:
+            UnavailableError: one of them cannot.
+        """
+        with self.database.read() as session:
+            session.connection().exec_driver_sql("SELECT 1")
+        self.store.check()
+
+    def close(self) -> None:
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _matches(what: str, value: str, pattern: str) -> None:
+    if not re.fullmatch(pattern, value):
+        raise InvalidRequestError(f"{what}: {value[:100]!r} does not match {pattern}")
+
+
+def _text(what: str, value: str) -> None:
+    if len(value) > _TEXT:
+        raise InvalidRequestError(f"{what}: {len(value)} characters, the limit is {_TEXT}")
+    if "\x00" in value:
+        raise InvalidRequestError(f"{what}: it holds a NUL character")

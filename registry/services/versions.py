@@ -1,0 +1,360 @@
+"""Versions: publishing, resolving references, listing, metrics, deletion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row, Select, select
+from sqlalchemy.orm import Session
+
+from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, nearest
+from t2.core.expertfile import ExpertFile
+from t2.core.manifest import unpack_hashes
+from t2.core.references import PRODUCTION, ExpertName, Reference
+from t2.registry.db import models
+from t2.registry.db.database import insert_once
+from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery
+from t2.registry.services import audit, base_models, experts
+from t2.registry.services.actor import Actor, Limits
+from t2.registry.services.paging import Order, fetch_page
+
+MAX_METRICS = 100
+
+Joined = Row[models.Version, str, int | None, int, str, str]
+
+
+def publish(
+    session: Session,
+    actor: Actor,
+    name: ExpertName,
+    file: ExpertFile,
+    *,
+    description: str,
+    key: str | None,
+    request: str,
+    limits: Limits,
+) -> Version:
+    """Make a version of a file whose bytes are in the store already.
+
+    Args:
+        key: the idempotency key.
+        request: digest of everything the client asked for under it.
+
+    Raises:
+        ConflictError: as :meth:`~t2.registry.client.base.RegistryClient.publish`.
+        InvalidRequestError: the ranks differ from the base model's.
+    """
+    expert = experts.ensure(session, actor, name, file.manifest.kind)
+    if key is not None:
+        earlier = _earlier(session, actor, key, request, limits)
+        if earlier is not None:
+            return earlier
+    base = base_models.ensure(session, file.manifest.base)
+    base_models.check_ranks(base, file.manifest)
+    same = session.scalar(
+        select(models.Version).where(models.Version.expert_id == expert.id, models.Version.digest == file.digest)
+    )
+    if same is not None and same.deleted_at is not None:
+        raise ConflictError(f"{name}@{same.number} has this content and is deleted; restore it instead")
+    created = same is None
+    if same is None:
+        same = _insert(session, actor, expert, base, file, description)
+    if key is not None:
+        session.add(
+            models.IdempotencyKey(
+                subject=str(actor), key=key, request=request, version_id=same.id, created_at=audit.now()
+            )
+        )
+    return get(session, name, same.number).model_copy(update={"created": created})
+
+
+def find(session: Session, name: ExpertName, number: int, *, deleted: bool = False) -> models.Version:
+    """A version's row.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    row = session.scalar(
+        select(models.Version)
+        .join(models.Expert)
+        .where(models.Expert.path == str(name), models.Version.number == number)
+    )
+    if row is None:
+        experts.find(session, name, deleted=deleted)
+        raise NotFoundError(f"there is no version {number} of {name}")
+    if row.deleted_at is not None and not deleted:
+        raise NotFoundError(f"{name}@{number} is deleted; it can be restored")
+    return row
+
+
+def get(session: Session, name: ExpertName, number: int) -> Version:
+    """A version that is not deleted."""
+    experts.find(session, name)
+    find(session, name, number)
+    statement = joined().where(models.Expert.path == str(name), models.Version.number == number)
+    return shape(session, session.execute(statement).all())[0]
+
+
+def resolve(session: Session, reference: Reference) -> VersionDetail:
+    """The version that a reference means.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    statement = joined().where(models.Expert.deleted_at.is_(None), models.Version.deleted_at.is_(None))
+    if reference.expert is None:
+        statement = statement.where(models.Version.digest == reference.digest).order_by(models.Version.id).limit(1)
+    else:
+        expert = experts.find(session, reference.expert)
+        statement = statement.where(models.Version.expert_id == expert.id)
+        if reference.digest is not None:
+            statement = statement.where(models.Version.digest == reference.digest)
+        else:
+            statement = statement.where(models.Version.number == _number(session, expert, reference))
+    rows = session.execute(statement).all()
+    if not rows:
+        if reference.expert is not None and reference.version is not None:
+            find(session, reference.expert, reference.version)
+        raise NotFoundError(f"there is no version {reference}")
+    version = shape(session, rows)[0]
+    return VersionDetail(**version.model_dump(), manifest=rows[0][0].manifest)
+
+
+def list_versions(session: Session, name: ExpertName, *, cursor: str | None, limit: int) -> Page[Version]:
+    """Versions of one expert, newest first."""
+    expert = experts.find(session, name)
+    rows, next_cursor = fetch_page(
+        session,
+        joined().where(models.Version.expert_id == expert.id),
+        Order(models.Version.number, models.Version.number, descending=True),
+        query=["versions", expert.id],
+        cursor=cursor,
+        limit=limit,
+        position=lambda row: (row[0].number, row[0].number),
+    )
+    return Page(items=shape(session, rows), next=next_cursor)
+
+
+def search(session: Session, query: VersionQuery, *, cursor: str | None, limit: int) -> Page[Version]:
+    """Versions of all experts, newest first."""
+    statement = joined().where(models.Expert.deleted_at.is_(None), models.Version.deleted_at.is_(None))
+    if query.fingerprint is not None:
+        base = select(models.BaseModel.id).where(models.BaseModel.fingerprint == query.fingerprint).scalar_subquery()
+        statement = statement.where(models.Version.base_model_id == base)
+    for column, wanted in (
+        (models.Version.kind, query.kind),
+        (models.Version.domain, query.domain),
+        (models.Version.digest, query.digest),
+    ):
+        if wanted is not None:
+            statement = statement.where(column == wanted)
+    if query.alias is not None:
+        statement = statement.join(
+            models.Alias,
+            (models.Alias.expert_id == models.Version.expert_id) & (models.Alias.number == models.Version.number),
+        ).where(models.Alias.alias == query.alias)
+    rows, next_cursor = fetch_page(
+        session,
+        statement,
+        Order(models.Version.id, models.Version.id, descending=True),
+        query=["search", query.model_dump(mode="json")],
+        cursor=cursor,
+        limit=limit,
+        position=lambda row: (row[0].id, row[0].id),
+    )
+    return Page(items=shape(session, rows), next=next_cursor)
+
+
+def set_metrics(session: Session, actor: Actor, name: ExpertName, number: int, metrics: Mapping[str, float]) -> Version:
+    """Set metrics of a version.
+
+    Raises:
+        InvalidRequestError: one is not finite, or there would be more than 100.
+    """
+    expert = experts.find(session, name, lock=True)
+    version = find(session, name, number)
+    for key, value in metrics.items():
+        if not math.isfinite(value):
+            raise InvalidRequestError(f"metric {key}: {value} is not a finite number")
+        if not insert_once(session, models.Metric, version_id=version.id, name=key, value=value):
+            session.merge(models.Metric(version_id=version.id, name=key, value=value))
+    session.flush()
+    if (
+        len(session.scalars(select(models.Metric.name).where(models.Metric.version_id == version.id)).all())
+        > MAX_METRICS
+    ):
+        raise InvalidRequestError(f"{name}@{number} would have more than {MAX_METRICS} metrics")
+    experts.refresh(session, expert)
+    audit.record(session, actor, "version.metrics", f"{name}@{number}", metrics=dict(metrics))
+    return get(session, name, number)
+
+
+def delete(session: Session, actor: Actor, name: ExpertName, number: int | None) -> None:
+    """Mark a version or an expert as deleted.
+
+    Raises:
+        ConflictError: an alias points to the version.
+    """
+    expert = experts.find(session, name, lock=True)
+    if number is None:
+        expert.deleted_at = expert.updated_at = audit.now()
+        audit.record(session, actor, "expert.delete", str(name))
+        return
+    version = find(session, name, number)
+    aliases = session.scalars(
+        select(models.Alias.alias).where(models.Alias.expert_id == expert.id, models.Alias.number == number)
+    ).all()
+    if aliases:
+        raise ConflictError(f"{name}@{number} is what the alias {aliases[0]} points to; move or remove the alias first")
+    version.deleted_at = audit.now()
+    experts.refresh(session, expert)
+    audit.record(session, actor, "version.delete", f"{name}@{number}")
+
+
+def restore(session: Session, actor: Actor, name: ExpertName, number: int | None) -> None:
+    """Undo :func:`delete`; nothing happens where it is not deleted."""
+    expert = experts.find(session, name, deleted=number is None, lock=True)
+    if number is None:
+        if expert.deleted_at is not None:
+            expert.deleted_at = None
+            expert.updated_at = audit.now()
+            audit.record(session, actor, "expert.restore", str(name))
+        return
+    version = find(session, name, number, deleted=True)
+    if version.deleted_at is not None:
+        version.deleted_at = None
+        experts.refresh(session, expert)
+        audit.record(session, actor, "version.restore", f"{name}@{number}")
+
+
+def joined() -> Select[models.Version, str, int | None, int, str, str]:
+    """Versions with what :func:`shape` needs from other tables."""
+    return (
+        select(
+            models.Version,
+            models.Expert.path,
+            models.Expert.latest,
+            models.Blob.size,
+            models.BaseModel.model_id,
+            models.BaseModel.fingerprint,
+        )
+        .join(models.Expert, models.Version.expert_id == models.Expert.id)
+        .join(models.Blob, models.Version.digest == models.Blob.digest)
+        .join(models.BaseModel, models.Version.base_model_id == models.BaseModel.id)
+    )
+
+
+def shape(session: Session, rows: Sequence[Joined]) -> list[Version]:
+    """Versions as clients see them, in two more queries however many they are."""
+    if not rows:
+        return []
+    metrics: dict[int, dict[str, float]] = {row[0].id: {} for row in rows}
+    for version_id, name, value in session.execute(
+        select(models.Metric.version_id, models.Metric.name, models.Metric.value)
+        .where(models.Metric.version_id.in_(metrics))
+        .order_by(models.Metric.name)
+    ):
+        metrics[version_id][name] = value
+    aliases: dict[tuple[int, int], list[str]] = {}
+    for expert_id, number, alias in session.execute(
+        select(models.Alias.expert_id, models.Alias.number, models.Alias.alias)
+        .where(models.Alias.expert_id.in_({row[0].expert_id for row in rows}))
+        .order_by(models.Alias.alias)
+    ):
+        aliases.setdefault((expert_id, number), []).append(alias)
+    return [
+        Version(
+            name=path,
+            version=row.number,
+            digest=row.digest,
+            size=size,
+            kind=row.kind,  # type: ignore[arg-type]  # as the manifest's, which was checked
+            task=row.task,
+            domain=row.domain,
+            method=row.method,
+            description=row.description,
+            base_model=model_id,
+            base_fingerprint=fingerprint,
+            matrices=row.matrices,
+            values=row.values,
+            training_docs=row.training_docs,
+            aliases=tuple(aliases.get((row.expert_id, row.number), ())),
+            metrics=metrics[row.id],
+            created_at=row.created_at,
+            created_by=row.created_by,
+            deleted_at=row.deleted_at,
+        )
+        for row, path, _, size, model_id, fingerprint in rows
+    ]
+
+
+def _insert(
+    session: Session,
+    actor: Actor,
+    expert: models.Expert,
+    base: models.BaseModel,
+    file: ExpertFile,
+    description: str,
+) -> models.Version:
+    manifest = file.manifest
+    summary: dict[str, Any] = manifest.model_dump(mode="json", exclude={"training_docs"})
+    expert.last += 1
+    version = models.Version(
+        expert_id=expert.id,
+        number=expert.last,
+        digest=file.digest,
+        kind=manifest.kind,
+        base_model_id=base.id,
+        task=manifest.task,
+        domain=manifest.domain,
+        method=manifest.method,
+        description=description,
+        matrices=len(manifest.targets),
+        values=sum(manifest.targets.values()),
+        training_docs=len(unpack_hashes(manifest.training_docs)),
+        manifest=summary,
+        created_at=audit.now(),
+        created_by=str(actor),
+    )
+    session.add(version)
+    session.flush()
+    session.add_all(
+        models.Parent(version_id=version.id, position=position, digest=parent.digest, alpha=parent.alpha)
+        for position, parent in enumerate(manifest.parents)
+    )
+    experts.refresh(session, expert)
+    audit.record(session, actor, "version.create", f"{expert.path}@{version.number}", digest=file.digest)
+    return version
+
+
+def _earlier(session: Session, actor: Actor, key: str, request: str, limits: Limits) -> Version | None:
+    """What the same upload under the same key made, if it was not too long ago."""
+    row = session.get(models.IdempotencyKey, (str(actor), key))
+    if row is None:
+        return None
+    if audit.now() - row.created_at > timedelta(hours=limits.idempotency_hours):
+        session.delete(row)
+        session.flush()
+        return None
+    if row.request != request:
+        raise ConflictError("the idempotency key was used for another upload; use a new key for each")
+    statement = joined().where(models.Version.id == row.version_id)
+    return shape(session, session.execute(statement).all())[0]
+
+
+def _number(session: Session, expert: models.Expert, reference: Reference) -> int:
+    if reference.version is not None:
+        return reference.version
+    pairs = session.execute(select(models.Alias.alias, models.Alias.number).where(models.Alias.expert_id == expert.id))
+    aliases = dict(pairs.all())
+    if reference.alias is not None:
+        if reference.alias not in aliases:
+            raise NotFoundError(f"{expert.path} has no alias {reference.alias}{nearest(reference.alias, aliases)}")
+        return aliases[reference.alias]
+    number = aliases.get(PRODUCTION, expert.latest)
+    if number is None:
+        raise NotFoundError(f"all versions of {expert.path} are deleted")
+    return number

@@ -1,0 +1,152 @@
+"""Every setting of a registry server, from environment variables or a TOML file; docs/registry.md has the table.
+
+``T2_REGISTRY_DATABASE_URL`` sets ``database_url``, and so on; in the file the names are without the prefix. The
+environment wins over the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from t2.core.errors import ArgumentError, nearest
+from t2.core.settings import registry_dir
+from t2.registry.services.actor import Limits
+
+PREFIX = "T2_REGISTRY_"
+_CLIENT = ("URL", "TOKEN")
+"""Variables of the same prefix that are the client's."""
+
+
+class ServerSettings(BaseSettings):
+    """Settings of a registry server.
+
+    Attributes are documented by their ``description``, which the documentation's table repeats.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    database_url: SecretStr = Field(
+        default_factory=lambda: SecretStr(f"sqlite:///{registry_dir() / 'registry.db'}"),
+        description="`sqlite:////path/registry.db` or `postgresql://user:password@host/name`",
+    )
+    database_pool: int = Field(20, ge=1, le=500, description="connections to the database at most, of each worker")
+    database_timeout: float = Field(
+        10.0, gt=0, le=600, description="seconds to wait for a connection, a lock or a statement"
+    )
+    blobs: str = Field(
+        default_factory=lambda: str(registry_dir() / "blobs"),
+        description="where files lie: a folder, or `s3://bucket/prefix`",
+    )
+    s3_endpoint: str | None = Field(None, description="URL of an S3-compatible store; AWS without")
+    s3_region: str = Field("us-east-1", description="region of the bucket")
+    s3_access_key: SecretStr | None = Field(None, description="access key; boto3's own chain of credentials without")
+    s3_secret_key: SecretStr | None = Field(None, description="secret key")
+    s3_path_style: bool = Field(True, description="`endpoint/bucket/key` and not `bucket.endpoint/key`")
+    s3_timeout: float = Field(10.0, gt=0, le=600, description="seconds to wait for the store")
+    presign: bool = Field(
+        False, description="send downloads to the store by presigned URLs, and not through the server"
+    )
+    presign_seconds: int = Field(300, ge=1, le=604_800, description="how long such a URL is good")
+    host: str = Field("127.0.0.1", description="address to listen on; a public one needs a token first")
+    port: int = Field(8470, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: int = Field(1, ge=1, le=64, description="processes; more than one needs PostgreSQL")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="names that clients may call the server by, joined by commas; without, any on a public address"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose pages may read, joined by commas; none by default"
+    )
+    max_upload_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="largest file of an expert"
+    )
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest body of any other request")
+    max_points: int = Field(100_000, ge=1, description="points of one reward curve")
+    concurrent_uploads: int = Field(
+        4, ge=1, le=1000, description="uploads held in memory at once; more get status 503 and try again"
+    )
+    idempotency_hours: float = Field(24.0, gt=0, description="for which the key of an upload is remembered")
+    gc_grace_seconds: float = Field(3600.0, ge=0, description="how long `gc` leaves a file alone that no version has")
+    retention_days: float = Field(30.0, ge=0, description="after which `gc` drops what was deleted")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="of the server's log")
+
+    @pydantic.field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _together(self) -> ServerSettings:
+        if (self.s3_access_key is None) != (self.s3_secret_key is None):
+            raise ValueError("s3_access_key and s3_secret_key go together")
+        if self.workers > 1 and self.database_url.get_secret_value().startswith("sqlite"):
+            raise ValueError("workers: more than one needs PostgreSQL")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """What the registry takes at most."""
+        return Limits(
+            upload_bytes=self.max_upload_bytes, points=self.max_points, idempotency_hours=self.idempotency_hours
+        )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # What load_settings passes comes from the file, and the environment wins over it.
+        return env_settings, init_settings
+
+
+def load_settings(file: Path | None = None, **overrides: Any) -> ServerSettings:
+    """Read the settings.
+
+    Args:
+        file: a TOML file.
+        overrides: options of the command line, which win over all; None for those not given.
+
+    Raises:
+        ArgumentError: a setting is unknown or out of range, or the file cannot be read. No value is in the message.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(
+                f"cannot read the settings {file}: {getattr(error, 'strerror', None) or error}"
+            ) from error
+        except tomllib.TOMLDecodeError as error:
+            raise ArgumentError(f"the settings {file} are not TOML: {error}") from None
+    known = set(ServerSettings.model_fields)
+    for name in values:
+        if name not in known:
+            raise ArgumentError(f"{file}: there is no setting {name}{nearest(name, known)}")
+    for variable in os.environ:
+        name = variable.removeprefix(PREFIX)
+        if variable.startswith(PREFIX) and name not in _CLIENT and name.lower() not in known:
+            raise ArgumentError(
+                f"there is no setting {variable}{nearest(variable, [PREFIX + each.upper() for each in known])}"
+            )
+    try:
+        settings = ServerSettings(**values)
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return ServerSettings.model_validate(settings.model_copy(update=given).model_dump()) if given else settings
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ArgumentError(
+            f"setting {where} ({PREFIX}{where.upper()}): {message}" if where else f"settings: {message}"
+        ) from None
