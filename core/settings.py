@@ -29,6 +29,9 @@ SETTINGS: dict[str, Setting] = {
         "the user's data folder, `t2/registry`",
     ),
     "T2_REGISTRY_TOKEN": Setting("the access token for that server", "none"),
+    "T2_REGISTRY_ALLOW_HTTP": Setting(
+        "`1` sends the token over plain HTTP to other machines too: only on a network that you trust", "off"
+    ),
 }
 
 
@@ -72,6 +75,11 @@ def registry_dir() -> Path:
 def registry_token() -> str | None:
     """``T2_REGISTRY_TOKEN``, or None when it is not set."""
     return os.environ.get("T2_REGISTRY_TOKEN") or None
+
+
+def registry_allow_http() -> bool:
+    """Whether ``T2_REGISTRY_ALLOW_HTTP`` is set, and not to ``0``."""
+    return os.environ.get("T2_REGISTRY_ALLOW_HTTP", "") not in ("", "0")
 
 
 def _path(name: str, default: Path) -> Path:

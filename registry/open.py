@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import getpass
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from t2.core.errors import RegistryError
+from t2.core.errors import ArgumentError, RegistryError
+from t2.core.settings import registry_token, registry_url
 from t2.registry.blobs.base import BlobStore
 from t2.registry.blobs.local import LocalBlobs
+from t2.registry.client.base import RegistryClient
+from t2.registry.client.http import HttpRegistry
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
 from t2.registry.services.actor import Actor
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
+
+_HOST_AND_PORT = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+|\[[0-9a-fA-F:]+\]):\d+(/.*)?")
+
+
+def open_registry(where: str | None = None, token: str | None = None) -> RegistryClient:
+    """A client of the registry at a URL or in a folder.
+
+    Args:
+        where: ``https://…``, or a folder, which is made when new; ``T2_REGISTRY_URL`` where None, and without it the
+            embedded registry of this user.
+        token: the access token of a server; ``T2_REGISTRY_TOKEN`` where None, which goes to no other server than that
+            of ``T2_REGISTRY_URL`` where this is set.
+
+    Raises:
+        ArgumentError: the URL is not one of a server, or the token would go over plain HTTP to another machine.
+        StorageError: the folder cannot be created.
+        RegistryError: the folder's registry was written by a newer t2.
+        UnavailableError: its database cannot be opened.
+    """
+    configured = registry_url()
+    chosen = where or configured
+    if "://" in chosen:
+        if token is None and ("://" not in configured or _origin(chosen) == _origin(configured)):
+            token = registry_token()
+        return HttpRegistry(chosen, token)
+    folder = Path(chosen).expanduser()
+    if _HOST_AND_PORT.fullmatch(chosen) and not folder.exists():
+        raise ArgumentError(f"the registry {chosen!r} is a server without a scheme; write http://{chosen} or https://…")
+    return open_embedded(folder)
 
 
 def open_embedded(folder: Path) -> Service:
@@ -60,3 +94,8 @@ def user_name() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
         return "unknown"
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url.strip())
+    return parts.scheme.lower(), parts.netloc.lower()

@@ -20,7 +20,7 @@ from t2.core.settings import registry_dir
 from t2.registry.services.actor import Limits
 
 PREFIX = "T2_REGISTRY_"
-_CLIENT = ("URL", "TOKEN")
+_CLIENT = ("URL", "TOKEN", "ALLOW_HTTP")
 """Variables of the same prefix that are the client's."""
 
 

@@ -15,7 +15,6 @@ from t2.core.digests import digest_of
 from t2.core.errors import ConflictError, ExpertFileError, InvalidRequestError, NotFoundError, TooLargeError
 from t2.core.expertfile import ExpertFile, decode_expert
 from t2.core.references import (
-    ALIAS_PATTERN,
     METRIC_PATTERN,
     NAME_PATTERN,
     TAG_PATTERN,
@@ -25,6 +24,7 @@ from t2.core.references import (
 )
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db.database import Database
+from t2.registry.names import check_alias, check_name, check_pattern
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
@@ -86,6 +86,7 @@ class Service:
     def publish(
         self, name: ExpertName, data: bytes, *, description: str = "", idempotency_key: str | None = None
     ) -> Version:
+        check_name(name)
         file = self.validate(data, str(name))
         _text("description", description)
         if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
@@ -171,7 +172,7 @@ class Service:
 
     def set_metrics(self, name: ExpertName, version: int, metrics: Mapping[str, float]) -> Version:
         for metric in metrics:
-            _matches("metric", metric, METRIC_PATTERN)
+            check_pattern("metric", metric, METRIC_PATTERN)
         with self.database.write() as session:
             return versions.set_metrics(session, self.actor, name, version, metrics)
 
@@ -180,12 +181,13 @@ class Service:
             return aliases.list_aliases(session, name)
 
     def set_alias(self, name: ExpertName, alias: str, version: int, *, reason: str = "") -> AliasInfo:
-        _matches("alias", alias, ALIAS_PATTERN)
+        check_alias(alias)
         _text("reason", reason)
         with self.database.write() as session:
             return aliases.set_alias(session, self.actor, name, alias, version, reason)
 
     def delete_alias(self, name: ExpertName, alias: str, *, reason: str = "") -> None:
+        check_alias(alias)
         _text("reason", reason)
         with self.database.write() as session:
             aliases.delete_alias(session, self.actor, name, alias, reason)
@@ -199,7 +201,7 @@ class Service:
     def change_tags(self, name: ExpertName, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Expert:
         add = list(add)
         for tag in add:
-            _matches("tag", tag, TAG_PATTERN)
+            check_pattern("tag", tag, TAG_PATTERN)
         with self.database.write() as session:
             return experts.change_tags(session, self.actor, name, add, remove)
 
@@ -224,7 +226,7 @@ class Service:
             return lineage.lineage(session, digest, self.limits)
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:
-        _matches("namespace", name, NAME_PATTERN)
+        check_pattern("namespace", name, NAME_PATTERN)
         _text("description", description)
         with self.database.write() as session:
             return namespaces.create(session, self.actor, name, description)
@@ -288,11 +290,6 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _matches(what: str, value: str, pattern: str) -> None:
-    if not re.fullmatch(pattern, value):
-        raise InvalidRequestError(f"{what}: {value[:100]!r} does not match {pattern}")
 
 
 def _text(what: str, value: str) -> None:

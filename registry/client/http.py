@@ -1,0 +1,276 @@
+"""The client of a registry server."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import pydantic
+from pydantic import TypeAdapter
+
+from t2.core.curve import CurvePoint
+from t2.core.digests import sha256
+from t2.core.errors import InvalidRequestError, NotFoundError, RegistryError
+from t2.core.expertfile import MAX_FILE_BYTES
+from t2.core.references import ExpertName, Reference, is_digest
+from t2.registry.client.retry import RetryPolicy
+from t2.registry.client.transport import Answer, Transport
+from t2.registry.names import check_alias, check_name, check_number, known_name
+from t2.registry.schemas import (
+    AliasEvent,
+    AliasInfo,
+    AuditEntry,
+    BaseModelInfo,
+    Curve,
+    Expert,
+    ExpertQuery,
+    Lineage,
+    MetricRange,
+    Namespace,
+    NewToken,
+    Page,
+    Scope,
+    TokenInfo,
+    Version,
+    VersionDetail,
+    VersionQuery,
+)
+
+T = TypeVar("T")
+
+
+class HttpRegistry:
+    """A registry over HTTP: a :class:`~t2.registry.client.base.RegistryClient`, where the methods are described.
+
+    What is safe to repeat is tried again when the server cannot be reached or is overloaded; see
+    :mod:`t2.registry.client.transport`. Instances may be shared between threads.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float = 60.0,
+        retries: RetryPolicy | None = None,
+        allow_http: bool | None = None,
+    ) -> None:
+        """Prepare; no request is made.
+
+        Args:
+            url: of the server, with the path it is served under where there is one.
+            token: the access token.
+            timeout: seconds without a byte after which an attempt is given up; to connect at most 10.
+            retries: how often and how long to try again.
+            allow_http: send the token over plain HTTP to other machines too; ``T2_REGISTRY_ALLOW_HTTP`` where None.
+
+        Raises:
+            ArgumentError: the URL is not one of a server, the token cannot be one, or it would go over plain HTTP.
+        """
+        self._transport = Transport(
+            url, token, timeout=timeout, retries=retries or RetryPolicy(), allow_http=allow_http
+        )
+        self.location = self._transport.location
+
+    def publish(
+        self, name: ExpertName, data: bytes, *, description: str = "", idempotency_key: str | None = None
+    ) -> Version:
+        check_name(name)
+        if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
+            raise InvalidRequestError("idempotency key: give 1 to 100 printable ASCII characters without spaces")
+        key = secrets.token_hex(16) if idempotency_key is None else idempotency_key
+        answer = self._transport.send(
+            "POST",
+            f"{_path(name)}/versions",
+            params=[("description", description)] if description else [],
+            content=data,
+            headers={"Content-Type": "application/octet-stream", "Idempotency-Key": key},
+            repeatable=True,
+        )
+        return self._read(Version, answer)
+
+    def get_expert(self, name: ExpertName) -> Expert:
+        return self._get(Expert, _path(name))
+
+    def list_experts(
+        self, query: ExpertQuery | None = None, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[Expert]:
+        query = query or ExpertQuery()
+        params: list[tuple[str, str]] = [
+            (field, value)
+            for field in ("namespace", "text", "base", "task", "domain", "kind", "sort")
+            if (value := getattr(query, field)) is not None
+        ]
+        params += [("tag", tag) for tag in query.tags]
+        params += [("metric", _range(metric)) for metric in query.metrics]
+        if query.deleted:
+            params.append(("deleted", "true"))
+        return self._get(Page[Expert], "/experts", [*params, *_page(cursor, limit)])
+
+    def describe_expert(self, name: ExpertName, description: str) -> Expert:
+        return self._change(Expert, "PATCH", _path(name), {"description": description}, repeatable=True)
+
+    def resolve(self, reference: Reference) -> VersionDetail:
+        return self._get(VersionDetail, "/resolve", [("reference", str(reference))])
+
+    def list_versions(self, name: ExpertName, *, cursor: str | None = None, limit: int = 50) -> Page[Version]:
+        return self._get(Page[Version], f"{_path(name)}/versions", _page(cursor, limit))
+
+    def search_versions(self, query: VersionQuery, *, cursor: str | None = None, limit: int = 50) -> Page[Version]:
+        params = [(field, value) for field, value in query.model_dump(exclude_none=True).items()]
+        return self._get(Page[Version], "/versions", [*params, *_page(cursor, limit)])
+
+    def download(self, digest: str) -> bytes:
+        if not is_digest(digest):
+            raise NotFoundError("a digest is 64 hex digits in lower case")
+        answer = self._transport.send("GET", f"/blobs/{digest}", repeatable=True, limit=MAX_FILE_BYTES, follow=True)
+        if sha256(answer.content) != digest:
+            raise RegistryError(
+                f"{self.location} gave other bytes than those of the digest {digest}; what stands between it and here "
+                "changes content, or its store is damaged: run t2 registry doctor there"
+            )
+        return answer.content
+
+    def set_metrics(self, name: ExpertName, version: int, metrics: Mapping[str, float]) -> Version:
+        return self._change(Version, "PATCH", f"{_version(name, version)}/metrics", dict(metrics), repeatable=True)
+
+    def list_aliases(self, name: ExpertName) -> Sequence[AliasInfo]:
+        return self._get(list[AliasInfo], f"{_path(name)}/aliases")
+
+    def set_alias(self, name: ExpertName, alias: str, version: int, *, reason: str = "") -> AliasInfo:
+        check_alias(alias)
+        path = f"{_path(name)}/aliases/{quote(alias, safe='')}"
+        return self._change(AliasInfo, "PUT", path, {"version": version, "reason": reason}, repeatable=True)
+
+    def delete_alias(self, name: ExpertName, alias: str, *, reason: str = "") -> None:
+        check_alias(alias)
+        path = f"{_path(name)}/aliases/{quote(alias, safe='')}"
+        self._transport.send("DELETE", path, params=[("reason", reason)] if reason else [], repeatable=True)
+
+    def alias_history(
+        self, name: ExpertName, alias: str | None = None, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[AliasEvent]:
+        params = [("alias", alias)] if alias is not None else []
+        return self._get(Page[AliasEvent], f"{_path(name)}/alias-history", [*params, *_page(cursor, limit)])
+
+    def change_tags(self, name: ExpertName, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Expert:
+        body = {"add": list(add), "remove": list(remove)}
+        return self._change(Expert, "POST", f"{_path(name)}/tags", body, repeatable=True)
+
+    def delete(self, name: ExpertName, version: int | None = None) -> None:
+        self._transport.send("DELETE", _path(name) if version is None else _version(name, version), repeatable=True)
+
+    def restore(self, name: ExpertName, version: int | None = None) -> None:
+        path = _path(name) if version is None else _version(name, version)
+        self._transport.send("POST", f"{path}/restore", repeatable=True)
+
+    def add_points(self, name: ExpertName, version: int, points: Sequence[CurvePoint]) -> int:
+        body = {"points": [point.model_dump(mode="json") for point in points]}
+        path = f"{_version(name, version)}/curve"
+        # A point that is there already is passed over.
+        return self._change(dict[str, int], "POST", path, body, repeatable=True)["added"]
+
+    def curve(self, name: ExpertName, version: int, *, split: str | None = None, points: int | None = None) -> Curve:
+        params = [("split", split)] if split is not None else []
+        params += [("points", str(points))] if points is not None else []
+        return self._get(Curve, f"{_version(name, version)}/curve", params)
+
+    def lineage(self, digest: str) -> Lineage:
+        if not is_digest(digest):
+            raise NotFoundError("a digest is 64 hex digits in lower case")
+        return self._get(Lineage, f"/lineage/{digest}")
+
+    def create_namespace(self, name: str, description: str = "") -> Namespace:
+        return self._change(Namespace, "POST", "/namespaces", {"name": name, "description": description})
+
+    def list_namespaces(self, *, cursor: str | None = None, limit: int = 50) -> Page[Namespace]:
+        return self._get(Page[Namespace], "/namespaces", _page(cursor, limit))
+
+    def put_base_model(
+        self, fingerprint: str, id: str, revision: str | None, targets: Mapping[str, int]
+    ) -> BaseModelInfo:
+        if not is_digest(fingerprint):
+            raise InvalidRequestError("fingerprint: give 64 hex digits in lower case")
+        body = {"id": id, "revision": revision, "targets": dict(targets)}
+        return self._change(BaseModelInfo, "PUT", f"/base-models/{fingerprint}", body, repeatable=True)
+
+    def get_base_model(self, fingerprint: str) -> BaseModelInfo:
+        if not is_digest(fingerprint):
+            raise NotFoundError("a fingerprint is 64 hex digits in lower case")
+        return self._get(BaseModelInfo, f"/base-models/{fingerprint}")
+
+    def list_base_models(self, *, cursor: str | None = None, limit: int = 50) -> Page[BaseModelInfo]:
+        return self._get(Page[BaseModelInfo], "/base-models", _page(cursor, limit))
+
+    def create_token(self, name: str, scopes: Sequence[Scope], *, days: float | None = None) -> NewToken:
+        return self._change(NewToken, "POST", "/tokens", {"name": name, "scopes": list(scopes), "days": days})
+
+    def list_tokens(self) -> Sequence[TokenInfo]:
+        return self._get(list[TokenInfo], "/tokens")
+
+    def revoke_token(self, id: int) -> TokenInfo:
+        check_number("token", id)
+        return self._read(TokenInfo, self._transport.send("DELETE", f"/tokens/{id}", repeatable=True))
+
+    def audit(self, *, cursor: str | None = None, limit: int = 50) -> Page[AuditEntry]:
+        return self._get(Page[AuditEntry], "/audit", _page(cursor, limit))
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _get(self, shape: type[T], path: str, params: Sequence[tuple[str, str]] = ()) -> T:
+        return self._read(shape, self._transport.send("GET", path, params=params, repeatable=True))
+
+    def _change(self, shape: type[T], method: str, path: str, body: Any, *, repeatable: bool = False) -> T:
+        try:
+            content = json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError as error:
+            raise InvalidRequestError(
+                "a number that is not finite, or a text that is not Unicode, cannot be sent to a registry"
+            ) from error
+        headers = {"Content-Type": "application/json"}
+        return self._read(
+            shape, self._transport.send(method, path, content=content, headers=headers, repeatable=repeatable)
+        )
+
+    def _read(self, shape: type[T], answer: Answer) -> T:
+        try:
+            # A newer server may tell more than this client knows.
+            return TypeAdapter(shape).validate_json(answer.content, extra="ignore")
+        except pydantic.ValidationError as error:
+            raise RegistryError(
+                f"{self.location} answered what this t2 does not understand ({answer.status} for {answer.asked}): "
+                "it is no t2 registry, or a much newer one; check the URL, or upgrade t2"
+            ) from error
+
+
+def _path(name: ExpertName) -> str:
+    known_name(name)
+    return f"/experts/{name.namespace}/{name.name}"
+
+
+def _version(name: ExpertName, number: int) -> str:
+    path = _path(name)
+    check_number(f"version of {name}", number)
+    return f"{path}/versions/{number}"
+
+
+def _page(cursor: str | None, limit: int) -> list[tuple[str, str]]:
+    return [("limit", str(limit)), *([("cursor", cursor)] if cursor is not None else [])]
+
+
+def _range(metric: MetricRange) -> str:
+    ends = ("" if end is None else repr(end) for end in (metric.minimum, metric.maximum))
+    return ":".join([metric.name, *ends])

@@ -1,0 +1,45 @@
+"""Checks of names and numbers that both clients make before anything is looked up."""
+
+from __future__ import annotations
+
+import re
+
+from t2.core.errors import InvalidRequestError, NotFoundError
+from t2.core.references import ALIAS_PATTERN, NAME_PATTERN, ExpertName
+
+MAX_NUMBER = 2**31 - 1
+"""Of versions and identifiers: what the database's integers hold."""
+
+
+def check_pattern(what: str, value: str, pattern: str) -> None:
+    """Raises InvalidRequestError where a value does not match a pattern from its first to its last character."""
+    if not re.fullmatch(pattern, value):
+        raise InvalidRequestError(f"{what}: {value[:100]!r} does not match {pattern}")
+
+
+def check_name(name: ExpertName) -> None:
+    """Raises InvalidRequestError where an expert cannot have this name."""
+    for what, part in (("namespace", name.namespace), ("name", name.name)):
+        if not _fits(part):
+            raise InvalidRequestError(f"{what}: {part[:100]!r} does not match {NAME_PATTERN}, or has two dots in a row")
+
+
+def known_name(name: ExpertName) -> None:
+    """Raises NotFoundError where no expert can have this name."""
+    if not _fits(name.namespace) or not _fits(name.name):
+        raise NotFoundError(f"there is no expert {str(name)[:150]!r}, nor can one have this name")
+
+
+def check_alias(alias: str) -> None:
+    """Raises InvalidRequestError where an alias cannot be called so."""
+    check_pattern("alias", alias, ALIAS_PATTERN)
+
+
+def check_number(what: str, number: int) -> None:
+    """Raises NotFoundError where a version or an identifier cannot have this number."""
+    if not 1 <= number <= MAX_NUMBER:
+        raise NotFoundError(f"there is no {what} with the number {number}")
+
+
+def _fits(part: str) -> bool:
+    return re.fullmatch(NAME_PATTERN, part) is not None and ".." not in part
