@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder "
@@ -72,6 +72,16 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync what a folder lists to disk, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -115,12 +125,3 @@ def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from t2.core.errors import ArgumentError, RegistryError
+from t2.core.errors import ArgumentError
 from t2.core.settings import registry_token, registry_url
 from t2.registry.blobs.base import BlobStore
 from t2.registry.blobs.local import LocalBlobs
+from t2.registry.blobs.s3 import Credentials, S3Blobs
 from t2.registry.client.base import RegistryClient
 from t2.registry.client.http import HttpRegistry
 from t2.registry.db import migrate
@@ -82,10 +83,29 @@ def open_database(settings: ServerSettings) -> Database:
 
 
 def open_blobs(settings: ServerSettings) -> BlobStore:
-    """The blob store that the settings name."""
-    if not settings.blobs.startswith("s3://"):
+    """The blob store that the settings name.
+
+    Raises:
+        ArgumentError: they name none, or the store's client refuses them.
+    """
+    scheme, separator, rest = settings.blobs.partition("://")
+    if not separator:
         return LocalBlobs(Path(settings.blobs).expanduser())
-    raise RegistryError("blobs: S3 is not there yet")
+    bucket, _, prefix = rest.partition("/")
+    if scheme != "s3" or not bucket:
+        raise ArgumentError("setting blobs: give a folder or s3://bucket/prefix")
+    credentials = None
+    if settings.s3_access_key is not None and settings.s3_secret_key is not None:
+        credentials = Credentials(settings.s3_access_key.get_secret_value(), settings.s3_secret_key.get_secret_value())
+    return S3Blobs(
+        bucket,
+        prefix,
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        credentials=credentials,
+        path_style=settings.s3_path_style,
+        timeout=settings.s3_timeout,
+    )
 
 
 def user_name() -> str:

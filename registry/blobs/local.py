@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t2.core.digests import sha256
 from t2.core.errors import NotFoundError, RegistryError, StorageError, UnavailableError
-from t2.core.files import atomic_write, check_writable
+from t2.core.files import atomic_write, check_writable, sync_folder
 from t2.core.references import is_digest
 from t2.registry.blobs.base import BlobInfo
 
@@ -24,13 +24,18 @@ class LocalBlobs:
         path = self._path(digest)
         try:
             if path.stat().st_size == len(data):
+                # Another upload may have put it there this moment, and not have synced the folder yet.
+                sync_folder(path.parent)
                 return False
         except OSError:
             pass
         try:
+            new = not path.parent.is_dir()
             atomic_write(path, data)
         except StorageError as error:
             raise UnavailableError(str(error)) from error
+        if new:
+            sync_folder(self._folder)
         return True
 
     def get(self, digest: str) -> bytes:
@@ -61,7 +66,7 @@ class LocalBlobs:
 
     def list(self) -> Iterator[BlobInfo]:
         try:
-            for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            for folder in sorted(self._folder.iterdir()) if self._folder.exists() else ():
                 for path in sorted(folder.iterdir()) if folder.is_dir() else ():
                     if is_digest(path.name) and path.name.startswith(folder.name):
                         try:

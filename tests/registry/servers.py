@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import psycopg
@@ -73,7 +74,12 @@ class S3:
 
     def bucket(self) -> str:
         name = f"t2-test-{os.urandom(6).hex()}"
-        client = boto3.client(
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def client(self) -> Any:
+        """boto3's own client."""
+        return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
@@ -81,8 +87,6 @@ class S3:
             aws_secret_access_key=self.secret_key,
             config=Config(s3={"addressing_style": "path"}),
         )
-        client.create_bucket(Bucket=name)
-        return name
 
 
 @contextmanager

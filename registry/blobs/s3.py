@@ -1,0 +1,243 @@
+"""Blobs in a bucket of an S3-compatible store: ``prefix/ab/abcdef…``."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import boto3.session
+from botocore.client import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from t2.core.digests import sha256
+from t2.core.errors import ArgumentError, NotFoundError, RegistryError, UnavailableError
+from t2.core.expertfile import MAX_FILE_BYTES
+from t2.core.references import is_digest
+from t2.registry.blobs.base import BlobInfo
+
+ATTEMPTS = 4
+"""How often one call is tried; the pauses between grow from half a second, with jitter."""
+CONNECTIONS = 32
+_PROBE = "probe"
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_PRESENT = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict"})
+_REFUSED = frozenset({"501", "NotImplemented", "InvalidArgument", "InvalidRequest", "InvalidHeader", "XNotImplemented"})
+"""What stores answer to a header that they do not know."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """An access key and its secret; never printed."""
+
+    access_key: str
+    secret_key: str
+
+    def __repr__(self) -> str:
+        return "Credentials(…)"
+
+
+class S3Blobs:
+    """A :class:`~t2.registry.blobs.base.BlobStore` in a bucket; safe to share between threads.
+
+    The store checks what it receives against MD5 and SHA-256 and creates each object once, as far as it knows these
+    headers; what it does not know is left out from then on. What is read is checked here, so a store that checks
+    nothing costs no certainty, only the time until a damage is seen.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint: str | None = None,
+        region: str = "us-east-1",
+        credentials: Credentials | None = None,
+        path_style: bool = True,
+        timeout: float = 10.0,
+    ) -> None:
+        """Set the client up; nothing is sent yet.
+
+        Args:
+            prefix: of all keys, without slashes at its ends.
+            endpoint: URL of the store; AWS without.
+            credentials: boto3's own chain of credentials without.
+            path_style: ``endpoint/bucket/key`` and not ``bucket.endpoint/key``.
+            timeout: seconds to wait for each answer, of at most :data:`ATTEMPTS`.
+
+        Raises:
+            ArgumentError: the endpoint is no URL, or boto3 refuses a setting.
+        """
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.location = f"s3://{bucket}/{self._prefix}".rstrip("/")
+        self._left_out: frozenset[str] = frozenset()
+
+        session = boto3.session.Session()
+
+        def client(attempts: int, seconds: float) -> Any:
+            return session.client(
+                "s3",
+                endpoint_url=endpoint,
+                region_name=region,
+                aws_access_key_id=credentials.access_key if credentials is not None else None,
+                aws_secret_access_key=credentials.secret_key if credentials is not None else None,
+                config=Config(
+                    connect_timeout=min(seconds, 5.0),
+                    read_timeout=seconds,
+                    retries={"mode": "standard", "total_max_attempts": attempts},
+                    max_pool_connections=CONNECTIONS,
+                    signature_version="s3v4",
+                    s3={"addressing_style": "path" if path_style else "virtual"},
+                    # Its own checksums are trailers, which not every store reads; put() sends better ones.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+
+        try:
+            self._client = client(ATTEMPTS, timeout)
+            self._prober = client(2, min(timeout, 5.0))
+        except (ValueError, BotoCoreError) as error:
+            raise ArgumentError(f"the store {self.location}: {error}; check s3_endpoint and s3_region") from None
+
+    def put(self, digest: str, data: bytes) -> bool:
+        key = self._key(digest)
+        there = self.info(digest)
+        if there is not None and there.size == len(data):
+            return False
+        # An object of another size is the rest of an accident, and is replaced.
+        headers: dict[str, Any] = {
+            "ContentMD5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
+            "ChecksumSHA256": base64.b64encode(bytes.fromhex(digest)).decode(),
+        }
+        if there is None:
+            headers["IfNoneMatch"] = "*"
+        with self._translated():
+            try:
+                self._put(key, data, headers)
+            except ClientError as error:
+                if _code(error) not in _PRESENT:
+                    raise
+            else:
+                return True
+        # Another upload came first, or this one did and its answer was lost on the way.
+        there = self.info(digest)
+        if there is None or there.size != len(data):
+            raise UnavailableError(f"the object {key} in the store {self.location} is changing; try again")
+        return False
+
+    def get(self, digest: str) -> bytes:
+        key = self._key(digest)
+        for left in (2, 1, 0):
+            with self._translated():
+                try:
+                    answer = self._client.get_object(Bucket=self._bucket, Key=key)
+                    if answer["ContentLength"] > MAX_FILE_BYTES:
+                        break
+                    data: bytes = answer["Body"].read()
+                except ClientError as error:
+                    if _code(error) in _MISSING:
+                        raise NotFoundError(
+                            f"the store {self.location} has no blob {digest}; run t2 registry doctor"
+                        ) from None
+                    raise
+                except (BotoCoreError, HTTPError, OSError):
+                    # boto3 tries again what fails before the body begins, not what breaks off within it.
+                    if not left:
+                        raise
+                    continue
+            if sha256(data) == digest:
+                return data
+        raise RegistryError(
+            f"{self.location}/{key.removeprefix(self._prefix)} is damaged: its content is not that of its digest; "
+            "restore it from a backup"
+        )
+
+    def info(self, digest: str) -> BlobInfo | None:
+        with self._translated():
+            try:
+                answer = self._client.head_object(Bucket=self._bucket, Key=self._key(digest))
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+        return BlobInfo(digest, answer["ContentLength"], answer["LastModified"])
+
+    def delete(self, digest: str) -> None:
+        with self._translated():
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(digest))
+
+    def list(self) -> Iterator[BlobInfo]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        with self._translated():
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    folder, slash, name = entry["Key"].removeprefix(self._prefix).partition("/")
+                    if slash and is_digest(name) and name[:2] == folder:
+                        yield BlobInfo(name, entry["Size"], entry["LastModified"])
+
+    def url(self, digest: str, seconds: int, filename: str) -> str | None:
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", filename)
+        with self._translated():
+            url: str = self._client.generate_presigned_url(
+                "get_object",
+                Params={
+                    "Bucket": self._bucket,
+                    "Key": self._key(digest),
+                    "ResponseContentDisposition": f'attachment; filename="{name}"',
+                    "ResponseContentType": "application/octet-stream",
+                },
+                ExpiresIn=seconds,
+            )
+        return url
+
+    def check(self) -> None:
+        key = f"{self._prefix}{_PROBE}"
+        with self._translated():
+            self._prober.put_object(Bucket=self._bucket, Key=key, Body=b"t2")
+            self._prober.head_object(Bucket=self._bucket, Key=key)
+
+    def _put(self, key: str, data: bytes, headers: dict[str, Any]) -> None:
+        """Put with the headers that the store takes; which these are is learnt once."""
+        headers = {name: value for name, value in headers.items() if name not in self._left_out}
+        dropped: set[str] = set()
+        while True:
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **headers)
+            except ClientError as error:
+                if _code(error) not in _REFUSED or not headers:
+                    raise
+                name = next(name for name in ("IfNoneMatch", "ChecksumSHA256", "ContentMD5") if name in headers)
+                del headers[name]
+                dropped.add(name)
+            else:
+                self._left_out |= dropped
+                return
+
+    def _key(self, digest: str) -> str:
+        if not is_digest(digest):
+            raise RegistryError(f"{digest[:80]!r} is not a digest")
+        return f"{self._prefix}{digest[:2]}/{digest}"
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Errors of the store in one line; boto3's own texts may hold URLs with what signs them."""
+        try:
+            yield
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "?")
+            raise UnavailableError(
+                f"the store {self.location} answers {_code(error)} (status {status}); check bucket and credentials"
+            ) from error
+        except (BotoCoreError, HTTPError, OSError) as error:
+            raise UnavailableError(f"the store {self.location} does not answer ({type(error).__name__})") from error
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "?"))

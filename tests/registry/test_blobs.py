@@ -1,0 +1,226 @@
+"""The blob stores keep what they are given, under its digest: a folder and a bucket do the same."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from t2.core.digests import sha256
+from t2.core.errors import ArgumentError, NotFoundError, RegistryError, UnavailableError
+from t2.registry.blobs.base import BlobStore
+from t2.registry.blobs.local import LocalBlobs
+from t2.registry.blobs.s3 import Credentials, S3Blobs
+from t2.registry.open import open_blobs
+from t2.registry.settings import load_settings
+from tests.registry.servers import S3, free_port
+
+DATA = os.urandom(5000)
+DIGEST = sha256(DATA)
+
+
+class Case:
+    """A store, and a way to what lies in it that is not the store's."""
+
+    def __init__(self, store: BlobStore, read: Callable[[str], bytes], write: Callable[[str, bytes], object]) -> None:
+        self.store = store
+        self.read = read
+        self.write = write
+
+    @staticmethod
+    def key(digest: str) -> str:
+        return f"{digest[:2]}/{digest}"
+
+
+def s3_blobs(server: S3, bucket: str, prefix: str = "") -> S3Blobs:
+    credentials = Credentials(server.access_key, server.secret_key)
+    return S3Blobs(bucket, prefix, endpoint=server.endpoint, credentials=credentials)
+
+
+def listed(store: BlobStore) -> list[str]:
+    return [info.digest for info in store.list()]
+
+
+@pytest.fixture(params=["folder", "bucket", "bucket with prefix"])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    folder = tmp_path / "blobs"
+    if request.param == "folder":
+
+        def write(key: str, data: bytes) -> None:
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (folder / key).write_bytes(data)
+
+        return Case(LocalBlobs(folder), lambda key: (folder / key).read_bytes(), write)
+    server: S3 = request.getfixturevalue("s3_server")
+    bucket = server.bucket()
+    prefix = "team/experts/" if "prefix" in request.param else ""
+    client = server.client()
+    return Case(
+        s3_blobs(server, bucket, prefix),
+        lambda key: client.get_object(Bucket=bucket, Key=prefix + key)["Body"].read(),
+        lambda key, data: client.put_object(Bucket=bucket, Key=prefix + key, Body=data),
+    )
+
+
+def test_what_is_put_is_there(case: Case) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=5)
+    assert case.store.info(DIGEST) is None
+    assert case.store.put(DIGEST, DATA) is True
+    assert case.store.get(DIGEST) == DATA
+    info = case.store.info(DIGEST)
+    assert info is not None
+    assert (info.digest, info.size) == (DIGEST, len(DATA))
+    assert before < info.modified < datetime.now(UTC) + timedelta(seconds=5)
+    assert case.read(case.key(DIGEST)) == DATA
+
+
+def test_the_same_bytes_again_change_nothing(case: Case) -> None:
+    case.store.put(DIGEST, DATA)
+    before = case.store.info(DIGEST)
+    assert case.store.put(DIGEST, DATA) is False
+    assert case.store.info(DIGEST) == before
+    assert [info.digest for info in case.store.list()] == [DIGEST]
+
+
+def test_bytes_of_a_wrong_size_are_replaced(case: Case) -> None:
+    case.store.put(DIGEST, DATA)
+    case.write(case.key(DIGEST), DATA[:100])
+    assert case.store.put(DIGEST, DATA) is True
+    assert case.store.get(DIGEST) == DATA
+
+
+def test_damaged_bytes_are_never_given_out(case: Case) -> None:
+    case.store.put(DIGEST, DATA)
+    case.write(case.key(DIGEST), DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    with pytest.raises(RegistryError, match=r"damaged.*backup") as caught:
+        case.store.get(DIGEST)
+    assert caught.value.status == 500
+
+
+def test_a_blob_that_is_not_there(case: Case) -> None:
+    with pytest.raises(NotFoundError, match=DIGEST):
+        case.store.get(DIGEST)
+    case.store.delete(DIGEST)
+    assert list(case.store.list()) == []
+
+
+def test_delete(case: Case) -> None:
+    case.store.put(DIGEST, DATA)
+    case.store.delete(DIGEST)
+    assert case.store.info(DIGEST) is None
+    with pytest.raises(NotFoundError):
+        case.store.get(DIGEST)
+    assert case.store.put(DIGEST, DATA) is True
+
+
+def test_the_list_has_every_blob_and_nothing_else(case: Case) -> None:
+    blobs = {sha256(data): data for data in (bytes([i]) * (i + 1) for i in range(30))}
+    for digest, data in blobs.items():
+        case.store.put(digest, data)
+    case.store.check()
+    case.write("notes.txt", b"not a blob")
+    case.write(f"zz/{DIGEST}", b"a blob in a folder that is not its own")
+    assert {info.digest: info.size for info in case.store.list()} == {key: len(data) for key, data in blobs.items()}
+
+
+def test_only_digests_are_keys(case: Case) -> None:
+    for name in ("../../etc/passwd", DIGEST.upper(), f"{DIGEST}\n", "", DIGEST[:-1]):
+        calls: list[Callable[[], object]] = [
+            partial(case.store.put, name, DATA),
+            partial(case.store.get, name),
+            partial(case.store.info, name),
+            partial(case.store.delete, name),
+        ]
+        for call in calls:
+            with pytest.raises(RegistryError, match="is not a digest"):
+                call()
+
+
+def test_many_threads_put_the_same_and_other_bytes(case: Case) -> None:
+    blobs = [os.urandom(2000) for _ in range(8)]
+    barrier = threading.Barrier(8)
+
+    def put_all(start: int) -> None:
+        barrier.wait()
+        for i in range(len(blobs)):
+            data = blobs[(start + i) % len(blobs)]
+            case.store.put(sha256(data), data)
+            assert case.store.get(sha256(data)) == data
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put_all, range(8)))
+    assert {info.digest for info in case.store.list()} == {sha256(data) for data in blobs}
+
+
+def test_a_presigned_url_gives_the_bytes_to_anyone_who_has_it(s3_server: S3) -> None:
+    store = s3_blobs(s3_server, s3_server.bucket(), "p")
+    store.put(DIGEST, DATA)
+    url = store.url(DIGEST, 60, 'math"\r\n; evil.safetensors')
+    assert url is not None
+    with urllib.request.urlopen(url) as answer:
+        assert answer.read() == DATA
+    assert "attachment%3B%20filename%3D%22math_____evil.safetensors%22" in url
+    assert s3_server.secret_key not in url
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(url.replace(DIGEST, sha256(b"another")))
+    assert LocalBlobs(Path("unused")).url(DIGEST, 60, "x") is None
+
+
+def test_more_blobs_than_one_page_of_a_bucket(s3_server: S3) -> None:
+    bucket = s3_server.bucket()
+    store = s3_blobs(s3_server, bucket)
+    digests = {sha256(str(i).encode()) for i in range(1100)}
+    for digest in digests:  # as a backup that is copied back
+        path = s3_server.folder / bucket / digest[:2] / digest
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    assert {info.digest for info in store.list()} == digests
+
+
+def test_a_store_that_is_away(s3_server: S3, tmp_path: Path) -> None:
+    credentials = Credentials("who", "a-secret-nobody-may-see")
+    away = S3Blobs("b", endpoint=f"http://127.0.0.1:{free_port()}", credentials=credentials)
+    stranger = S3Blobs(s3_server.bucket(), endpoint=s3_server.endpoint, credentials=credentials)
+    nowhere = s3_blobs(s3_server, "no-such-bucket")
+    (tmp_path / "file").touch()
+    for store in (away, stranger, nowhere, LocalBlobs(tmp_path / "file")):
+        calls: list[Callable[[], object]] = [
+            store.check,
+            partial(store.put, DIGEST, DATA),
+            partial(listed, store),
+        ]
+        for call in calls:
+            with pytest.raises(UnavailableError) as caught:
+                call()
+            assert "secret" not in str(caught.value)
+            assert store.location in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+def test_the_settings_choose_the_store(s3_server: S3, tmp_path: Path) -> None:
+    bucket = s3_server.bucket()
+    settings = load_settings(
+        blobs=f"s3://{bucket}/a/b/",
+        s3_endpoint=s3_server.endpoint,
+        s3_access_key=s3_server.access_key,
+        s3_secret_key=s3_server.secret_key,
+    )
+    store = open_blobs(settings)
+    store.put(DIGEST, DATA)
+    assert store.location == f"s3://{bucket}/a/b"
+    path = s3_server.folder / bucket / "a" / "b" / DIGEST[:2] / DIGEST
+    assert path.read_bytes() == DATA
+    assert open_blobs(load_settings(blobs=str(tmp_path / "x"))).location == str(tmp_path / "x")
+    for wrong in ("s3://", "s3:///prefix", "gs://bucket"):
+        with pytest.raises(ArgumentError, match="s3://bucket/prefix"):
+            open_blobs(load_settings(blobs=wrong))
+    with pytest.raises(ArgumentError, match="s3_endpoint"):
+        open_blobs(load_settings(blobs="s3://b", s3_endpoint="not a url"))
