@@ -1,0 +1,122 @@
+"""Who asks: access tokens, and what they allow.
+
+A token that was found good is believed for :data:`CACHE_SECONDS` without another look into the database, so a
+revocation works everywhere within that time, and at once in the process that did it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from t2.core.digests import sha256
+from t2.core.errors import ForbiddenError, T2Error, UnauthorizedError
+from t2.registry.db import models
+from t2.registry.schemas import Scope, TokenInfo
+from t2.registry.server.log import log
+from t2.registry.services import audit, tokens
+from t2.registry.services.actor import Actor
+from t2.registry.services.service import Service
+
+CACHE_SECONDS = 5.0
+CACHE_TOKENS = 1000
+ANONYMOUS = "anonymous"
+"""The subject of the audit log while the registry is open."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    token: TokenInfo
+    service: Service
+    until: float
+
+
+class Authenticator:
+    """Finds the token of a request and the registry that acts for it."""
+
+    def __init__(self, service: Service, *, may_be_open: bool) -> None:
+        """Prepare.
+
+        Args:
+            may_be_open: whether requests without a token pass while the database holds none at all.
+        """
+        self._service = service
+        self._open = service.acting_for(Actor("api", ANONYMOUS))
+        self._may_be_open = may_be_open
+        self._open_until = 0.0
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._recorder = ThreadPoolExecutor(1, "last-use")
+
+    async def __call__(self, request: Request, scope: Scope) -> Service:
+        """The registry acting for whoever asks.
+
+        Raises:
+            UnauthorizedError: no token where one is needed, or one that is not good.
+            ForbiddenError: it lacks the scope.
+        """
+        given = request.headers.getlist("authorization")
+        if not given:
+            if time.monotonic() >= self._open_until:
+                await run_in_threadpool(self._check_open)
+            return self._open
+        kind, _, secret = given[0].partition(" ")
+        secret = secret.strip()
+        if len(given) > 1 or kind.lower() != "bearer" or not secret:
+            raise UnauthorizedError("the header Authorization is not understood; write: Authorization: Bearer TOKEN")
+        # The secret itself stays out of the table.
+        key = sha256(secret.encode())
+        known = self._known.get(key)
+        if known is None or known.until <= time.monotonic() or _expired(known.token):
+            known = await run_in_threadpool(self._look_up, key, secret)
+        if not tokens.allows(known.token, scope):
+            raise ForbiddenError(
+                f"the token {known.token.prefix}… has the scope {' and '.join(known.token.scopes)}, this needs {scope}"
+            )
+        return known.service
+
+    def forget(self) -> None:
+        """Look into the database again at the next request, after tokens have changed."""
+        self._known.clear()
+        self._open_until = 0.0
+
+    def close(self) -> None:
+        """Wait for what is still to be recorded."""
+        self._recorder.shutdown()
+
+    def _check_open(self) -> None:
+        with self._service.database.read() as session:
+            closed = session.scalar(select(models.Token.id).limit(1)) is not None
+        if closed or not self._may_be_open:
+            raise UnauthorizedError("the registry wants an access token; send the header Authorization: Bearer TOKEN")
+        self._open_until = time.monotonic() + CACHE_SECONDS
+
+    def _look_up(self, key: str, secret: str) -> _Known:
+        at = time.monotonic()
+        with self._service.database.read() as session:
+            token = tokens.authenticate(session, secret)
+        known = _Known(token, self._service.acting_for(Actor("api", token.name)), at + CACHE_SECONDS)
+        self._known[key] = known
+        while len(self._known) > CACHE_TOKENS:
+            self._known.popitem(last=False)
+        used = token.last_used_at
+        if used is None or (audit.now() - used).total_seconds() >= tokens.LAST_USE_SECONDS:
+            self._recorder.submit(self._record, token.id)
+        return known
+
+    def _record(self, id: int) -> None:
+        # Beside the request: on SQLite it may wait for another writer, and a read should not.
+        try:
+            with self._service.database.write() as session:
+                tokens.used(session, id)
+        except T2Error as error:
+            log.warning("the last use of the token %d is not recorded: %s", id, error)
+
+
+def _expired(token: TokenInfo) -> bool:
+    return token.expires_at is not None and token.expires_at <= audit.now()

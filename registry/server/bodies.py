@@ -1,0 +1,130 @@
+"""Bodies of requests: their shapes, and reading them within a limit."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints
+from starlette.requests import Request
+
+from t2.core.curve import CurvePoint
+from t2.core.errors import TooLargeError
+from t2.registry.schemas import Alias, MetricName, Name, Scope, Tag
+from t2.registry.server.problems import HttpError
+
+CHUNK_SECONDS = 30.0
+"""How long the server waits for the next bytes of a body."""
+BODY_SECONDS = 600.0
+"""How long for the whole body."""
+
+NO_NUL = r"^[^\x00]*$"
+"""PostgreSQL stores no NUL character."""
+MAX_INT = 2**31 - 1
+
+FreeText = Annotated[str, StringConstraints(max_length=4000, pattern=NO_NUL)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_NUL)]
+Number = Annotated[int, Field(ge=1, le=MAX_INT)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class NamespaceBody(_Body):
+    """A namespace to make."""
+
+    name: Name
+    description: FreeText = ""
+
+
+class DescriptionBody(_Body):
+    """The new description of an expert."""
+
+    description: FreeText
+
+
+class TagsBody(_Body):
+    """Tags to add and to remove."""
+
+    add: list[Tag] = Field(default_factory=list, max_length=50)
+    remove: list[Tag] = Field(default_factory=list, max_length=50)
+
+
+class MetricsBody(RootModel[dict[MetricName, float]]):
+    """Metrics to set, by name."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    root: Annotated[dict[MetricName, float], Field(max_length=100)]
+
+
+class PointBody(CurvePoint):
+    """A point of a reward curve."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: Annotated[int, Field(ge=0, le=MAX_INT)]
+
+
+class PointsBody(_Body):
+    """Points to add to a reward curve."""
+
+    points: list[PointBody] = Field(max_length=10_000)
+
+
+class AliasBody(_Body):
+    """The version that an alias is to point to, and why."""
+
+    version: Number
+    reason: FreeText = ""
+
+
+class BaseModelBody(_Body):
+    """A base model: its name, revision, and the rank of each adaptable matrix."""
+
+    id: Label
+    revision: Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)] | None = None
+    targets: Annotated[dict[Label, Number], Field(min_length=1, max_length=10_000)]
+
+
+class TokenBody(_Body):
+    """An access token to make; without ``days`` it does not expire."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    scopes: list[Scope] = Field(min_length=1, max_length=3)
+    days: Annotated[float, Field(gt=0, le=36500)] | None = None
+
+
+AliasPath = Alias
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body; it is not read on once it is over the limit.
+
+    Raises:
+        TooLargeError: it is, or says that it will be.
+        HttpError: it stopped arriving, or its length cannot be read.
+    """
+    declared = request.headers.get("content-length")
+    if declared is not None and not (declared.isascii() and declared.isdecimal()):
+        raise HttpError(400, "the header Content-Length is not a number")
+    message = f"the body has more than {limit} bytes, the limit here"
+    if declared is not None and int(declared) > limit:
+        raise TooLargeError(message)
+    parts: list[bytes] = []
+    size = 0
+    stream = request.stream()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                async with asyncio.timeout(CHUNK_SECONDS):
+                    part = await anext(stream, None)
+                if part is None:
+                    return b"".join(parts)
+                size += len(part)
+                if size > limit:
+                    raise TooLargeError(message)
+                parts.append(part)
+    except TimeoutError as error:
+        raise HttpError(408, f"the body stopped arriving after {size} bytes; send it again") from error

@@ -1,0 +1,186 @@
+"""Downloads: the bytes of an expert, whole or one range of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from t2.core.errors import NotFoundError, RegistryError, UnavailableError
+from t2.registry.server.metrics import Metrics
+from t2.registry.server.operations import BINARY
+from t2.registry.server.problems import HttpError
+
+CHUNK_BYTES = 256 * 1024
+CHUNK_SECONDS = 60.0
+"""How long a client may take for one chunk."""
+WAIT_SECONDS = 10.0
+"""How long a download waits for others to leave memory."""
+
+FOR_EVER = "private, max-age=31536000, immutable"
+"""What is said of addresses that hold a digest; private, because another may lack the token."""
+ASK_AGAIN = "private, no-cache"
+
+_RANGE = re.compile(r"bytes=(?:([0-9]{1,19})-([0-9]{1,19})?|-([0-9]{1,19}))")
+
+
+class Budget:
+    """Bytes of downloads that are in memory at once; one that is larger than all waits until it is alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._free = total
+        self._changed = asyncio.Condition()
+
+    async def take(self, size: int) -> int:
+        """Wait for so many bytes to be free; returns what to give back.
+
+        Raises:
+            UnavailableError: they were not in time.
+        """
+        size = min(size, self._total)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: self._free >= size)
+                self._free -= size
+        except TimeoutError as error:
+            raise UnavailableError("too many downloads are running") from error
+        return size
+
+    async def give_back(self, size: int) -> None:
+        """Let others have them."""
+        async with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A content that may be sent; ``read`` gets it, checked against the digest."""
+
+    digest: str
+    size: int
+    filename: str
+    read: Callable[[], bytes]
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.digest}"'
+
+
+class ContentResponse(Response):
+    """An answer that reads its blob only when memory is free, and leaves it when it is sent."""
+
+    def __init__(
+        self, blob: Blob, part: tuple[int, int] | None, headers: Mapping[str, str], budget: Budget, metrics: Metrics
+    ) -> None:
+        """Prepare; ``part`` are the first and last byte to send, None for all."""
+        first, last = part or (0, blob.size - 1)
+        given = {"Content-Length": str(last - first + 1), **headers}
+        if part is not None:
+            given["Content-Range"] = f"bytes {first}-{last}/{blob.size}"
+        super().__init__(status_code=206 if part is not None else 200, headers=given, media_type=BINARY)
+        self._blob, self._first, self._last = blob, first, last
+        self._budget, self._metrics = budget, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        taken = await self._budget.take(self._blob.size)
+        try:
+            data = memoryview(await run_in_threadpool(self._read))
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for start in range(self._first, self._last + 1, CHUNK_BYTES):
+                stop = min(start + CHUNK_BYTES, self._last + 1)
+                message = {"type": "http.response.body", "body": bytes(data[start:stop]), "more_body": True}
+                async with asyncio.timeout(CHUNK_SECONDS):
+                    await send(message)
+                self._metrics.downloaded(stop - start)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await self._budget.give_back(taken)
+
+    def _read(self) -> bytes:
+        try:
+            data = self._blob.read()
+        except NotFoundError as error:
+            # A row points to it, so its absence is the server's fault and not the client's.
+            raise RegistryError(str(error)) from error
+        if len(data) != self._blob.size:
+            raise RegistryError(f"the blob {self._blob.digest} has {len(data)} bytes and not {self._blob.size}")
+        return data
+
+
+def content(
+    headers: Headers, blob: Blob, *, immutable: bool, location: str | None, budget: Budget, metrics: Metrics
+) -> Response:
+    """The answer to a request for content.
+
+    Args:
+        headers: of the request: If-None-Match, Range, If-Range.
+        immutable: whether the address means this content for ever.
+        location: where the content can be had instead; None to send it.
+
+    Raises:
+        HttpError: the range lies outside of the content.
+    """
+    caching = {"ETag": blob.etag, "Cache-Control": FOR_EVER if immutable else ASK_AGAIN}
+    if matches(headers.get("if-none-match"), blob.etag):
+        return Response(status_code=304, headers=caching)
+    if location is not None:
+        return Response(status_code=307, headers={"Location": location, "Cache-Control": "no-store"})
+    given = {
+        **caching,
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{blob.filename}"',
+    }
+    wanted = headers.get("range")
+    if wanted is not None and headers.get("if-range", blob.etag).strip() != blob.etag:
+        wanted = None
+    try:
+        part = byte_range(wanted, blob.size)
+    except ValueError as error:
+        raise HttpError(
+            416, f"the range lies outside of the {blob.size} bytes", {"Content-Range": f"bytes */{blob.size}"}
+        ) from error
+    return ContentResponse(blob, part, given, budget, metrics)
+
+
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether the client has this content already (RFC 9110, section 13.1.2)."""
+    if if_none_match is None or len(if_none_match) > 4000:
+        return False
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag in tags or tags == ["*"]
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """The first and last byte of a Range header; None to send everything.
+
+    Several ranges, other units and what cannot be read are passed over, as RFC 9110, section 14.2, allows: no request
+    costs more than one plain download.
+
+    Raises:
+        ValueError: no byte of the content is in the range.
+    """
+    match = _RANGE.fullmatch(header.strip()) if header is not None else None
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        if int(suffix) == 0:
+            raise ValueError("an empty range")
+        return max(0, size - int(suffix)), size - 1
+    if last is not None and int(last) < int(first):
+        return None
+    if int(first) >= size:
+        raise ValueError("it begins behind the end")
+    return int(first), min(int(last), size - 1) if last is not None else size - 1

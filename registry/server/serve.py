@@ -1,0 +1,132 @@
+"""Running the server: what is checked before it listens, and uvicorn's settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from t2.core.errors import ArgumentError
+from t2.registry.db import migrate
+from t2.registry.open import open_database, open_server
+from t2.registry.server.app import create_app
+from t2.registry.server.gate import is_loopback
+from t2.registry.services import tokens
+from t2.registry.settings import ServerSettings, load_settings
+
+GRACE_SECONDS = 30
+"""How long requests in work may take to end after SIGTERM."""
+KEEP_ALIVE_SECONDS = 10
+"""How long an idle connection is kept."""
+CONNECTIONS = 1000
+"""Connections of one process at once; more are told to come back."""
+HEAD_BYTES = 32 * 1024
+"""Of a request's first line and headers."""
+_WORKER = "_T2_REGISTRY_WORKER"
+
+
+def serve(file: Path | None = None, **overrides: Any) -> None:
+    """Serve the registry until a signal ends it; prints the address first.
+
+    Args:
+        file: a TOML file of settings.
+        overrides: settings of the command line.
+
+    Raises:
+        ArgumentError: a setting is wrong, or a public address is asked for while no token is usable.
+        RegistryError: the database's schema is older or newer.
+    """
+    settings = load_settings(file, **overrides)
+    prepare(settings)
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "log_config": log_config(settings.log_level),
+        "log_level": settings.log_level,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "ws": "none",
+        "lifespan": "on",
+        "limit_concurrency": CONNECTIONS,
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+        "h11_max_incomplete_event_size": HEAD_BYTES,
+    }
+    listener = _bind(settings)
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"t2 registry on http://{host}:{port}", flush=True)
+    if settings.workers == 1:
+        app = create_app(open_server(settings), settings)
+        uvicorn.Server(uvicorn.Config(app, **options)).run([listener])
+    else:
+        listener.close()  # uvicorn binds anew for its processes
+        os.environ[_WORKER] = json.dumps({"file": str(file) if file else None, "overrides": overrides})
+        uvicorn.run("t2.registry.server.serve:worker", factory=True, port=port, workers=settings.workers, **options)
+
+
+def prepare(settings: ServerSettings) -> None:
+    """Check what must be so before the server listens; the embedded registry's own database is brought up to date.
+
+    Raises:
+        ArgumentError: a public address is asked for while no token is usable.
+        RegistryError: the database's schema is older or newer.
+    """
+    database = open_database(settings)
+    try:
+        embedded = ServerSettings.model_fields["database_url"].get_default(call_default_factory=True)
+        if settings.database_url == embedded and migrate.current(database) != migrate.head():
+            migrate.migrate(database)
+        migrate.check_current(database)
+        with database.read() as session:
+            usable = tokens.any_usable(session)
+    finally:
+        database.close()
+    if not usable and not is_loopback(settings.host):
+        raise ArgumentError(
+            f"host {settings.host} can be reached from other machines and the registry has no usable access token: "
+            "make one with t2 registry token create, or listen on 127.0.0.1"
+        )
+
+
+def _bind(settings: ServerSettings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ArgumentError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; choose another with "
+            "--host or --port"
+        ) from error
+    return listener
+
+
+def worker() -> FastAPI:
+    """The application of one of several processes, which read the settings again."""
+    given = json.loads(os.environ[_WORKER])
+    file = Path(given["file"]) if given["file"] else None
+    settings = load_settings(file, **given["overrides"])
+    return create_app(open_server(settings), settings)
+
+
+def log_config(level: str) -> dict[str, Any]:
+    """Everything to standard error, a line each; requests are told by ``t2.registry.access``."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "loggers": {
+            name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
+            for name in ("t2.registry", "uvicorn")
+        },
+    }
