@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import Select, and_, delete, or_, select
+from sqlalchemy import Row, Select, and_, delete, or_, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from t2.core.references import ExpertName
 from t2.registry.db import models
 from t2.registry.db.database import insert_once
-from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, Page, Version
+from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, Page
 from t2.registry.services import audit, namespaces, versions
 from t2.registry.services.actor import Actor
-from t2.registry.services.paging import Order, fetch_page
+from t2.registry.services.paging import Order, any_of, fetch_page
 
 MAX_TAGS = 50
 
@@ -24,6 +25,20 @@ _SORTS = {
     "name": models.Expert.path,
     "score": models.Expert.score,
 }
+
+
+_COLUMNS = (
+    models.Expert.id,
+    models.Expert.path,
+    models.Expert.kind,
+    models.Expert.description,
+    models.Expert.live,
+    models.Expert.score,
+    models.Expert.created_at,
+    models.Expert.updated_at,
+    models.Expert.deleted_at,
+)
+_TAGS = select(models.Tag.expert_id, models.Tag.tag).where(any_of(models.Tag.expert_id, "experts"))
 
 
 def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: bool = False) -> models.Expert:
@@ -138,33 +153,28 @@ def list_experts(session: Session, query: ExpertQuery, *, cursor: str | None, li
         query=query.model_dump(mode="json"),
         cursor=cursor,
         limit=limit,
-        position=lambda row: (getattr(row[0], column.key), row[0].id),
+        position=lambda row: (getattr(row, column.key), row.id),
     )
-    return Page(items=shape(session, [row for (row,) in rows]), next=next_cursor)
+    return Page(items=shape(session, rows), next=next_cursor)
 
 
-def shape(session: Session, rows: Sequence[models.Expert]) -> list[Expert]:
-    """Experts as clients see them, in four queries however many they are."""
+def shape(session: Session, rows: Sequence[models.Expert | Row[*tuple[Any, ...]]]) -> list[Expert]:
+    """Experts as clients see them, in three queries however many they are."""
     if not rows:
         return []
     ids = [row.id for row in rows]
     tags: dict[int, list[str]] = {expert_id: [] for expert_id in ids}
-    for expert_id, tag in session.execute(
-        select(models.Tag.expert_id, models.Tag.tag).where(models.Tag.expert_id.in_(ids)).order_by(models.Tag.tag)
-    ):
+    for expert_id, tag in session.execute(_TAGS, {"experts": ids}):
         tags[expert_id].append(tag)
-    latest: dict[str, Version] = {}
-    wanted = versions.joined().where(models.Version.expert_id.in_(ids), models.Version.number == models.Expert.latest)
-    for version in versions.shape(session, session.execute(wanted).all()):
-        latest[version.name] = version
+    latest = versions.latest(session, ids)
     return [
         Expert(
             name=row.path,
             kind=row.kind,  # type: ignore[arg-type]  # a CHECK constraint holds it to the three
             description=row.description,
-            tags=tuple(tags[row.id]),
+            tags=tuple(sorted(tags[row.id])),
             versions=row.live,
-            latest=latest.get(row.path),
+            latest=latest.get(row.id),
             created_at=row.created_at,
             updated_at=row.updated_at,
             deleted_at=row.deleted_at,
@@ -173,9 +183,9 @@ def shape(session: Session, rows: Sequence[models.Expert]) -> list[Expert]:
     ]
 
 
-def _narrowed(query: ExpertQuery) -> Select[models.Expert]:
+def _narrowed(query: ExpertQuery) -> Select[*tuple[Any, ...]]:
     table = models.Expert
-    statement = select(table).where(table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None))
+    statement = select(*_COLUMNS).where(table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None))
     if query.sort.lstrip("-") == "score":
         statement = statement.where(table.score.is_not(None))
     if query.namespace is not None:

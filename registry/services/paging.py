@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.digests import canonical_json, digest_of
@@ -65,6 +65,15 @@ def fetch_page(
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], _encode(position(rows[limit - 1]), query)
+
+
+def any_of(column: InstrumentedAttribute[int], parameter: str) -> ColumnElement[bool]:
+    """``column IN (…)`` for ids that came from the database, which are given by this name when it is executed.
+
+    They are written into the statement: dozens of parameters, of another number each time, cost more than all the rest
+    of a page.
+    """
+    return column.in_(bindparam(parameter, expanding=True, literal_execute=True))
 
 
 def _beyond(columns: Sequence[Any], after: Sequence[Any], descending: bool) -> ColumnElement[bool]:

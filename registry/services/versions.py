@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Double, Integer, Row, Select, cast, null, select, union_all
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, nearest
@@ -19,11 +19,49 @@ from t2.registry.db.database import insert_once
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery
 from t2.registry.services import audit, base_models, experts
 from t2.registry.services.actor import Actor, Limits
-from t2.registry.services.paging import Order, fetch_page
+from t2.registry.services.paging import Order, any_of, fetch_page
 
 MAX_METRICS = 100
 
-Joined = Row[models.Version, str, int | None, int, str, str]
+_COLUMNS = (
+    models.Version.id,
+    models.Version.expert_id,
+    models.Version.number,
+    models.Version.digest,
+    models.Version.kind,
+    models.Version.task,
+    models.Version.domain,
+    models.Version.method,
+    models.Version.description,
+    models.Version.matrices,
+    models.Version.values,
+    models.Version.training_docs,
+    models.Version.created_at,
+    models.Version.created_by,
+    models.Version.deleted_at,
+    models.Expert.path,
+    models.Blob.size,
+    models.BaseModel.model_id,
+    models.BaseModel.fingerprint,
+)
+
+
+_JOINED = (
+    select(*_COLUMNS)
+    .select_from(models.Version)
+    .join(models.Expert, models.Version.expert_id == models.Expert.id)
+    .join(models.Blob, models.Version.digest == models.Blob.digest)
+    .join(models.BaseModel, models.Version.base_model_id == models.BaseModel.id)
+)
+_LATEST = _JOINED.where(any_of(models.Version.expert_id, "experts"), models.Version.number == models.Expert.latest)
+_METRICS_AND_ALIASES = union_all(
+    select(models.Metric.version_id, cast(null(), Integer), models.Metric.name, models.Metric.value).where(
+        any_of(models.Metric.version_id, "versions")
+    ),
+    select(models.Alias.expert_id, models.Alias.number, models.Alias.alias, cast(null(), Double)).where(
+        any_of(models.Alias.expert_id, "experts")
+    ),
+)
 
 
 def publish(
@@ -114,13 +152,13 @@ def resolve(session: Session, reference: Reference) -> VersionDetail:
             statement = statement.where(models.Version.digest == reference.digest)
         else:
             statement = statement.where(models.Version.number == _number(session, expert, reference))
-    rows = session.execute(statement).all()
+    rows = session.execute(statement.add_columns(models.Version.manifest)).all()
     if not rows:
         if reference.expert is not None and reference.version is not None:
             find(session, reference.expert, reference.version)
         raise NotFoundError(f"there is no version {reference}")
     version = shape(session, rows)[0]
-    return VersionDetail(**version.model_dump(), manifest=rows[0][0].manifest)
+    return VersionDetail(**version.model_dump(), manifest=rows[0].manifest)
 
 
 def list_versions(session: Session, name: ExpertName, *, cursor: str | None, limit: int) -> Page[Version]:
@@ -133,7 +171,7 @@ def list_versions(session: Session, name: ExpertName, *, cursor: str | None, lim
         query=["versions", expert.id],
         cursor=cursor,
         limit=limit,
-        position=lambda row: (row[0].number, row[0].number),
+        position=lambda row: (row.number, row.number),
     )
     return Page(items=shape(session, rows), next=next_cursor)
 
@@ -163,7 +201,7 @@ def search(session: Session, query: VersionQuery, *, cursor: str | None, limit: 
         query=["search", query.model_dump(mode="json")],
         cursor=cursor,
         limit=limit,
-        position=lambda row: (row[0].id, row[0].id),
+        position=lambda row: (row.id, row.id),
     )
     return Page(items=shape(session, rows), next=next_cursor)
 
@@ -230,64 +268,52 @@ def restore(session: Session, actor: Actor, name: ExpertName, number: int | None
         audit.record(session, actor, "version.restore", f"{name}@{number}")
 
 
-def joined() -> Select[models.Version, str, int | None, int, str, str]:
-    """Versions with what :func:`shape` needs from other tables."""
-    return (
-        select(
-            models.Version,
-            models.Expert.path,
-            models.Expert.latest,
-            models.Blob.size,
-            models.BaseModel.model_id,
-            models.BaseModel.fingerprint,
-        )
-        .join(models.Expert, models.Version.expert_id == models.Expert.id)
-        .join(models.Blob, models.Version.digest == models.Blob.digest)
-        .join(models.BaseModel, models.Version.base_model_id == models.BaseModel.id)
-    )
+def joined() -> Select[*tuple[Any, ...]]:
+    """Versions with what :func:`shape` needs from other tables, and without their manifests, which are large."""
+    return _JOINED
 
 
-def shape(session: Session, rows: Sequence[Joined]) -> list[Version]:
-    """Versions as clients see them, in two more queries however many they are."""
+def latest(session: Session, experts: Iterable[int]) -> dict[int, Version]:
+    """The latest versions of experts, by the experts' ids; those of which all are deleted are not there."""
+    rows = session.execute(_LATEST, {"experts": list(experts)}).all()
+    return {row.expert_id: version for row, version in zip(rows, shape(session, rows), strict=True)}
+
+
+def shape(session: Session, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Version]:
+    """Versions as clients see them, in one more query however many they are."""
     if not rows:
         return []
-    metrics: dict[int, dict[str, float]] = {row[0].id: {} for row in rows}
-    for version_id, name, value in session.execute(
-        select(models.Metric.version_id, models.Metric.name, models.Metric.value)
-        .where(models.Metric.version_id.in_(metrics))
-        .order_by(models.Metric.name)
-    ):
-        metrics[version_id][name] = value
+    metrics: dict[int, dict[str, float]] = {row.id: {} for row in rows}
     aliases: dict[tuple[int, int], list[str]] = {}
-    for expert_id, number, alias in session.execute(
-        select(models.Alias.expert_id, models.Alias.number, models.Alias.alias)
-        .where(models.Alias.expert_id.in_({row[0].expert_id for row in rows}))
-        .order_by(models.Alias.alias)
-    ):
-        aliases.setdefault((expert_id, number), []).append(alias)
+    of_rows = {"versions": list(metrics), "experts": list({row.expert_id for row in rows})}
+    for id, number, name, value in session.execute(_METRICS_AND_ALIASES, of_rows):
+        if number is None:
+            metrics[id][name] = value
+        else:
+            aliases.setdefault((id, number), []).append(name)
     return [
         Version(
-            name=path,
+            name=row.path,
             version=row.number,
             digest=row.digest,
-            size=size,
-            kind=row.kind,  # type: ignore[arg-type]  # as the manifest's, which was checked
+            size=row.size,
+            kind=row.kind,
             task=row.task,
             domain=row.domain,
             method=row.method,
             description=row.description,
-            base_model=model_id,
-            base_fingerprint=fingerprint,
+            base_model=row.model_id,
+            base_fingerprint=row.fingerprint,
             matrices=row.matrices,
             values=row.values,
             training_docs=row.training_docs,
-            aliases=tuple(aliases.get((row.expert_id, row.number), ())),
-            metrics=metrics[row.id],
+            aliases=tuple(sorted(aliases.get((row.expert_id, row.number), ()))),
+            metrics=dict(sorted(metrics[row.id].items())),
             created_at=row.created_at,
             created_by=row.created_by,
             deleted_at=row.deleted_at,
         )
-        for row, path, _, size, model_id, fingerprint in rows
+        for row in rows
     ]
 
 
