@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 import sqlalchemy
 
@@ -29,7 +30,7 @@ NOUNS = ("badger", "condor", "dolphin", "falcon", "gazelle", "heron", "ibex", "j
 TAGS = ("nightly", "paper", "ablation", "sweep", "candidate", "released", "deprecated", "team:nlp", "team:code")
 TAG_SHARES = (0.5, 0.1, 0.15, 0.3, 0.05, 0.02, 0.05, 0.2, 0.2)
 RARE_TAG = "rare"
-"""A tag of three experts, the first, one in the middle and the last."""
+"""A tag of three experts: the first, one in the middle and the last."""
 ALONE = 31.25
 """A value of the metric ``latency`` that one expert has, in the middle; those of all others are below 10."""
 REAL_FILES = 50
@@ -74,33 +75,32 @@ def fingerprint(model: int) -> str:
 def fill(database: Database, store: BlobStore, experts: int, points: int, seed: int = 0) -> list[str]:
     """Fill the empty tables of a migrated PostgreSQL database.
 
-    Namespaces have very different sizes, the largest a seventh of all experts; one in four experts has 2 to 5 versions; one in fifty is
-    deleted; half have the alias ``production``. Curves have 200 points, and a hundredth of the points belongs to curves
-    of 20,000.
+    Namespaces have very different sizes, the largest a sixth of all experts; one in four experts has 2 to 5 versions;
+    half have the alias ``production``. Curves have 200 points, and a twelfth of the points belongs to curves of 20,000.
 
     Args:
-        experts: how many.
+        experts: how many that are not deleted; one deleted is added for fifty.
         points: of reward curves, altogether.
 
     Returns:
         Paths of experts whose first version has a curve; the first is a long one if there are points enough.
     """
     random = np.random.default_rng(seed)
+    experts += experts // 50
     start = datetime(2025, 1, 1, tzinfo=UTC)
     files = [expert_file(seed) for seed in range(min(REAL_FILES, experts))]
     for data in files:
         store.put(sha256(data), data)
     namespaces, bases = max(2, experts // 500), 12
-    shares = 1 / np.arange(1, namespaces + 1)
-    of_namespace = random.choice(namespaces, experts, p=shares / shares.sum())
-    of_base = random.choice(bases, experts, p=np.array([1 / (i + 1) for i in range(bases)]) / sum(1 / (i + 1) for i in range(bases)))
+    of_namespace = random.choice(namespaces, experts, p=_falling(namespaces))
+    of_base = random.choice(bases, experts, p=_falling(bases))
     of_task = random.integers(0, len(TASKS), experts)
     versions_of = np.where(random.random(experts) < 0.25, random.integers(2, 6, experts), 1)
     seconds = np.sort(random.random(experts)) * 400 * 86400
     manifests = _manifests(bases)
 
-    rows: dict[str, list[Sequence[Any]]] = {name: [] for name in ("expert", "blob", "version", "metric", "tag", "alias")}
-    rows["alias_event"] = []
+    tables = ("expert", "blob", "version", "metric", "tag", "alias", "alias_event")
+    rows: dict[str, list[Sequence[Any]]] = {table: [] for table in tables}
     version_id = 0
     curved: list[tuple[int, str]] = []
     for i in range(experts):
@@ -131,11 +131,11 @@ def fill(database: Database, store: BlobStore, experts: int, points: int, seed: 
             rows["metric"].append((version_id, f"{TASKS[task]}/acc,none", float(random.random())))
             alone = i == experts // 2 and each == number
             rows["metric"].append((version_id, "latency", ALONE if alone else float(random.random() * 10)))
-            if each == 1:
+            if each == 1 and i % 51 != 50:
                 curved.append((version_id, path))
         chosen = {tag for tag, share in zip(TAGS, TAG_SHARES, strict=True) if random.random() < share}
         chosen.add(f"run:{i // 20}")
-        if i in (0, experts // 3, experts - 1):
+        if i in (0, experts // 3, experts - 2):
             chosen.add(RARE_TAG)
         rows["tag"] += [(expert, tag) for tag in sorted(chosen)]
         if i % 2 == 0:
@@ -145,7 +145,7 @@ def fill(database: Database, store: BlobStore, experts: int, points: int, seed: 
         rows["expert"].append((
             expert, space + 1, name, path, kind, description, f"{path} {TASKS[task]} {description}".lower(),
             number, number, number, TASKS[task], DOMAINS[task], base + 1, score, made, updated,
-            updated if i % 50 == 49 else None,
+            updated if i % 51 == 50 else None,
         ))
         # fmt: on
 
@@ -154,9 +154,9 @@ def fill(database: Database, store: BlobStore, experts: int, points: int, seed: 
         connection = raw.driver_connection
         assert isinstance(connection, psycopg.Connection)
         connection.execute("SET statement_timeout = 0")
-        zero = start
-        _copy(connection, "namespace", "id name description created_at", ((i + 1, f"team-{i}", "", zero) for i in range(namespaces)))
-        model = ((i + 1, fingerprint(i), f"org/model-{i}", None, json.dumps(targets()), zero) for i in range(bases))
+        spaces = ((i + 1, f"team-{i}", "", start) for i in range(namespaces))
+        _copy(connection, "namespace", "id name description created_at", spaces)
+        model = ((i + 1, fingerprint(i), f"org/model-{i}", None, json.dumps(targets()), start) for i in range(bases))
         _copy(connection, "base_model", "id fingerprint model_id revision targets created_at", model)
         _copy(connection, "blob", "digest size created_at touched_at", rows["blob"])
         _copy(
@@ -184,8 +184,8 @@ def fill(database: Database, store: BlobStore, experts: int, points: int, seed: 
         _copy(connection, "curve_point", fields, _curve_points(curves, random))
         for table in models.Table.metadata.sorted_tables:
             if "id" in table.c and isinstance(table.c.id.type, sqlalchemy.Integer):
-                reset = f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), coalesce(max(id), 1)) FROM {table.name}"
-                connection.execute(reset.encode())
+                sequence = f"pg_get_serial_sequence('{table.name}', 'id')"
+                connection.execute(f"SELECT setval({sequence}, coalesce(max(id), 1)) FROM {table.name}".encode())
         connection.commit()
         connection.autocommit = True
         connection.execute("VACUUM (ANALYZE)")
@@ -194,6 +194,13 @@ def fill(database: Database, store: BlobStore, experts: int, points: int, seed: 
         raw.invalidate()
         raw.close()
     return [path for _, path in spread]
+
+
+def _falling(count: int) -> npt.NDArray[np.float64]:
+    """Shares of which the n-th is an n-th of the first."""
+    shares: npt.NDArray[np.float64] = 1 / np.arange(1, count + 1)
+    shares /= shares.sum()
+    return shares
 
 
 def _manifests(bases: int) -> dict[tuple[int, int], str]:
@@ -213,7 +220,7 @@ def _manifests(bases: int) -> dict[tuple[int, int], str]:
 
 
 def _curve_lengths(points: int, most: int) -> list[int]:
-    long = points // 100 // LONG_CURVE
+    long = points // 12 // LONG_CURVE
     rest = points - long * LONG_CURVE
     short = min(rest // CURVE, most - long)
     return [LONG_CURVE] * long + [CURVE] * short

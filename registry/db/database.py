@@ -63,6 +63,8 @@ class Database:
             parsed = parsed.set(drivername="postgresql+psycopg")
             milliseconds = int(timeout * 1000)
             options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
+            # A plan made once for all values walks every row for a rare one: lists differ too much for that.
+            options += " -c plan_cache_mode=force_custom_plan"
             arguments = {
                 "connect_args": {"connect_timeout": max(2, int(timeout)), "options": options},
                 "pool_pre_ping": True,

@@ -22,11 +22,13 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 _PATH = String(129).with_variant(String(129, collation="C"), "postgresql")
 """Sorted by code point on both databases."""
+_DELETED = text("deleted_at IS NOT NULL")
 
 
 class Utc(TypeDecorator[datetime]):
@@ -108,10 +110,17 @@ class Blob(Table):
     __table_args__ = (CheckConstraint("length(digest) = 64", name="digest"), CheckConstraint("size > 0", name="size"))
 
 
+def _live(name: str, *columns: str) -> Index:
+    """An index of experts that are not deleted: nearly all lists are of them alone."""
+    where = text("deleted_at IS NULL")
+    return Index(name, *columns, postgresql_where=where, sqlite_where=where)
+
+
 class Expert(Table):
     """A name, and copies of what lists go by from its latest live version, so that a page needs one index.
 
-    ``latest`` is the number of that version, NULL when all are deleted; ``last`` the highest number ever given.
+    ``latest`` is the number of that version, NULL when all are deleted; ``last`` the highest number ever given. On
+    PostgreSQL there is one index more, of the trigrams of ``search_text``, where the extension for it may be created.
     """
 
     __tablename__ = "expert"
@@ -140,14 +149,15 @@ class Expert(Table):
         UniqueConstraint("namespace_id", "name"),
         CheckConstraint("kind IN ('expert', 'classifier', 'mixture')", name="kind"),
         CheckConstraint("last >= 0 AND live >= 0 AND live <= last", name="counts"),
-        Index("ix_expert_updated", "updated_at", "id"),
-        Index("ix_expert_created", "created_at", "id"),
-        Index("ix_expert_score", "score", "id"),
-        Index("ix_expert_namespace_updated", "namespace_id", "updated_at", "id"),
-        Index("ix_expert_base_updated", "base_model_id", "updated_at", "id"),
-        Index("ix_expert_task_updated", "task", "updated_at", "id"),
-        Index("ix_expert_domain_updated", "domain", "updated_at", "id"),
-        Index("ix_expert_kind_updated", "kind", "updated_at", "id"),
+        _live("ix_expert_updated", "updated_at", "id"),
+        _live("ix_expert_created", "created_at", "id"),
+        _live("ix_expert_score", "score", "id"),
+        _live("ix_expert_namespace_updated", "namespace_id", "updated_at", "id"),
+        _live("ix_expert_base_updated", "base_model_id", "updated_at", "id"),
+        _live("ix_expert_task_updated", "task", "updated_at", "id"),
+        _live("ix_expert_domain_updated", "domain", "updated_at", "id"),
+        _live("ix_expert_kind_updated", "kind", "updated_at", "id"),
+        Index("ix_expert_deleted", "updated_at", "id", postgresql_where=_DELETED, sqlite_where=_DELETED),
     )
 
 
@@ -183,6 +193,9 @@ class Version(Table):
         UniqueConstraint("expert_id", "digest"),
         CheckConstraint("number >= 1", name="number"),
         Index("ix_version_base", "base_model_id", "kind", "id"),
+        Index("ix_version_base_domain", "base_model_id", "domain", "id"),
+        Index("ix_version_kind", "kind", "id"),
+        Index("ix_version_domain", "domain", "id"),
     )
 
 

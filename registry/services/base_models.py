@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -76,6 +76,12 @@ def find(session: Session, fingerprint: str) -> models.BaseModel:
     if row is None:
         raise NotFoundError(f"there is no base model with the fingerprint {fingerprint}")
     return row
+
+
+def ids_of(session: Session, base: str) -> list[int]:
+    """The ids of the base models with a fingerprint or an id."""
+    table = models.BaseModel
+    return list(session.scalars(select(table.id).where(or_(table.fingerprint == base, table.model_id == base))))
 
 
 def list_base_models(session: Session, *, cursor: str | None, limit: int) -> Page[BaseModelInfo]:

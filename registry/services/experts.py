@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, or_, select
+from sqlalchemy import ColumnElement, Integer, Row, Select, and_, bindparam, delete, exists, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from t2.core.references import ExpertName
 from t2.registry.db import models
 from t2.registry.db.database import insert_once
-from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, Page
-from t2.registry.services import audit, namespaces, versions
+from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, MetricRange, Page
+from t2.registry.services import audit, base_models, namespaces, versions
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, any_of, fetch_page
 
 MAX_TAGS = 50
+_FEW = 1000
 
 _SORTS = {
     "updated": models.Expert.updated_at,
@@ -148,7 +149,7 @@ def list_experts(session: Session, query: ExpertQuery, *, cursor: str | None, li
     column = _SORTS[sort]
     rows, next_cursor = fetch_page(
         session,
-        _narrowed(query),
+        _narrowed(session, query),
         Order(column, models.Expert.id, descending),
         query=query.model_dump(mode="json"),
         cursor=cursor,
@@ -183,19 +184,15 @@ def shape(session: Session, rows: Sequence[models.Expert | Row[*tuple[Any, ...]]
     ]
 
 
-def _narrowed(query: ExpertQuery) -> Select[*tuple[Any, ...]]:
+def _narrowed(session: Session, query: ExpertQuery) -> Select[*tuple[Any, ...]]:
     table = models.Expert
     statement = select(*_COLUMNS).where(table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None))
     if query.sort.lstrip("-") == "score":
         statement = statement.where(table.score.is_not(None))
     if query.namespace is not None:
-        namespace = select(models.Namespace.id).where(models.Namespace.name == query.namespace).scalar_subquery()
-        statement = statement.where(table.namespace_id == namespace)
+        statement = statement.where(table.namespace_id == namespaces.id_of(session, query.namespace))
     if query.base is not None:
-        base = select(models.BaseModel.id).where(
-            or_(models.BaseModel.fingerprint == query.base, models.BaseModel.model_id == query.base)
-        )
-        statement = statement.where(table.base_model_id.in_(base))
+        statement = statement.where(table.base_model_id.in_(base_models.ids_of(session, query.base)))
     for column, wanted in ((table.task, query.task), (table.domain, query.domain), (table.kind, query.kind)):
         if wanted is not None:
             statement = statement.where(column == wanted)
@@ -204,16 +201,27 @@ def _narrowed(query: ExpertQuery) -> Select[*tuple[Any, ...]]:
     for tag in query.tags:
         statement = statement.where(table.id.in_(select(models.Tag.expert_id).where(models.Tag.tag == tag)))
     for wanted_range in query.metrics:
-        metric = models.Metric
-        inside = select(models.Version.expert_id).join(metric, metric.version_id == models.Version.id)
-        inside = inside.where(
-            metric.name == wanted_range.name,
-            models.Version.expert_id == table.id,
-            models.Version.number == table.latest,
-        )
-        if wanted_range.minimum is not None:
-            inside = inside.where(metric.value >= wanted_range.minimum)
-        if wanted_range.maximum is not None:
-            inside = inside.where(metric.value <= wanted_range.maximum)
-        statement = statement.where(inside.correlate(table).exists())
+        statement = statement.where(_in_range(session, wanted_range))
     return statement
+
+
+def _in_range(session: Session, wanted: MetricRange) -> ColumnElement[bool]:
+    """Whether an expert's latest version has a metric in a range.
+
+    The database knows how the values of all metrics together are spread, and not those of one: it takes a range that
+    nothing lies in for a common one, and walks all experts in their order. So a few are looked up first.
+    """
+    metric, version = models.Metric, models.Version
+    inside = select(metric.version_id).where(metric.name == wanted.name)
+    if wanted.minimum is not None:
+        inside = inside.where(metric.value >= wanted.minimum)
+    if wanted.maximum is not None:
+        inside = inside.where(metric.value <= wanted.maximum)
+    few = session.scalars(inside.limit(_FEW + 1)).all()
+    latest = version.number == models.Expert.latest
+    if len(few) <= _FEW:
+        known = bindparam(None, few, expanding=True, literal_execute=True, type_=Integer)
+        experts = select(version.expert_id).where(version.id.in_(known))
+    else:
+        experts = select(version.expert_id).where(version.id.in_(inside))
+    return exists(experts.where(version.expert_id == models.Expert.id, latest).correlate(models.Expert))

@@ -41,6 +41,14 @@ def find(session: Session, name: str) -> models.Namespace:
     return row
 
 
+def id_of(session: Session, name: str) -> int:
+    """The id of a namespace; one that no row has where there is none.
+
+    A list is narrowed by the number itself: the database chooses its way by how common that one is.
+    """
+    return session.scalar(select(models.Namespace.id).where(models.Namespace.name == name)) or 0
+
+
 def list_namespaces(session: Session, *, cursor: str | None, limit: int) -> Page[Namespace]:
     """By name."""
     table = models.Namespace

@@ -180,8 +180,7 @@ def search(session: Session, query: VersionQuery, *, cursor: str | None, limit: 
     """Versions of all experts, newest first."""
     statement = joined().where(models.Expert.deleted_at.is_(None), models.Version.deleted_at.is_(None))
     if query.fingerprint is not None:
-        base = select(models.BaseModel.id).where(models.BaseModel.fingerprint == query.fingerprint).scalar_subquery()
-        statement = statement.where(models.Version.base_model_id == base)
+        statement = statement.where(models.Version.base_model_id.in_(base_models.ids_of(session, query.fingerprint)))
     for column, wanted in (
         (models.Version.kind, query.kind),
         (models.Version.domain, query.domain),
@@ -286,11 +285,11 @@ def shape(session: Session, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Versi
     metrics: dict[int, dict[str, float]] = {row.id: {} for row in rows}
     aliases: dict[tuple[int, int], list[str]] = {}
     of_rows = {"versions": list(metrics), "experts": list({row.expert_id for row in rows})}
-    for id, number, name, value in session.execute(_METRICS_AND_ALIASES, of_rows):
+    for of, number, name, value in session.execute(_METRICS_AND_ALIASES, of_rows):
         if number is None:
-            metrics[id][name] = value
+            metrics[of][name] = value
         else:
-            aliases.setdefault((id, number), []).append(name)
+            aliases.setdefault((of, number), []).append(name)
     return [
         Version(
             name=row.path,
