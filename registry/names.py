@@ -35,6 +35,12 @@ def check_alias(alias: str) -> None:
     check_pattern("alias", alias, ALIAS_PATTERN)
 
 
+def check_key(key: str | None) -> None:
+    """Raises InvalidRequestError where an upload's idempotency key is not plain."""
+    if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,100}", key):
+        raise InvalidRequestError("idempotency key: give 1 to 100 printable ASCII characters without spaces")
+
+
 def check_number(what: str, number: int) -> None:
     """Raises NotFoundError where a version or an identifier cannot have this number."""
     if not 1 <= number <= MAX_NUMBER:

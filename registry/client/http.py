@@ -19,7 +19,7 @@ from t2.core.expertfile import MAX_FILE_BYTES
 from t2.core.references import ExpertName, Reference, is_digest
 from t2.registry.client.retry import RetryPolicy
 from t2.registry.client.transport import Answer, Transport
-from t2.registry.names import check_alias, check_name, check_number, known_name
+from t2.registry.names import check_alias, check_key, check_name, check_number, known_name
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
@@ -80,8 +80,7 @@ class HttpRegistry:
         self, name: ExpertName, data: bytes, *, description: str = "", idempotency_key: str | None = None
     ) -> Version:
         check_name(name)
-        if idempotency_key is not None and not (idempotency_key.isascii() and idempotency_key.isprintable()):
-            raise InvalidRequestError("idempotency key: give 1 to 100 printable ASCII characters without spaces")
+        check_key(idempotency_key)
         key = secrets.token_hex(16) if idempotency_key is None else idempotency_key
         answer = self._transport.send(
             "POST",

@@ -6,17 +6,17 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import sqlalchemy
-from sqlalchemy import CursorResult, event
+from sqlalchemy import event, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError as UrlError
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from t2.core.errors import ArgumentError, StorageError, UnavailableError
+from t2.core.errors import ArgumentError, InvalidRequestError, RegistryError, StorageError, UnavailableError
 from t2.registry.db.models import Table
 
 BUSY_SECONDS = 30
@@ -78,7 +78,9 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
-        self._read = sessionmaker(self.engine, expire_on_commit=False)
+        # One moment's state for all queries of a read, as SQLite gives it anyway: an alias and what it points to agree.
+        reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
+        self._read = sessionmaker(reader, expire_on_commit=False)
         self._write = sessionmaker(self.engine.execution_options(t2_write=True), expire_on_commit=False)
 
     @contextlib.contextmanager
@@ -87,8 +89,9 @@ class Database:
 
         Raises:
             UnavailableError: the database cannot be reached, or did not answer in time.
+            InvalidRequestError: a text has a character that the database cannot hold.
         """
-        with _translated(self.location), self._read() as session, session.begin():
+        with self.translated(), self._read() as session, session.begin():
             yield session
 
     @contextlib.contextmanager
@@ -98,24 +101,49 @@ class Database:
         Raises:
             UnavailableError: as :meth:`read`. Whether a commit that failed so took place is then unknown.
         """
-        with _translated(self.location), self._write() as session, session.begin():
+        with self.translated(), self._write() as session, session.begin():
             yield session
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Tell the driver's errors as the registry's; :meth:`read` and :meth:`write` do."""
+        try:
+            yield
+        except (OperationalError, PoolTimeout) as error:
+            raise UnavailableError(
+                f"the database {self.location} cannot be used now: {_first_line(error)}{_hint(error)}"
+            ) from error
+        except (DataError, UnicodeEncodeError) as error:
+            raise InvalidRequestError("a text has a character that is not Unicode, or NUL; leave it out") from error
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise UnavailableError(f"the database {self.location} closed the connection; try again") from error
+            if self.is_sqlite and isinstance(error, DatabaseError):
+                raise RegistryError(
+                    f"the database {self.location} is damaged, or no registry's: {_first_line(error)}; restore it from "
+                    "a backup, or choose another folder"
+                ) from error
+            raise
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
 
 
-@contextlib.contextmanager
-def _translated(location: str) -> Iterator[None]:
-    try:
-        yield
-    except (OperationalError, PoolTimeout) as error:
-        raise UnavailableError(f"the database {location} does not answer: {_first_line(error)}") from error
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise UnavailableError(f"the database {location} closed the connection; try again") from error
-        raise
+_HINTS = {
+    "SQLITE_READONLY": "write access to the file and its folder is needed",
+    "SQLITE_CANTOPEN": "write access to the file and its folder is needed",
+    "SQLITE_FULL": "free space",
+    "SQLITE_IOERR": "the disk may be full",
+    "SQLITE_BUSY": "another process is writing, try again",
+}
+
+
+def _hint(error: Exception) -> str:
+    name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
+    return "".join(f"; {hint}" for code, hint in _HINTS.items() if name == code or name.startswith(f"{code}_"))
 
 
 def _first_line(error: Exception) -> str:
@@ -144,5 +172,6 @@ def insert_once(session: Session, table: type[Table], **values: Any) -> bool:
     Another transaction that inserts the same row at the same time is waited for.
     """
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    result = session.execute(insert(table).values(**values).on_conflict_do_nothing())
-    return cast("CursorResult[Any]", result).rowcount == 1
+    statement = insert(table).values(**values).on_conflict_do_nothing()
+    # A row comes back for a row put in; the count of rows is not told on every database.
+    return session.execute(statement.returning(literal_column("1"))).first() is not None

@@ -18,17 +18,15 @@ from t2.registry.services.paging import Order, fetch_page
 
 
 def ensure(session: Session, base: BaseModelRef) -> models.BaseModel:
-    """The base model of an upload, made when new, without targets."""
-    insert_once(
-        session,
-        models.BaseModel,
-        fingerprint=base.fingerprint,
-        model_id=base.id,
-        revision=base.revision,
-        targets=None,
-        created_at=audit.now(),
-    )
-    return find(session, base.fingerprint)
+    """The base model of an upload, made when new, without targets.
+
+    While there are none it is held as it is until the transaction ends: they are not told between the check of an
+    upload's ranks and its commit.
+    """
+    row = _known(session, base)
+    if row.targets is None:
+        session.refresh(row, with_for_update={"read": True})
+    return row
 
 
 def put(
@@ -42,13 +40,14 @@ def put(
     """
     if not targets or not all(type(rank) is int and rank >= 1 for rank in targets.values()):
         raise InvalidRequestError("targets: give the rank of each adaptable matrix, each at least 1")
-    row = ensure(session, BaseModelRef(id=id, revision=revision, fingerprint=fingerprint))
+    base = BaseModelRef(id=id, revision=revision, fingerprint=fingerprint)
+    row = _known(session, base)
     session.refresh(row, with_for_update=True)
     if row.targets is not None:
         if row.targets != dict(targets):
             raise ConflictError(f"the base model {fingerprint[:12]} has other targets already, and they are immutable")
         return shape(row)
-    versions = select(models.Version.manifest).where(models.Version.base_model_id == row.id).distinct(models.Version.id)
+    versions = select(models.Version.manifest).where(models.Version.base_model_id == row.id)
     for manifest in session.scalars(versions.execution_options(yield_per=500)):
         odd = _disagreement(manifest["targets"], targets)
         if odd is not None:
@@ -108,6 +107,20 @@ def shape(row: models.BaseModel) -> BaseModelInfo:
         targets=row.targets,
         created_at=row.created_at,
     )
+
+
+def _known(session: Session, base: BaseModelRef) -> models.BaseModel:
+    """Its row, made when new."""
+    insert_once(
+        session,
+        models.BaseModel,
+        fingerprint=base.fingerprint,
+        model_id=base.id,
+        revision=base.revision,
+        targets=None,
+        created_at=audit.now(),
+    )
+    return find(session, base.fingerprint)
 
 
 def _disagreement(expert: Mapping[str, int], base: Mapping[str, int]) -> str | None:

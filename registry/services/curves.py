@@ -40,14 +40,18 @@ def add_points(
     steps = [point.step for point in points]
     if steps and not (min(steps) >= 0 and max(steps) < 2**31):
         raise InvalidRequestError("a step is negative or beyond 2147483647")
-    there = {(point.split, point.step): point for point in _points(session, version.id, None)}
+    if not points:
+        return 0
+    near = _points(session, version.id, None, steps=(min(steps), max(steps)))
+    there = {(point.split, point.step): point for point in near}
     for key in given.keys() & there.keys():
         if given[key] != there[key]:
             raise ConflictError(f"{name}@{number} has another {key[0]} point at step {key[1]}; points are immutable")
     new = [given[key] for key in given if key not in there]
-    if len(there) + len(new) > limits.points:
-        raise TooLargeError(f"a curve of {len(there) + len(new)} points, the limit is {limits.points}")
     if new:
+        total = count(session, version.id) + len(new)
+        if total > limits.points:
+            raise TooLargeError(f"a curve of {total} points, the limit is {limits.points}")
         session.execute(
             models.CurvePoint.__table__.insert(),  # type: ignore[attr-defined]  # a Table, typed as FromClause
             [{"version_id": version.id, **point.model_dump()} for point in new],
@@ -106,10 +110,15 @@ def downsample(points: Sequence[CurvePoint], wanted: int) -> list[CurvePoint]:
     return [points[i] for i in [*kept, len(points) - 1]]
 
 
-def _points(session: Session, version_id: int, split: str | None) -> list[CurvePoint]:
+def _points(
+    session: Session, version_id: int, split: str | None, *, steps: tuple[int, int] | None = None
+) -> list[CurvePoint]:
+    """Points by step, of one split and of a range of steps with both ends, where they are given."""
     table = models.CurvePoint
     statement = select(*(getattr(table, field) for field in _FIELDS)).where(table.version_id == version_id)
     if split is not None:
         statement = statement.where(table.split == split)
+    if steps is not None:
+        statement = statement.where(table.step.between(*steps))
     rows = session.execute(statement.order_by(table.step, table.split))
     return [CurvePoint.model_construct(**dict(zip(_FIELDS, row, strict=True))) for row in rows]

@@ -93,10 +93,16 @@ def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> model
     return row
 
 
-def refresh(session: Session, row: models.Expert) -> None:
-    """Copy to the expert what lists go by, after its versions, metrics or description have changed."""
+def refresh(session: Session, row: models.Expert, *, live: int = 0) -> None:
+    """Copy to the expert what lists go by, after its versions, metrics or description have changed.
+
+    Args:
+        row: held locked.
+        live: how many versions came to be, or came back, less those that were deleted.
+    """
+    row.live += live
     session.flush()
-    live = session.execute(
+    found = session.execute(
         select(models.Version, models.Metric.value)
         .outerjoin(
             models.Metric,
@@ -104,9 +110,9 @@ def refresh(session: Session, row: models.Expert) -> None:
         )
         .where(models.Version.expert_id == row.id, models.Version.deleted_at.is_(None))
         .order_by(models.Version.number.desc())
-    ).all()
-    row.live = len(live)
-    latest, score = live[0] if live else (None, None)
+        .limit(1)
+    ).first()
+    latest, score = found if found is not None else (None, None)
     row.latest = latest.number if latest is not None else None
     row.task = latest.task if latest is not None else None
     row.domain = latest.domain if latest is not None else None

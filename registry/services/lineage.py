@@ -12,6 +12,9 @@ from t2.registry.db import models
 from t2.registry.schemas import Lineage, LineageEdge, LineageNode
 from t2.registry.services.actor import Limits
 
+EDGES_A_NODE = 20
+"""How many edges are looked at, for each node that may be told."""
+
 
 def lineage(session: Session, digest: str, limits: Limits) -> Lineage:
     """Ancestors and descendants of a content, nearest first, up to a number of nodes.
@@ -25,7 +28,9 @@ def lineage(session: Session, digest: str, limits: Limits) -> Lineage:
     for upwards in (True, False):
         front = {digest}
         while front and not truncated:
-            found = _edges(session, front, upwards)
+            found = _edges(session, front, upwards, EDGES_A_NODE * limits.lineage_nodes)
+            if len(found) > EDGES_A_NODE * limits.lineage_nodes:
+                truncated = True
             edges.update(found)
             reached = dict.fromkeys(parent if upwards else child for child, parent in sorted(found))
             front = set()
@@ -52,13 +57,17 @@ def lineage(session: Session, digest: str, limits: Limits) -> Lineage:
     )
 
 
-def _edges(session: Session, digests: Iterable[str], upwards: bool) -> dict[tuple[str, str], float]:
+def _edges(session: Session, digests: Iterable[str], upwards: bool, limit: int) -> dict[tuple[str, str], float]:
+    """Edges from these contents to their parents, or children; one over the limit where there are more."""
     table = models.Parent
     end: ColumnElement[str] = models.Version.digest if upwards else table.digest  # type: ignore[assignment]
     rows = session.execute(
         select(models.Version.digest, table.digest, table.alpha)
         .join(models.Version, models.Version.id == table.version_id)
-        .where(end.in_(digests), models.Version.deleted_at.is_(None))
+        .join(models.Expert, models.Expert.id == models.Version.expert_id)
+        .where(end.in_(digests), models.Version.deleted_at.is_(None), models.Expert.deleted_at.is_(None))
+        .distinct()
+        .limit(limit + 1)
     )
     return {(child, parent): alpha for child, parent, alpha in rows}
 

@@ -10,7 +10,7 @@ import binascii
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, tuple_
@@ -58,7 +58,7 @@ def fetch_page(
         raise InvalidRequestError(f"limit: {limit} is not between 1 and {MAX_PAGE}")
     columns = (order.column, order.id) if order.column is not order.id else (order.id,)
     if cursor is not None:
-        after = _decode(cursor, query)[-len(columns) :]
+        after = _decode(cursor, query, order.column.type.python_type)[-len(columns) :]
         statement = statement.where(_beyond(columns, after, order.descending))
     statement = statement.order_by(*(column.desc() if order.descending else column.asc() for column in columns))
     rows = session.execute(statement.limit(limit + 1)).all()
@@ -91,16 +91,24 @@ def _encode(position: tuple[Any, int], query: Any) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str, query: Any) -> list[Any]:
+def _decode(cursor: str, query: Any, wanted: type) -> list[Any]:
+    """The sort value, of the wanted type, and the id."""
     try:
         asked, kind, plain, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         value = datetime.fromisoformat(plain) if kind == "t" else plain
-        if not isinstance(value, _KINDS[kind]) or type(last) is not int or abs(last) >= 2**63:
+        if type(value) is not _KINDS[kind] or type(last) is not int or abs(last) >= 2**63:
             raise ValueError("not a position")
-        if isinstance(value, datetime) and value.tzinfo is None:
-            raise ValueError("a time without a zone")
     except (ValueError, TypeError, KeyError, binascii.Error, RecursionError) as error:
         raise InvalidRequestError("cursor: it is damaged; begin again without one") from error
     if asked != digest_of(query)[:16]:
         raise InvalidRequestError("cursor: it belongs to another query; begin again without one")
+    try:
+        if type(value) is not wanted:
+            raise ValueError("of another type")
+        if isinstance(value, datetime):
+            value = value.astimezone(UTC)  # naive or beyond the calendar only where it was forged
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("beyond the database's integers")
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequestError("cursor: it is damaged; begin again without one") from error
     return [value, last]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -16,7 +15,6 @@ from t2.core.errors import ConflictError, ExpertFileError, InvalidRequestError, 
 from t2.core.expertfile import ExpertFile, decode_expert
 from t2.core.references import (
     METRIC_PATTERN,
-    NAME_PATTERN,
     TAG_PATTERN,
     ExpertName,
     Reference,
@@ -24,7 +22,7 @@ from t2.core.references import (
 )
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db.database import Database
-from t2.registry.names import check_alias, check_name, check_pattern
+from t2.registry.names import check_alias, check_key, check_name, check_pattern
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
@@ -57,7 +55,6 @@ from t2.registry.services import (
 )
 from t2.registry.services.actor import Actor, Limits
 
-_KEY = re.compile(r"[\x21-\x7e]{1,100}")
 _TEXT = 4000
 _TRIES = 3
 
@@ -89,8 +86,7 @@ class Service:
         check_name(name)
         file = self.validate(data, str(name))
         _text("description", description)
-        if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
-            raise InvalidRequestError("idempotency key: give 1 to 100 printable ASCII characters without spaces")
+        check_key(idempotency_key)
         request = digest_of([str(name), file.digest, description])
         for left in range(_TRIES - 1, -1, -1):
             with self.database.write() as session:
@@ -135,8 +131,11 @@ class Service:
     def list_experts(
         self, query: ExpertQuery | None = None, *, cursor: str | None = None, limit: int = 50
     ) -> Page[Expert]:
+        query = query or ExpertQuery()
+        for field in ("text", "task", "domain", "base"):
+            _text(field, getattr(query, field) or "")
         with self.database.read() as session:
-            return experts.list_experts(session, query or ExpertQuery(), cursor=cursor, limit=limit)
+            return experts.list_experts(session, query, cursor=cursor, limit=limit)
 
     def describe_expert(self, name: ExpertName, description: str) -> Expert:
         _text("description", description)
@@ -152,6 +151,7 @@ class Service:
             return versions.list_versions(session, name, cursor=cursor, limit=limit)
 
     def search_versions(self, query: VersionQuery, *, cursor: str | None = None, limit: int = 50) -> Page[Version]:
+        _text("domain", query.domain or "")
         with self.database.read() as session:
             return versions.search(session, query, cursor=cursor, limit=limit)
 
@@ -222,11 +222,13 @@ class Service:
             return curves.curve(session, name, version, split, points)
 
     def lineage(self, digest: str) -> Lineage:
+        if not is_digest(digest):
+            raise NotFoundError("a digest is 64 hex digits in lower case")
         with self.database.read() as session:
             return lineage.lineage(session, digest, self.limits)
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:
-        check_pattern("namespace", name, NAME_PATTERN)
+        check_name(ExpertName(name, name))
         _text("description", description)
         with self.database.write() as session:
             return namespaces.create(session, self.actor, name, description)
@@ -238,6 +240,8 @@ class Service:
     def put_base_model(
         self, fingerprint: str, id: str, revision: str | None, targets: Mapping[str, int]
     ) -> BaseModelInfo:
+        _text("id", id)
+        _text("revision", revision or "")
         with self.database.write() as session:
             try:
                 return base_models.put(session, self.actor, fingerprint, id, revision, targets)
@@ -295,5 +299,5 @@ class Service:
 def _text(what: str, value: str) -> None:
     if len(value) > _TEXT:
         raise InvalidRequestError(f"{what}: {len(value)} characters, the limit is {_TEXT}")
-    if "\x00" in value:
-        raise InvalidRequestError(f"{what}: it holds a NUL character")
+    if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidRequestError(f"{what}: it holds a NUL, or a character that is not Unicode")

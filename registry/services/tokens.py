@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from t2.core.digests import sha256
 from t2.core.errors import InvalidRequestError, NotFoundError, UnauthorizedError
 from t2.registry.db import models
+from t2.registry.names import MAX_NUMBER
 from t2.registry.schemas import NewToken, Scope, TokenInfo
 from t2.registry.services import audit
 from t2.registry.services.actor import Actor
@@ -66,7 +67,7 @@ def list_tokens(session: Session) -> list[TokenInfo]:
 
 def revoke(session: Session, actor: Actor, id: int) -> TokenInfo:
     """Revoke a token, for ever; nothing more happens where it is revoked already."""
-    row = session.get(models.Token, id, with_for_update=True)
+    row = session.get(models.Token, id, with_for_update=True) if 1 <= id <= MAX_NUMBER else None
     if row is None:
         raise NotFoundError(f"there is no token {id}")
     if row.revoked_at is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Double, Integer, Row, Select, cast, null, select, union_all
@@ -16,6 +16,7 @@ from t2.core.manifest import unpack_hashes
 from t2.core.references import PRODUCTION, ExpertName, Reference
 from t2.registry.db import models
 from t2.registry.db.database import insert_once
+from t2.registry.names import MAX_NUMBER
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery
 from t2.registry.services import audit, base_models, experts
 from t2.registry.services.actor import Actor, Limits
@@ -86,6 +87,7 @@ def publish(
         InvalidRequestError: the ranks differ from the base model's.
     """
     expert = experts.ensure(session, actor, name, file.manifest.kind)
+    at = audit.now()
     if key is not None:
         earlier = _earlier(session, actor, key, request, limits)
         if earlier is not None:
@@ -99,12 +101,10 @@ def publish(
         raise ConflictError(f"{name}@{same.number} has this content and is deleted; restore it instead")
     created = same is None
     if same is None:
-        same = _insert(session, actor, expert, base, file, description)
+        same = _insert(session, actor, expert, base, file, description, at)
     if key is not None:
         session.add(
-            models.IdempotencyKey(
-                subject=str(actor), key=key, request=request, version_id=same.id, created_at=audit.now()
-            )
+            models.IdempotencyKey(subject=str(actor), key=key, request=request, version_id=same.id, created_at=at)
         )
     return get(session, name, same.number).model_copy(update={"created": created})
 
@@ -115,11 +115,13 @@ def find(session: Session, name: ExpertName, number: int, *, deleted: bool = Fal
     Raises:
         NotFoundError: there is none.
     """
-    row = session.scalar(
-        select(models.Version)
-        .join(models.Expert)
-        .where(models.Expert.path == str(name), models.Version.number == number)
-    )
+    row = None
+    if 1 <= number <= MAX_NUMBER:
+        row = session.scalar(
+            select(models.Version)
+            .join(models.Expert)
+            .where(models.Expert.path == str(name), models.Version.number == number)
+        )
     if row is None:
         experts.find(session, name, deleted=deleted)
         raise NotFoundError(f"there is no version {number} of {name}")
@@ -214,8 +216,8 @@ def set_metrics(session: Session, actor: Actor, name: ExpertName, number: int, m
     expert = experts.find(session, name, lock=True)
     version = find(session, name, number)
     for key, value in metrics.items():
-        if not math.isfinite(value):
-            raise InvalidRequestError(f"metric {key}: {value} is not a finite number")
+        if not abs(value) <= sys.float_info.max:
+            raise InvalidRequestError(f"metric {key}: it is not a finite number")
         if not insert_once(session, models.Metric, version_id=version.id, name=key, value=value):
             session.merge(models.Metric(version_id=version.id, name=key, value=value))
     session.flush()
@@ -247,7 +249,7 @@ def delete(session: Session, actor: Actor, name: ExpertName, number: int | None)
     if aliases:
         raise ConflictError(f"{name}@{number} is what the alias {aliases[0]} points to; move or remove the alias first")
     version.deleted_at = audit.now()
-    experts.refresh(session, expert)
+    experts.refresh(session, expert, live=-1)
     audit.record(session, actor, "version.delete", f"{name}@{number}")
 
 
@@ -263,7 +265,7 @@ def restore(session: Session, actor: Actor, name: ExpertName, number: int | None
     version = find(session, name, number, deleted=True)
     if version.deleted_at is not None:
         version.deleted_at = None
-        experts.refresh(session, expert)
+        experts.refresh(session, expert, live=1)
         audit.record(session, actor, "version.restore", f"{name}@{number}")
 
 
@@ -323,6 +325,7 @@ def _insert(
     base: models.BaseModel,
     file: ExpertFile,
     description: str,
+    at: datetime,
 ) -> models.Version:
     manifest = file.manifest
     summary: dict[str, Any] = manifest.model_dump(mode="json", exclude={"training_docs"})
@@ -341,7 +344,7 @@ def _insert(
         values=sum(manifest.targets.values()),
         training_docs=len(unpack_hashes(manifest.training_docs)),
         manifest=summary,
-        created_at=audit.now(),
+        created_at=at,
         created_by=str(actor),
     )
     session.add(version)
@@ -350,7 +353,7 @@ def _insert(
         models.Parent(version_id=version.id, position=position, digest=parent.digest, alpha=parent.alpha)
         for position, parent in enumerate(manifest.parents)
     )
-    experts.refresh(session, expert)
+    experts.refresh(session, expert, live=1)
     audit.record(session, actor, "version.create", f"{expert.path}@{version.number}", digest=file.digest)
     return version
 
@@ -367,12 +370,14 @@ def _earlier(session: Session, actor: Actor, key: str, request: str, limits: Lim
     if row.request != request:
         raise ConflictError("the idempotency key was used for another upload; use a new key for each")
     statement = joined().where(models.Version.id == row.version_id)
-    return shape(session, session.execute(statement).all())[0]
+    version = shape(session, session.execute(statement).all())[0]
+    # A version and the key it came to be under have one time.
+    return version.model_copy(update={"created": version.created_at == row.created_at})
 
 
 def _number(session: Session, expert: models.Expert, reference: Reference) -> int:
     if reference.version is not None:
-        return reference.version
+        return min(reference.version, MAX_NUMBER)
     pairs = session.execute(select(models.Alias.alias, models.Alias.number).where(models.Alias.expert_id == expert.id))
     aliases = dict(pairs.all())
     if reference.alias is not None:
