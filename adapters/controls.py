@@ -6,6 +6,7 @@ was learned about single components.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -40,4 +41,4 @@ def control_expert(expert: Expert, control: Control, seed: int) -> Expert:
         else:
             drawn = torch.from_numpy(rng.standard_normal(len(vector))).float()
             z[name] = vector.mean() + vector.std(correction=0) * drawn
-    return Expert(expert.manifest, {name: z[name] for name in expert.z}, expert.digest)
+    return replace(expert, z={name: z[name] for name in expert.z})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ import torch
 
 from t2.adapters.basis import Basis
 from t2.core.errors import ArgumentError, ExpertMismatchError
-from t2.core.expertfile import Vector, read_expert, write_expert
+from t2.core.expertfile import ExpertFile, Vector, read_expert, write_expert
 from t2.core.manifest import BaseModelRef, Manifest
 
 Z = dict[str, torch.Tensor]
@@ -28,11 +28,21 @@ Normalise = Literal["none", "sum"]
 
 @dataclass(frozen=True)
 class Expert:
-    """An expert: its manifest, its vectors, and the SHA-256 of its file, which is its identity."""
+    """An expert.
+
+    Attributes:
+        manifest: what its file says of it.
+        z: its vectors.
+        digest: SHA-256 of its file, its identity.
+        reference: the version of a registry that it came from; None for a file.
+        reason: why it was chosen, where nobody named it.
+    """
 
     manifest: Manifest
     z: Z
     digest: str
+    reference: str | None = field(default=None, compare=False)
+    reason: str | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -51,7 +61,11 @@ def load_expert(path: Path) -> Expert:
     Raises:
         ExpertFileError: the file cannot be read or breaks the strict profile.
     """
-    file = read_expert(path)
+    return of_file(read_expert(path))
+
+
+def of_file(file: ExpertFile) -> Expert:
+    """The expert that a file's content is."""
     return Expert(file.manifest, {name: torch.from_numpy(vector) for name, vector in file.vectors.items()}, file.digest)
 
 
@@ -64,6 +78,17 @@ def save_expert(path: Path, manifest: Manifest, z: Mapping[str, torch.Tensor]) -
     """
     vectors: dict[str, Vector] = {name: vector.detach().float().cpu().numpy() for name, vector in z.items()}
     return write_expert(path, manifest, vectors)
+
+
+def distinct(experts: Sequence[Expert]) -> list[Expert]:
+    """Experts of the same name get a part of their digest appended, so that a record tells them apart."""
+    names = [expert.name for expert in experts]
+    return [
+        replace(e, manifest=e.manifest.model_copy(update={"name": f"{e.name}-{e.digest[:8]}"}))
+        if names.count(e.name) > 1
+        else e
+        for e in experts
+    ]
 
 
 def check_expert(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -> None:

@@ -24,6 +24,7 @@ from t2.core.manifest import BaseModelRef
 from t2.harness.adaptation import Runtime, TaskAdaptation, check_experts_move, check_moved, moves
 from t2.harness.args import MODEL_ARGS, Settings, check_hf_args, parse_args
 from t2.harness.base import base_id, open_base
+from t2.harness.catalogue import known_experts
 from t2.harness.examples import (
     ChoiceExample,
     Example,
@@ -33,7 +34,7 @@ from t2.harness.examples import (
     place_docs,
     prompt_task,
 )
-from t2.harness.experts import known_experts, prepare_classifier, prepare_experts
+from t2.harness.experts import prepare_classifier, prepare_experts
 from t2.harness.pool import Pool, carved, find_pool
 from t2.harness.tasks import PromptForm, load_task
 
@@ -174,7 +175,8 @@ class Model(Asked):
         if len(given) > 1:
             raise ArgumentError(f"adapt: give one of {' and '.join(given)}, not both")
         self._check_fitting(given, score=score, stop=stop, max_new_tokens=max_new_tokens)
-        read = read_named(experts, strategy or "expert") if experts is not None else None
+        where = options.get("registry")
+        read = read_named(experts, strategy or "expert", where) if experts is not None else None
         name = strategy or self._strategy(given, read)
         labelled = [_labelled(number, example) for number, example in enumerate(examples or ())]
         if examples is not None and name in STRATEGIES and STRATEGIES[name]().needs_labels:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2.adapters.expert import Expert, Z, save_expert
+from t2.adapters.expert import Expert, Z, distinct, save_expert
 from t2.adapters.strategies.mixing import mixture
 from t2.core.errors import ArgumentError
 from t2.core.manifest import BaseModelRef, Manifest, Parent, pack_hashes, unpack_hashes
 from t2.core.settings import experts_dir
 from t2.harness.args import Settings, parse_args
-from t2.harness.experts import FILE_NAME, distinct, prepare_experts, read_experts
+from t2.harness.catalogue import FILE_NAME
+from t2.harness.experts import prepare_experts, read_experts
 
 if TYPE_CHECKING:
     from t2.api.model import Model
@@ -67,15 +68,17 @@ def write(path: Path, z: Z, note: str = "", **manifest: Any) -> SavedExpert:
     return SavedExpert(path, save_expert(path, Manifest(targets=targets, **manifest), z), note)
 
 
-def read_named(experts: str | Named | Sequence[Named], adapt: str = "expert") -> list[Expert]:
-    """Read experts given by name, file, folder or themselves; a text may join names by ``+``.
+def read_named(experts: str | Named | Sequence[Named], adapt: str = "expert", where: str | None = None) -> list[Expert]:
+    """Read experts given by name, reference, file, folder or themselves; a text may join names by ``+``.
 
     Args:
         experts: what is given.
         adapt: the strategy; ``classifier`` and ``auto`` take one expert of kind classifier among them.
+        where: the registry that references mean; None is the one in use.
 
     Raises:
-        ArgumentError: one is unknown, named twice, or of a kind that the strategy has no use for.
+        ArgumentError: one is named twice, or of a kind that the strategy has no use for.
+        NotFoundError: there is no such expert.
         ExpertFileError: a file breaks the strict profile.
     """
     if isinstance(experts, str):
@@ -86,7 +89,7 @@ def read_named(experts: str | Named | Sequence[Named], adapt: str = "expert") ->
         raise ArgumentError("experts: the list is empty; name one or more")
     found: list[Expert] = []
     for expert in given:
-        found += [expert] if isinstance(expert, Expert) else read_experts([str(expert)], adapt)
+        found += [expert] if isinstance(expert, Expert) else read_experts([str(expert)], adapt, where)
     for expert in found:
         if sum(expert.digest == other.digest for other in found) > 1:
             raise ArgumentError(f"experts: {expert.name} is given twice")

@@ -30,7 +30,7 @@ from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z, check_expert, load_expert
 from t2.core.files import atomic_write
 from t2.harness.base import base_id, open_base
-from t2.harness.experts import find_expert
+from t2.harness.catalogue import find_expert
 from t2.harness.tasks import PromptForm, TaskDocs, encode_pair, load_task
 
 Scores = npt.NDArray[np.float64]

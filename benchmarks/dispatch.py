@@ -42,8 +42,8 @@ from t2.core.files import atomic_write
 from t2.core.seeds import generator
 from t2.harness.base import base_id, open_base
 from t2.harness.data import load_rows
+from t2.harness.defaults import default_classifier, default_experts
 from t2.harness.domains import LABELS
-from t2.harness.experts import default_classifier, default_experts
 from t2.harness.held_out import held_out_prompts
 from t2.harness.tasks import encode_pair, load_task, prompt_text
 

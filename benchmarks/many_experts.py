@@ -36,9 +36,10 @@ from t2.core.seeds import generator
 from t2.harness.adaptation import Runtime, check_experts_move
 from t2.harness.args import parse_args
 from t2.harness.base import base_id, open_base
-from t2.harness.experts import demo_dir, prepare_experts, read_experts
+from t2.harness.experts import prepare_experts, read_experts
 from t2.harness.pool import draw, find_pool
 from t2.harness.scorer import TaskScorer
+from t2.harness.shipped import demo_dir
 from t2.harness.tasks import PromptForm, TaskDocs, encode_pair, load_task
 
 SCORES = (("before", "after"), ("further_before", "further_after"))

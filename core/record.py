@@ -15,6 +15,9 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_FOUND = {"reference", "reason"}
+"""How an expert was found says nothing of what it is."""
+
 Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
 """A metric; None where it is NaN or infinite, which JSON cannot say."""
 
@@ -24,11 +27,27 @@ class _Frozen(BaseModel):
 
 
 class ExpertRef(_Frozen):
-    """An expert that took part: its name, its digest, its domain."""
+    """An expert that took part.
+
+    Attributes:
+        name: what its file calls it.
+        digest: of its file.
+        domain: what it is for.
+        reference: the version of a registry that it came from, ``namespace/name@version``, or by digest where it was
+            named so; None for a file.
+        reason: why it is among the experts; None where it was named.
+    """
 
     name: str
     digest: str
     domain: str | None = None
+    reference: str | None = None
+    reason: str | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What it is, as JSON, whichever way it was found."""
+        return self.model_dump(mode="json", exclude=_FOUND)
 
 
 class Objective(_Frozen):
@@ -166,6 +185,7 @@ class AdaptationRecord(_Frozen):
 
     Attributes:
         key: identity of the adaptation: its built requests, objective, base, experts, settings and seed.
+        experts: what took part; the way to them (``reference``, ``reason``) is not part of :meth:`digest`.
         settings: the model_args that bear on the adaptation, resolved.
         adaptation_docs: content hashes of the labelled docs that the search saw.
         pool: the split they were drawn from, and how many of them an expert was trained on, if any.
@@ -209,8 +229,17 @@ class AdaptationRecord(_Frozen):
     timing: Timing = Timing()
 
     def digest(self) -> str:
-        """Hex SHA-256 of the record without its seconds and command line: equal adaptations have equal digests."""
+        """Hex SHA-256 of the record without seconds, command line and the way to its experts.
+
+        Equal adaptations have equal digests.
+        """
         content = self.model_dump(
-            mode="json", exclude={"timing": True, "command": True, "considered": {"__all__": {"seconds"}}}
+            mode="json",
+            exclude={
+                "timing": True,
+                "command": True,
+                "considered": {"__all__": {"seconds"}},
+                "experts": {"__all__": _FOUND},
+            },
         )
         return digest_of(content)

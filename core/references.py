@@ -94,6 +94,15 @@ def parse_name(text: str) -> ExpertName:
     return ExpertName(*parts)
 
 
+def is_name(text: str) -> bool:
+    """Whether a text could name an expert in a registry."""
+    try:
+        parse_name(text)
+    except ArgumentError:
+        return False
+    return True
+
+
 def parse_reference(text: str) -> Reference:
     """Read a reference, as the module describes them.
 

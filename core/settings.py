@@ -61,6 +61,11 @@ def registry_url() -> str:
     return os.environ.get("T2_REGISTRY_URL") or str(registry_dir())
 
 
+def is_registry_configured() -> bool:
+    """Whether ``T2_REGISTRY_URL`` is set."""
+    return bool(os.environ.get("T2_REGISTRY_URL"))
+
+
 def registry_dir() -> Path:
     """The folder of the embedded registry, and of a server without other settings: ``t2/registry`` in the user's data.
 

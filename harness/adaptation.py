@@ -54,7 +54,10 @@ class Runtime:
 
     def expert_refs(self) -> tuple[ExpertRef, ...]:
         """The experts as a record names them, the classifier last."""
-        return tuple(ExpertRef(name=e.name, digest=e.digest, domain=e.domain) for e in self.taking_part)
+        return tuple(
+            ExpertRef(name=e.name, digest=e.digest, domain=e.domain, reference=e.reference, reason=e.reason)
+            for e in self.taking_part
+        )
 
     @property
     def taking_part(self) -> tuple[Expert, ...]:
@@ -210,7 +213,13 @@ class TaskAdaptation:
         self.found = True
         timing = Timing(pass1=0.0, pass2=0.0)
         self.record = stored.record.model_copy(
-            update={"overlap": self._overlap, "mixtures": self._used(), "timing": timing, "command": _command()}
+            update={
+                "experts": self._runtime.expert_refs(),
+                "overlap": self._overlap,
+                "mixtures": self._used(),
+                "timing": timing,
+                "command": _command(),
+            }
         )
         _say(f"{self.name}: adaptation found again, not repeated ({self.path})")
         return True

@@ -65,7 +65,13 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     "experts": ArgSpec(
         "names",
         None,
-        "names, files or folders joined by +; by default kind expert, this base, one per domain",
+        "names, references, files or folders joined by +; by default kind expert, this base, one per domain",
+        strategies=EXPERTS,
+    ),
+    "registry": ArgSpec(
+        "text",
+        None,
+        "the registry that references and default experts come from: a URL or a folder; by default T2_REGISTRY_URL",
         strategies=EXPERTS,
     ),
     "alpha": ArgSpec(
@@ -196,7 +202,7 @@ LATER_VALUES: dict[str, tuple[str, ...]] = {
     "adapt": ("peft",),
     "transfer": ("resample",),
 }
-LATER_ARGS = ("registry", "peft", "workers")
+LATER_ARGS = ("peft", "workers")
 
 FROM_PRETRAINED: dict[str, str] = {
     "attn_implementation": "attention kernel: eager, sdpa, flash_attention_2",
@@ -214,7 +220,7 @@ FROM_PRETRAINED: dict[str, str] = {
 }
 """Arguments of ``from_pretrained`` that are passed on."""
 
-_NOT_BEARING = ("record", "batch", "light", "overlap")
+_NOT_BEARING = ("record", "batch", "light", "overlap", "registry")
 _ABSENT = object()
 
 
@@ -225,6 +231,7 @@ class Settings:
     engine: str
     adapt: str
     experts: tuple[str, ...] | None
+    registry: str | None
     alpha: tuple[float, ...] | None
     control: Control
     control_seed: int

@@ -75,7 +75,11 @@ class T2LM(LM):  # type: ignore[misc]
             check_writable(self.settings.record)
         strategy = STRATEGIES[self.settings.adapt]()
         named = self.settings.experts
-        read = read_experts(named, self.settings.adapt) if strategy.needs_experts and named is not None else None
+        read = (
+            read_experts(named, self.settings.adapt, self.settings.registry)
+            if strategy.needs_experts and named is not None
+            else None
+        )
         hf = dict(self.settings.hf)
         pretrained = hf.pop("pretrained", None)
         self.inner = open_base(pretrained, self.settings.engine, **hf)
@@ -342,7 +346,8 @@ class T2LM(LM):  # type: ignore[misc]
             "experts": [ref.model_dump(mode="json") for ref in refs],
             "settings": self.settings.bearing(),
         }
-        return {**content, "digest": digest_of({**content, "base": self.base.fingerprint})}
+        bare = {**content, "base": self.base.fingerprint, "experts": [ref.content for ref in refs]}
+        return {**content, "digest": digest_of(bare)}
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results: ``hf``'s own entries, and under ``t2`` the identity and the records."""

@@ -13,8 +13,9 @@ from t2.core.curve import read_curve
 from t2.core.digests import doc_hash
 from t2.core.manifest import unpack_hashes
 from t2.harness.base import base_id
+from t2.harness.catalogue import find_expert
+from t2.harness.defaults import default_classifier, default_experts
 from t2.harness.domains import LABELS
-from t2.harness.experts import default_classifier, default_experts, find_expert
 from t2.harness.overlap import marks_of
 from t2.harness.shipped import demo_dir
 from t2.harness.tasks import load_task

@@ -11,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from t2.adapters.convert.pair import DROWNED, ROUNDING, TOLERANCE, fit
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import load_expert
-from t2.harness.experts import find_expert
+from t2.harness.catalogue import find_expert
 
 
 @pytest.mark.parametrize("name", ["code", "math", "reasoning"])

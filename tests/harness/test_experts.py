@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from t2.adapters.engine.transformers import TransformersEngine
-from t2.core.errors import ArgumentError, ExpertFileError, ExpertMismatchError, T2Error
+from t2.core.errors import ArgumentError, ExpertFileError, ExpertMismatchError, NotFoundError, T2Error
 from t2.harness.args import parse_args
-from t2.harness.experts import default_experts, find_expert, prepare_experts, read_experts
+from t2.harness.catalogue import find_expert
+from t2.harness.defaults import default_experts
+from t2.harness.experts import prepare_experts, read_experts
 from tests.harness import tiny
 
 
@@ -64,8 +66,8 @@ def test_experts_of_one_name_stay_apart(tmp_path: Path, tiny_engine: Transformer
 @pytest.mark.parametrize(
     ("name", "error", "line"),
     [
-        ("alhpa", ArgumentError, "did you mean 'alpha'?"),
-        ("alpha@best", ArgumentError, "versions and aliases need a registry"),
+        ("alhpa", NotFoundError, "did you mean 'alpha'?"),
+        ("alpha@best", NotFoundError, "there is no expert default/alpha"),
         ("nothing", ArgumentError, "holds 0 .safetensors files; name one of them"),
         ("cut.safetensors", ExpertFileError, "truncated"),
         ("nan.safetensors", ExpertFileError, "values must be finite"),

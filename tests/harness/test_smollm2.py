@@ -14,7 +14,8 @@ from t2.adapters.expert import load_expert
 from t2.adapters.strategies import DomainPrompts, Job, Options
 from t2.adapters.strategies.dispatch import route
 from t2.harness.base import DEMO_ID, base_id
-from t2.harness.experts import default_classifier, find_expert
+from t2.harness.catalogue import find_expert
+from t2.harness.defaults import default_classifier
 from t2.harness.held_out import held_out_prompts
 from t2.harness.model import T2LM
 from t2.harness.tasks import PromptForm, TaskDocs, encode_pair, load_task

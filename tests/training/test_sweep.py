@@ -17,7 +17,7 @@ from t2.core.curve import read_curve
 from t2.core.digests import sha256_file
 from t2.core.errors import ArgumentError, StorageError, TrainingError
 from t2.core.settings import experts_dir
-from t2.harness.experts import known_experts
+from t2.harness.catalogue import known_experts
 from t2.training.choices import ChoiceProblem
 from tests.training import planted
 from tests.training.test_train import run

@@ -1,0 +1,163 @@
+"""The registry that a run uses: opened, seeded with the demo experts where it is embedded, and read by reference.
+
+Nothing here needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from t2.core.digests import sha256_file
+from t2.core.errors import NotFoundError, RegistryError, StorageError, nearest
+from t2.core.expertfile import ExpertFile, decode_expert
+from t2.core.references import DEFAULT_NAMESPACE, ExpertName, Reference
+from t2.core.settings import experts_dir, registry_url
+from t2.harness.catalogue import known_experts, shipped_experts
+from t2.harness.seeding import seed
+from t2.registry.client.base import RegistryClient
+from t2.registry.schemas import MAX_PAGE, ExpertQuery, Page, VersionDetail
+
+T = TypeVar("T")
+_MOST_NAMES = 2000
+"""Names of a registry among which the nearest to an unknown one is looked for."""
+
+_DEFAULT = f"{DEFAULT_NAMESPACE}/"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An expert out of a registry.
+
+    Attributes:
+        file: its content, checked against the digest.
+        reference: the version it is, or the digest by which it was named.
+        version: what the registry says of it; None where it was found without asking one.
+    """
+
+    file: ExpertFile
+    reference: str
+    version: VersionDetail | None
+
+
+def is_server(where: str | None = None) -> bool:
+    """Whether the registry is a server's, and not a folder of this machine."""
+    return "://" in (where or registry_url())
+
+
+@contextlib.contextmanager
+def registry(where: str | None = None, *, seeded: bool = True) -> Iterator[RegistryClient]:
+    """Open the registry in use; an embedded one has the demo experts in it.
+
+    Args:
+        where: a URL or a folder; None is ``T2_REGISTRY_URL``, else the folder of this user.
+        seeded: put the demo experts into an embedded one that lacks them.
+
+    Raises:
+        ArgumentError: the URL is none of a server.
+        StorageError: the folder cannot be created or written.
+        RegistryError: it was written by a newer t2, or cannot be opened.
+    """
+    # Database and migrations take half a second to import, which a run of files alone can do without.
+    from t2.registry.open import open_registry
+
+    with open_registry(where) as client:
+        if seeded and not is_server(where):
+            seed(client)
+        yield client
+
+
+def fetch(reference: Reference, where: str | None = None) -> Fetched:
+    """The expert that a reference means.
+
+    Content named by its digest is taken from the demo experts or the cache where it is there, without asking.
+
+    Raises:
+        NotFoundError: the registry has none such; the message names the nearest.
+        UnavailableError: it cannot be reached, and the content is in no cache.
+        ExpertFileError: what it holds is no expert.
+    """
+    if reference.digest is not None:
+        for path in shipped_experts().values():
+            if sha256_file(path) == reference.digest:
+                return Fetched(decode_expert(path.read_bytes(), str(path)), str(reference), None)
+    with registry(where) as client:
+        version = find(client, reference)
+        data = client.download(version.digest)
+    named = str(reference) if reference.digest is not None else version.reference
+    return Fetched(decode_expert(data, named), named, version)
+
+
+def find(client: RegistryClient, reference: Reference) -> VersionDetail:
+    """The version that a reference means.
+
+    Raises:
+        NotFoundError: there is none; the message names the nearest.
+    """
+    try:
+        return client.resolve(reference)
+    except NotFoundError as error:
+        raise NotFoundError(f"{client.location}: {error}{_suggestion(client, reference)}") from error
+
+
+def every(page: Callable[[str | None], Page[T]]) -> Iterator[T]:
+    """All items of a list, page by page; ``page`` gets the cursor."""
+    cursor: str | None = None
+    while True:
+        found = page(cursor)
+        yield from found.items
+        cursor = found.next
+        if cursor is None:
+            return
+
+
+def expert_names(client: RegistryClient, namespace: str | None = None) -> list[str]:
+    """Names of experts, at most 2000 of them."""
+    query = ExpertQuery(namespace=namespace, sort="name")
+    names: list[str] = []
+    for expert in every(lambda cursor: client.list_experts(query, cursor=cursor, limit=MAX_PAGE)):
+        names.append(expert.name)
+        if len(names) == _MOST_NAMES:
+            break
+    return names
+
+
+def unknown(name: str, where: str | None = None) -> NotFoundError:
+    """The error for a name that is of nothing, here or in the registry in use; it tells the nearest."""
+    known = list(known_experts())
+    try:
+        with registry(where) as client:
+            names = expert_names(client)
+            place = f"in the registry {client.location}"
+    except (RegistryError, StorageError) as error:
+        names, place = [], f"in the registry, which did not answer ({error})"
+    # Those of the namespace that a bare name is in are known by their bare names.
+    names += [one.removeprefix(_DEFAULT) for one in names if one.startswith(_DEFAULT)]
+    return NotFoundError(
+        f"experts: {name} is neither an expert in {experts_dir()}, nor a file or folder, nor {place}"
+        f"{nearest(name, [*known, *names])}"
+    )
+
+
+def _suggestion(client: RegistryClient, reference: Reference) -> str:
+    """The nearest name, where it is the name that is unknown."""
+    if reference.expert is None:
+        return ""
+    with contextlib.suppress(RegistryError):
+        names = expert_names(client)
+        if str(reference.expert) not in names:
+            return nearest(str(reference.expert), names)
+    return ""
+
+
+def name_of(reference: Reference) -> ExpertName:
+    """The name in a reference.
+
+    Raises:
+        NotFoundError: it is a bare digest.
+    """
+    if reference.expert is None:
+        raise NotFoundError(f"{reference}: name the expert too, as namespace/name")
+    return reference.expert
