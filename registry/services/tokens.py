@@ -25,6 +25,7 @@ from t2.registry.services.actor import Actor
 
 PREFIX = "t2r_"
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+MAX_NAME = 64
 LAST_USE_SECONDS = 60.0
 """How old the recorded last use may be before a use is recorded anew: not every read should cost a write."""
 
@@ -37,8 +38,8 @@ def create(session: Session, actor: Actor, name: str, scopes: Sequence[Scope], d
     Raises:
         InvalidRequestError: no or unknown scopes, an empty name, or a time that is not positive.
     """
-    if not 1 <= len(name) <= 100 or not name.isprintable():
-        raise InvalidRequestError("name: give the token a name of 1 to 100 printable characters")
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        raise InvalidRequestError(f"name: give the token a name of 1 to {MAX_NAME} printable characters")
     if not scopes or not set(scopes) <= set(SCOPES):
         raise InvalidRequestError(f"scopes: give one or more of {', '.join(SCOPES)}")
     if days is not None and not 0 < days <= 36500:
