@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -16,6 +17,7 @@ from t2.registry.server.content import Budget
 from t2.registry.server.gate import LOOPBACK_NAMES, Gate, is_loopback
 from t2.registry.server.health import Readiness
 from t2.registry.server.metrics import Metrics
+from t2.registry.server.openapi import build_schema
 from t2.registry.server.operations import Operation, add_operations
 from t2.registry.server.routes import (
     access,
@@ -86,9 +88,9 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     app.state.readiness = readiness
     app.state.uploads = Uploads(settings.concurrent_uploads, settings.max_upload_bytes, metrics)
     app.state.downloads = Budget(DOWNLOAD_BYTES)
-    app.state.openapi = None
     health.add_to(app)
     add_operations(app, OPERATIONS)
+    app.state.openapi = json.dumps(build_schema(app, {each.id: each for each in OPERATIONS})).encode()
     hosts = (*LOOPBACK_NAMES, *settings.allowed_hosts) if loopback else settings.allowed_hosts or None
     app.add_middleware(Gate, metrics=metrics, hosts=hosts, origins=settings.cors_origins)
     return app

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from t2.registry.server.log import access, log, new_request_id
+from t2.registry.server.log import access, log, new_request_id, subject
 from t2.registry.server.metrics import METHODS, Metrics
 from t2.registry.server.problems import hidden, problem
 
@@ -137,8 +137,7 @@ class Gate:
         # The path as it was sent, still quoted, so that no name breaks the line; the query may hold anything.
         path = scope.get("raw_path", b"").partition(b"?")[0][:300].decode("ascii", "backslashreplace")
         method = scope["method"] if scope["method"] in METHODS else "other"
-        subject = scope.get("t2.subject", "-")
-        access.info("%s %s %s %d %.1f ms %s", name.decode(), method, path, status, seconds * 1000, subject)
+        access.info("%s %s %s %d %.1f ms %s", name.decode(), method, path, status, seconds * 1000, subject(scope))
 
 
 def _name(host: str) -> str:

@@ -11,6 +11,7 @@ log = logging.getLogger("t2.registry")
 access = logging.getLogger("t2.registry.access")
 
 _KEY = "t2.request_id"
+_SUBJECT = "t2.subject"
 
 
 def new_request_id(scope: MutableMapping[str, Any]) -> str:
@@ -22,3 +23,13 @@ def new_request_id(scope: MutableMapping[str, Any]) -> str:
 def request_id(scope: Any) -> str:
     """The id of a request."""
     return str(scope.get(_KEY, "-"))
+
+
+def note_subject(scope: MutableMapping[str, Any], name: str) -> None:
+    """Remember whose request it is."""
+    scope[_SUBJECT] = name
+
+
+def subject(scope: Any) -> str:
+    """Whose request it is, ``-`` while that is not known; with nothing that would break a line."""
+    return ascii(scope.get(_SUBJECT, "-"))[1:-1]

@@ -23,6 +23,7 @@ from t2.core.references import ExpertName, parse_name
 from t2.registry.schemas import Scope
 from t2.registry.server.auth import Authenticator
 from t2.registry.server.bodies import read_body
+from t2.registry.server.log import note_subject
 from t2.registry.server.problems import HttpError, Problem
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
@@ -43,7 +44,7 @@ class Operation:
         answer: shape of the answer's JSON; None for none.
         status: of a success.
         errors: statuses that it may answer besides those that every operation may.
-        takes: media type of a body that the handler reads itself.
+        takes: media type of the body; None where there is none.
         responses: more for the OpenAPI schema.
     """
 
@@ -76,7 +77,8 @@ class OperationRoute(APIRoute):
             _check_parameters(request, queries)
             state = request.app.state
             authenticator: Authenticator = state.authenticator
-            request.scope[_SERVICE] = await authenticator(request, scope)
+            request.scope[_SERVICE] = service = await authenticator(request, scope)
+            note_subject(request.scope, service.actor.subject)
             if json_body:
                 check_type(request, JSON)
                 settings: ServerSettings = state.settings
@@ -90,9 +92,11 @@ class OperationRoute(APIRoute):
 def add_operations(app: FastAPI, operations: Sequence[Operation]) -> None:
     """Add operations to an application."""
     for each in operations:
-        statuses = {400, 401, 403, 404, 405, 421, 422, 500, 503, *each.errors}
-        if each.method in ("POST", "PUT", "PATCH"):
-            statuses |= {408, 413, 415}
+        statuses = {401, 403, 421, 422, 500, 503, *each.errors}
+        if "{" in each.path:
+            statuses.add(404)
+        if each.takes is not None:
+            statuses |= {400, 408, 413, 415}
         responses: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in sorted(statuses)}
         app.router.add_api_route(
             each.path,

@@ -176,8 +176,7 @@ class Service:
         Raises:
             NotFoundError: no version has it.
         """
-        if not is_digest(digest):
-            raise NotFoundError("a digest is 64 hex digits in lower case")
+        _digest(digest)
         with self.database.read() as session:
             return blobs.check_readable(session, digest)
 
@@ -233,8 +232,7 @@ class Service:
             return curves.curve(session, name, version, split, points)
 
     def lineage(self, digest: str) -> Lineage:
-        if not is_digest(digest):
-            raise NotFoundError("a digest is 64 hex digits in lower case")
+        _digest(digest)
         with self.database.read() as session:
             return lineage.lineage(session, digest, self.limits)
 
@@ -318,3 +316,8 @@ def _label(what: str, value: str) -> None:
     """Labels become columns with an index, which hold no NUL character and no long text."""
     if len(value) > _LABEL or "\x00" in value:
         raise InvalidRequestError(f"manifest field {what}: at most {_LABEL} characters, none of them NUL")
+
+
+def _digest(value: str) -> None:
+    if not is_digest(value):
+        raise NotFoundError("a digest is 64 hex digits in lower case")

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from t2.registry.schemas import AuditEntry, NewToken, Page, TokenInfo
 from t2.registry.server.auth import Authenticator
 from t2.registry.server.bodies import MAX_INT, TokenBody
-from t2.registry.server.operations import Operation, answer, answer_list, registry
+from t2.registry.server.operations import JSON, Operation, answer, answer_list, registry
 from t2.registry.server.parameters import Cursor, Limit
 
 _TOKENS = TypeAdapter(list[TokenInfo])
@@ -51,7 +51,7 @@ def _forget(request: Request) -> None:
 
 OPERATIONS = (
     Operation("list_tokens", "GET", "/v1/tokens", "admin", list_tokens, list[TokenInfo]),
-    Operation("create_token", "POST", "/v1/tokens", "admin", create_token, NewToken, 201),
+    Operation("create_token", "POST", "/v1/tokens", "admin", create_token, NewToken, 201, takes=JSON),
     Operation("revoke_token", "DELETE", "/v1/tokens/{id}", "admin", revoke_token, TokenInfo),
     Operation("list_audit", "GET", "/v1/audit", "admin", list_audit, Page[AuditEntry]),
 )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from t2.core.references import ALIAS_PATTERN
 from t2.registry.schemas import AliasEvent, AliasInfo, Page
 from t2.registry.server.bodies import AliasBody
-from t2.registry.server.operations import Operation, answer, answer_list, done, expert_name, registry
+from t2.registry.server.operations import JSON, Operation, answer, answer_list, done, expert_name, registry
 from t2.registry.server.parameters import AliasPath, Cursor, Limit, NamePath, NamespacePath, Reason
 
 _ALIASES = TypeAdapter(list[AliasInfo])
@@ -54,7 +54,7 @@ def alias_history(
 _PATH = "/v1/experts/{namespace}/{name}"
 OPERATIONS = (
     Operation("list_aliases", "GET", f"{_PATH}/aliases", "read", list_aliases, list[AliasInfo]),
-    Operation("set_alias", "PUT", f"{_PATH}/aliases/{{alias}}", "write", set_alias, AliasInfo),
+    Operation("set_alias", "PUT", f"{_PATH}/aliases/{{alias}}", "write", set_alias, AliasInfo, takes=JSON),
     Operation("delete_alias", "DELETE", f"{_PATH}/aliases/{{alias}}", "write", delete_alias, status=204),
     Operation("alias_history", "GET", f"{_PATH}/alias-history", "read", alias_history, Page[AliasEvent]),
 )

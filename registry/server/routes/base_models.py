@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from t2.registry.schemas import BaseModelInfo, Lineage, Page
 from t2.registry.server.bodies import BaseModelBody
-from t2.registry.server.operations import Operation, answer, registry
+from t2.registry.server.operations import JSON, Operation, answer, registry
 from t2.registry.server.parameters import Cursor, DigestPath, FingerprintPath, Limit
 
 
@@ -35,7 +35,14 @@ OPERATIONS = (
     Operation("list_base_models", "GET", "/v1/base-models", "read", list_base_models, Page[BaseModelInfo]),
     Operation("get_base_model", "GET", "/v1/base-models/{fingerprint}", "read", get_base_model, BaseModelInfo),
     Operation(
-        "put_base_model", "PUT", "/v1/base-models/{fingerprint}", "write", put_base_model, BaseModelInfo, errors=(409,)
+        "put_base_model",
+        "PUT",
+        "/v1/base-models/{fingerprint}",
+        "write",
+        put_base_model,
+        BaseModelInfo,
+        errors=(409,),
+        takes=JSON,
     ),
     Operation("get_lineage", "GET", "/v1/lineage/{digest}", "read", get_lineage, Lineage),
 )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from t2.core.curve import CurvePoint
 from t2.registry.schemas import Curve
 from t2.registry.server.bodies import PointsBody
-from t2.registry.server.operations import Operation, answer, expert_name, registry
+from t2.registry.server.operations import JSON, Operation, answer, expert_name, registry
 from t2.registry.server.parameters import NamePath, NamespacePath, NumberPath
 
 
@@ -47,5 +47,5 @@ def add_points(
 _PATH = "/v1/experts/{namespace}/{name}/versions/{number}/curve"
 OPERATIONS = (
     Operation("get_curve", "GET", _PATH, "read", get_curve, Curve),
-    Operation("add_points", "POST", _PATH, "write", add_points, Added, errors=(409,)),
+    Operation("add_points", "POST", _PATH, "write", add_points, Added, errors=(409,), takes=JSON),
 )

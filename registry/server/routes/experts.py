@@ -14,7 +14,7 @@ from t2.core.manifest import Kind
 from t2.core.references import NAME_PATTERN
 from t2.registry.schemas import Expert, ExpertQuery, MetricRange, Page, Sort, Tag
 from t2.registry.server.bodies import NO_NUL, DescriptionBody, TagsBody
-from t2.registry.server.operations import Operation, answer, done, expert_name, registry
+from t2.registry.server.operations import JSON, Operation, answer, done, expert_name, registry
 from t2.registry.server.parameters import Cursor, Limit, NamePath, NamespacePath
 
 _METRIC = r"^[A-Za-z0-9_][A-Za-z0-9_.,@/:-]{0,99}:[-+0-9.eE]{0,30}:[-+0-9.eE]{0,30}$"
@@ -105,8 +105,8 @@ _PATH = "/v1/experts/{namespace}/{name}"
 OPERATIONS = (
     Operation("list_experts", "GET", "/v1/experts", "read", list_experts, Page[Expert]),
     Operation("get_expert", "GET", _PATH, "read", get_expert, Expert),
-    Operation("describe_expert", "PATCH", _PATH, "write", describe_expert, Expert),
+    Operation("describe_expert", "PATCH", _PATH, "write", describe_expert, Expert, takes=JSON),
     Operation("delete_expert", "DELETE", _PATH, "write", delete_expert, status=204),
     Operation("restore_expert", "POST", f"{_PATH}/restore", "write", restore_expert, status=204),
-    Operation("change_tags", "POST", f"{_PATH}/tags", "write", change_tags, Expert),
+    Operation("change_tags", "POST", f"{_PATH}/tags", "write", change_tags, Expert, takes=JSON),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastapi import FastAPI
@@ -45,12 +44,10 @@ async def metrics(request: Request) -> Response:
     return Response(counted.render(), media_type=_TEXT)
 
 
-def openapi(request: Request) -> Response:
+async def openapi(request: Request) -> Response:
     """The OpenAPI schema of this API."""
-    state = request.app.state
-    if state.openapi is None:
-        state.openapi = json.dumps(request.app.openapi()).encode()
-    return Response(state.openapi, media_type=JSON)
+    schema: bytes = request.app.state.openapi
+    return Response(schema, media_type=JSON)
 
 
 def add_to(app: FastAPI) -> None:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from t2.registry.schemas import Namespace, Page
 from t2.registry.server.bodies import NamespaceBody
-from t2.registry.server.operations import Operation, answer, registry
+from t2.registry.server.operations import JSON, Operation, answer, registry
 from t2.registry.server.parameters import Cursor, Limit
 
 
@@ -23,5 +23,5 @@ def create_namespace(request: Request, body: NamespaceBody) -> Response:
 
 OPERATIONS = (
     Operation("list_namespaces", "GET", "/v1/namespaces", "read", list_namespaces, Page[Namespace]),
-    Operation("create_namespace", "POST", "/v1/namespaces", "write", create_namespace, Namespace, 201, (409,)),
+    Operation("create_namespace", "POST", "/v1/namespaces", "write", create_namespace, Namespace, 201, (409,), JSON),
 )

@@ -12,7 +12,7 @@ from t2.core.manifest import Kind
 from t2.core.references import ALIAS_PATTERN, DIGEST_PATTERN, Reference, parse_reference
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery
 from t2.registry.server.bodies import NO_NUL, MetricsBody
-from t2.registry.server.operations import BINARY, Operation, answer, done, expert_name, registry
+from t2.registry.server.operations import BINARY, JSON, Operation, answer, done, expert_name, registry
 from t2.registry.server.parameters import Cursor, Limit, NamePath, NamespacePath, NumberPath
 from t2.registry.server.uploads import Uploads
 
@@ -117,7 +117,7 @@ OPERATIONS = (
     Operation("get_version", "GET", _NUMBER, "read", get_version, VersionDetail),
     Operation("delete_version", "DELETE", _NUMBER, "write", delete_version, status=204, errors=(409,)),
     Operation("restore_version", "POST", f"{_NUMBER}/restore", "write", restore_version, status=204),
-    Operation("set_metrics", "PATCH", f"{_NUMBER}/metrics", "write", set_metrics, Version),
-    Operation("resolve", "GET", "/v1/resolve", "read", resolve, VersionDetail),
+    Operation("set_metrics", "PATCH", f"{_NUMBER}/metrics", "write", set_metrics, Version, takes=JSON),
+    Operation("resolve", "GET", "/v1/resolve", "read", resolve, VersionDetail, errors=(404,)),
     Operation("search_versions", "GET", "/v1/versions", "read", search_versions, Page[Version]),
 )
