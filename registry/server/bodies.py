@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, StringConstraints
 from starlette.requests import Request
 
 from t2.core.curve import CurvePoint
 from t2.core.errors import TooLargeError
-from t2.registry.schemas import Alias, MetricName, Name, Scope, Tag
+from t2.registry.schemas import MetricName, Name, Scope, Tag
 from t2.registry.server.problems import HttpError
 
 CHUNK_SECONDS = 30.0
@@ -24,7 +24,14 @@ MAX_INT = 2**31 - 1
 
 FreeText = Annotated[str, StringConstraints(max_length=4000, pattern=NO_NUL)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_NUL)]
-Number = Annotated[int, Field(ge=1, le=MAX_INT)]
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 3.0 is 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Number = Annotated[int, Field(ge=1, le=MAX_INT), BeforeValidator(_whole)]
 
 
 class _Body(BaseModel):
@@ -54,7 +61,7 @@ class TagsBody(_Body):
 class MetricsBody(RootModel[dict[MetricName, float]]):
     """Metrics to set, by name."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, json_schema_extra={"additionalProperties": False})
 
     root: Annotated[dict[MetricName, float], Field(max_length=100)]
 
@@ -64,7 +71,7 @@ class PointBody(CurvePoint):
 
     model_config = ConfigDict(strict=True)
 
-    step: Annotated[int, Field(ge=0, le=MAX_INT)]
+    step: Annotated[int, Field(ge=0, le=MAX_INT), BeforeValidator(_whole)]
 
 
 class PointsBody(_Body):
@@ -85,7 +92,10 @@ class BaseModelBody(_Body):
 
     id: Label
     revision: Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)] | None = None
-    targets: Annotated[dict[Label, Number], Field(min_length=1, max_length=10_000)]
+    targets: Annotated[
+        dict[Label, Number],
+        Field(min_length=1, max_length=10_000, json_schema_extra={"additionalProperties": False}),
+    ]
 
 
 class TokenBody(_Body):
@@ -94,9 +104,6 @@ class TokenBody(_Body):
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     scopes: list[Scope] = Field(min_length=1, max_length=3)
     days: Annotated[float, Field(gt=0, le=36500)] | None = None
-
-
-AliasPath = Alias
 
 
 async def read_body(request: Request, limit: int) -> bytes:

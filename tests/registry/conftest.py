@@ -23,6 +23,13 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def postgres_module_url(postgres_server: str) -> Iterator[str]:
+    """As ``postgres_url``, shared by a module."""
+    with servers.new_database(postgres_server) as url:
+        yield url
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3]:
     """An S3 server; ``bucket()`` makes a fresh bucket in it."""

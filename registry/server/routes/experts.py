@@ -17,7 +17,8 @@ from t2.registry.server.bodies import NO_NUL, DescriptionBody, TagsBody
 from t2.registry.server.operations import JSON, Operation, answer, done, expert_name, registry
 from t2.registry.server.parameters import Cursor, Limit, NamePath, NamespacePath
 
-_METRIC = r"^[A-Za-z0-9_][A-Za-z0-9_.,@/:-]{0,99}:[-+0-9.eE]{0,30}:[-+0-9.eE]{0,30}$"
+_END = r"([-+]?[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?)?"
+_METRIC = rf"^[A-Za-z0-9_][A-Za-z0-9_.,@/:-]{{0,99}}:{_END}:{_END}$"
 
 
 def list_experts(
