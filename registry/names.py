@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
-from t2.core.errors import InvalidRequestError, NotFoundError
+from t2.core.errors import InvalidRequestError, NotFoundError, TooLargeError
 from t2.core.references import ALIAS_PATTERN, NAME_PATTERN, ExpertName
 
 MAX_NUMBER = 2**31 - 1
 """Of versions and identifiers: what the database's integers hold."""
+
+MAX_POINTS_A_CALL = 10_000
 
 
 def check_pattern(what: str, value: str, pattern: str) -> None:
@@ -39,6 +41,12 @@ def check_key(key: str | None) -> None:
     """Raises InvalidRequestError where an upload's idempotency key is not plain."""
     if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,100}", key):
         raise InvalidRequestError("idempotency key: give 1 to 100 printable ASCII characters without spaces")
+
+
+def check_points(count: int, limit: int = MAX_POINTS_A_CALL) -> None:
+    """Raises TooLargeError where so many points of a reward curve are not taken at once."""
+    if count > limit:
+        raise TooLargeError(f"{count} points in one request, the limit is {limit}; send parts")
 
 
 def check_number(what: str, number: int) -> None:

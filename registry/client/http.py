@@ -19,7 +19,7 @@ from t2.core.expertfile import MAX_FILE_BYTES
 from t2.core.references import ExpertName, Reference, is_digest
 from t2.registry.client.retry import RetryPolicy
 from t2.registry.client.transport import Answer, Transport
-from t2.registry.names import check_alias, check_key, check_name, check_number, known_name
+from t2.registry.names import check_alias, check_key, check_name, check_number, check_points, known_name
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
@@ -142,6 +142,7 @@ class HttpRegistry:
 
     def set_alias(self, name: ExpertName, alias: str, version: int, *, reason: str = "") -> AliasInfo:
         check_alias(alias)
+        check_number(f"version of {name}", version)
         path = f"{_path(name)}/aliases/{quote(alias, safe='')}"
         return self._change(AliasInfo, "PUT", path, {"version": version, "reason": reason}, repeatable=True)
 
@@ -168,6 +169,7 @@ class HttpRegistry:
         self._transport.send("POST", f"{path}/restore", repeatable=True)
 
     def add_points(self, name: ExpertName, version: int, points: Sequence[CurvePoint]) -> int:
+        check_points(len(points))
         body = {"points": [point.model_dump(mode="json") for point in points]}
         path = f"{_version(name, version)}/curve"
         # A point that is there already is passed over.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from t2.registry.names import MAX_POINTS_A_CALL
+
 
 @dataclass(frozen=True)
 class Actor:
@@ -35,6 +37,6 @@ class Limits:
 
     upload_bytes: int = 64 * 1024 * 1024
     points: int = 100_000
-    points_a_call: int = 10_000
+    points_a_call: int = MAX_POINTS_A_CALL
     lineage_nodes: int = 500
     idempotency_hours: float = 24.0

@@ -13,6 +13,7 @@ from t2.core.curve import CurvePoint
 from t2.core.errors import ConflictError, InvalidRequestError, TooLargeError
 from t2.core.references import ExpertName
 from t2.registry.db import models
+from t2.registry.names import check_points
 from t2.registry.schemas import Curve
 from t2.registry.services import audit, experts, versions
 from t2.registry.services.actor import Actor, Limits
@@ -30,8 +31,7 @@ def add_points(
         ConflictError: a point differs from the one there at its step and split.
         TooLargeError: too many at once, or altogether.
     """
-    if len(points) > limits.points_a_call:
-        raise TooLargeError(f"{len(points)} points in one request, the limit is {limits.points_a_call}; send parts")
+    check_points(len(points), limits.points_a_call)
     experts.find(session, name, lock=True)
     version = versions.find(session, name, number)
     given = {(point.split, point.step): point for point in points}
