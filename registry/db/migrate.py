@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 
 import sqlalchemy
@@ -17,6 +18,7 @@ from t2.registry.db.database import Database
 _LOCK = 0x7432_7265  # of PostgreSQL's advisory locks: two servers that start at once migrate in turn
 
 
+@functools.cache
 def head() -> str:
     """The newest revision that this t2 knows."""
     newest = ScriptDirectory.from_config(_config()).get_current_head()
@@ -31,8 +33,12 @@ def revisions() -> list[str]:
 
 
 def current(database: Database) -> str | None:
-    """The revision that a database is at; None for an empty one."""
-    with database.engine.connect() as connection:
+    """The revision that a database is at; None for an empty one.
+
+    Raises:
+        UnavailableError: the database cannot be reached.
+    """
+    with database.translated(), database.engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -42,10 +48,11 @@ def migrate(database: Database, revision: str = "head") -> None:
     Raises:
         ArgumentError: there is no such revision.
         RegistryError: the database is of a newer t2.
+        UnavailableError: the database cannot be reached.
     """
     config = _config()
     writer = database.engine.execution_options(t2_write=True)
-    with writer.connect() as connection:
+    with database.translated(), writer.connect() as connection:
         if not database.is_sqlite:
             connection.exec_driver_sql(f"SELECT pg_advisory_lock({_LOCK})")
             connection.commit()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from t2.core.errors import RegistryError, T2Error
+from t2.core.errors import T2Error, UnavailableError
 from t2.registry.db import migrate
 from t2.registry.server.log import log
 from t2.registry.services.service import Service
@@ -59,13 +59,13 @@ class Readiness:
         except TimeoutError:
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
             return f"no answer within {CHECK_SECONDS:g} s"
-        except RegistryError as error:
+        except UnavailableError as error:
+            # Its own text may name hosts and folders, so only the log has it.
             log.warning("not ready: %s: %s", name, error)
-            # The error's own text may name hosts and folders; the log has it.
-            return "the schema is not this server's" if error.status == 500 else "it cannot be reached"
+            return "it cannot be reached or used"
         except T2Error as error:
             log.warning("not ready: %s: %s", name, error)
-            return "it cannot be reached"
+            return "its schema is not this server's" if name == "database" else "it refuses"
         return None
 
     def _ended(self, name: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder in which several processes count together; prometheus_client reads it when it is imported."""
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -22,7 +26,9 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
-        self._running = Gauge("t2_registry_requests_running", "Requests in work.", registry=self._registry)
+        self._running = Gauge(
+            "t2_registry_requests_running", "Requests in work.", registry=self._registry, multiprocess_mode="livesum"
+        )
         self._uploads = Counter("t2_registry_uploads", "Uploads taken.", registry=self._registry)
         self._uploaded = Counter("t2_registry_uploaded_bytes", "Bytes of these.", registry=self._registry)
         self._downloaded = Counter(
@@ -30,11 +36,11 @@ class Metrics:
         )
 
     def began(self) -> None:
-        """A request has come."""
+        """Count a request that has come."""
         self._running.inc()
 
     def ended(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request is answered.
+        """Count a request that is answered.
 
         Args:
             route: the template of its address.
@@ -45,14 +51,18 @@ class Metrics:
         self._seconds.labels(method, route).observe(seconds)
 
     def uploaded(self, size: int) -> None:
-        """An upload was taken."""
+        """Count an upload that was taken."""
         self._uploads.inc()
         self._uploaded.inc(size)
 
     def downloaded(self, size: int) -> None:
-        """Bytes of content were sent."""
+        """Count bytes of content that were sent."""
         self._downloaded.inc(size)
 
     def render(self) -> bytes:
-        """Everything, in Prometheus's text format."""
-        return generate_latest(self._registry)
+        """Everything, in Prometheus's text format; of all processes of one server together."""
+        if SHARED not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)

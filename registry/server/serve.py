@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from t2.registry.db import migrate
 from t2.registry.open import open_database, open_server
 from t2.registry.server.app import create_app
 from t2.registry.server.gate import is_loopback
+from t2.registry.server.metrics import SHARED
 from t2.registry.services import tokens
 from t2.registry.settings import ServerSettings, load_settings
 
@@ -67,7 +69,9 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
     else:
         listener.close()  # uvicorn binds anew for its processes
         os.environ[_WORKER] = json.dumps({"file": str(file) if file else None, "overrides": overrides})
-        uvicorn.run("t2.registry.server.serve:worker", factory=True, port=port, workers=settings.workers, **options)
+        with tempfile.TemporaryDirectory(prefix="t2-registry-") as folder:
+            os.environ[SHARED] = folder
+            uvicorn.run("t2.registry.server.serve:worker", factory=True, port=port, workers=settings.workers, **options)
 
 
 def prepare(settings: ServerSettings) -> None:
