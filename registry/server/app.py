@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator
 
@@ -90,7 +91,9 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     app.state.downloads = Budget(DOWNLOAD_BYTES)
     health.add_to(app)
     add_operations(app, OPERATIONS)
-    app.state.openapi = json.dumps(build_schema(app, {each.id: each for each in OPERATIONS})).encode()
+    app.state.openapi = functools.cache(
+        lambda: json.dumps(build_schema(app, {each.id: each for each in OPERATIONS})).encode()
+    )
     hosts = (*LOOPBACK_NAMES, *settings.allowed_hosts) if loopback else settings.allowed_hosts or None
     app.add_middleware(Gate, metrics=metrics, hosts=hosts, origins=settings.cors_origins)
     return app

@@ -25,7 +25,7 @@ class Readiness:
     def __init__(self, service: Service) -> None:
         self._checks: dict[str, Callable[[], None]] = {
             "database": lambda: migrate.check_current(service.database),
-            "store": service.store.check,
+            "store": lambda: service.store.check(),
         }
         self._threads = {name: ThreadPoolExecutor(_HANGING, f"check-{name}") for name in self._checks}
         self._running = dict.fromkeys(self._checks, 0)

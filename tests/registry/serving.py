@@ -34,10 +34,10 @@ def token(service: Service, *scopes: TokenScope, **options: Any) -> dict[str, st
 
 
 @contextmanager
-def client_of(service: Service, *, host: str = "http://localhost", **settings: Any) -> Iterator[TestClient]:
+def client_of(service: Service, *, url: str = "http://localhost", **settings: Any) -> Iterator[TestClient]:
     """A client of the application over a registry; errors of the server come as answers."""
     app = create_app(service, ServerSettings(**settings))
-    with TestClient(app, base_url=host, raise_server_exceptions=False, follow_redirects=False) as client:
+    with TestClient(app, base_url=url, raise_server_exceptions=False, follow_redirects=False) as client:
         yield client
 
 

@@ -91,7 +91,7 @@ RULES_BEYOND = {
 @pytest.fixture(scope="module")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     with open_embedded(tmp_path_factory.mktemp("registry")) as service:
-        yield json.loads(create_app(service, ServerSettings()).state.openapi)
+        yield json.loads(create_app(service, ServerSettings()).state.openapi())
 
 
 def operations(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -44,9 +44,9 @@ async def metrics(request: Request) -> Response:
     return Response(counted.render(), media_type=_TEXT)
 
 
-async def openapi(request: Request) -> Response:
+def openapi(request: Request) -> Response:
     """The OpenAPI schema of this API."""
-    schema: bytes = request.app.state.openapi
+    schema: bytes = request.app.state.openapi()
     return Response(schema, media_type=JSON)
 
 
