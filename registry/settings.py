@@ -36,45 +36,52 @@ class ServerSettings(BaseSettings):
         default_factory=lambda: SecretStr(f"sqlite:///{registry_dir() / 'registry.db'}"),
         description="`sqlite:////path/registry.db` or `postgresql://user:password@host/name`",
     )
-    database_pool: int = Field(20, ge=1, le=500, description="connections to the database at most, of each worker")
+    database_pool: int = Field(
+        default=20, ge=1, le=500, description="connections to the database at most, of each worker"
+    )
     database_timeout: float = Field(
-        10.0, gt=0, le=600, description="seconds to wait for a connection, a lock or a statement"
+        default=10.0, gt=0, le=600, description="seconds to wait for a connection, a lock or a statement"
     )
     blobs: str = Field(
         default_factory=lambda: str(registry_dir() / "blobs"),
         description="where files lie: a folder, or `s3://bucket/prefix`",
     )
-    s3_endpoint: str | None = Field(None, description="URL of an S3-compatible store; AWS without")
-    s3_region: str = Field("us-east-1", description="region of the bucket")
-    s3_access_key: SecretStr | None = Field(None, description="access key; boto3's own chain of credentials without")
-    s3_secret_key: SecretStr | None = Field(None, description="secret key")
-    s3_path_style: bool = Field(True, description="`endpoint/bucket/key` and not `bucket.endpoint/key`")
-    s3_timeout: float = Field(10.0, gt=0, le=600, description="seconds to wait for the store")
-    presign: bool = Field(
-        False, description="send downloads to the store by presigned URLs, and not through the server"
+    s3_endpoint: str | None = Field(default=None, description="URL of an S3-compatible store; AWS without")
+    s3_region: str = Field(default="us-east-1", description="region of the bucket")
+    s3_access_key: SecretStr | None = Field(
+        default=None, description="access key; boto3's own chain of credentials without"
     )
-    presign_seconds: int = Field(300, ge=1, le=604_800, description="how long such a URL is good")
-    host: str = Field("127.0.0.1", description="address to listen on; a public one needs a token first")
-    port: int = Field(8470, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    workers: int = Field(1, ge=1, le=64, description="processes; more than one needs PostgreSQL")
+    s3_secret_key: SecretStr | None = Field(default=None, description="secret key")
+    s3_path_style: bool = Field(default=True, description="`endpoint/bucket/key` and not `bucket.endpoint/key`")
+    s3_timeout: float = Field(default=10.0, gt=0, le=600, description="seconds to wait for the store")
+    presign: bool = Field(
+        default=False, description="send downloads to the store by presigned URLs, and not through the server"
+    )
+    presign_seconds: int = Field(default=300, ge=1, le=604_800, description="how long such a URL is good")
+    host: str = Field(default="127.0.0.1", description="address to listen on; a public one needs a token first")
+    port: int = Field(default=8470, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: int = Field(default=1, ge=1, le=64, description="processes; more than one needs PostgreSQL")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="names that clients may call the server by, joined by commas; without, any on a public address"
+        default=(),
+        description="names that clients may call the server by, joined by commas; without, any on a public address",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="origins whose pages may read, joined by commas; none by default"
+        default=(), description="origins whose pages may read, joined by commas; none by default"
     )
     max_upload_bytes: int = Field(
-        64 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="largest file of an expert"
+        default=64 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="largest file of an expert"
     )
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest body of any other request")
-    max_points: int = Field(100_000, ge=1, description="points of one reward curve")
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="largest body of any other request")
+    max_points: int = Field(default=100_000, ge=1, description="points of one reward curve")
     concurrent_uploads: int = Field(
-        4, ge=1, le=1000, description="uploads held in memory at once; more get status 503 and try again"
+        default=4, ge=1, le=1000, description="uploads held in memory at once; more get status 503 and try again"
     )
-    idempotency_hours: float = Field(24.0, gt=0, description="for which the key of an upload is remembered")
-    gc_grace_seconds: float = Field(3600.0, ge=0, description="how long `gc` leaves a file alone that no version has")
-    retention_days: float = Field(30.0, ge=0, description="after which `gc` drops what was deleted")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="of the server's log")
+    idempotency_hours: float = Field(default=24.0, gt=0, description="for which the key of an upload is remembered")
+    gc_grace_seconds: float = Field(
+        default=3600.0, ge=0, description="how long `gc` leaves a file alone that no version has"
+    )
+    retention_days: float = Field(default=30.0, ge=0, description="after which `gc` drops what was deleted")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="of the server's log")
 
     @pydantic.field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod

@@ -49,9 +49,13 @@ def embedded(folder: Path, **settings: Any) -> Iterator[tuple[Service, TestClien
         yield service, client
 
 
-def upload(client: TestClient, name: str = "team/math", seed: int = 0, **headers: str) -> dict[str, Any]:
+def upload(
+    client: TestClient, name: str = "team/math", seed: int = 0, *, headers: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Publish a sample over HTTP; the version."""
-    answer = client.post(f"/v1/experts/{name}/versions", content=expert_bytes(seed), headers={**BINARY, **headers})
+    answer = client.post(
+        f"/v1/experts/{name}/versions", content=expert_bytes(seed), headers={**BINARY, **(headers or {})}
+    )
     assert answer.status_code in (200, 201), answer.text
     version: dict[str, Any] = answer.json()
     return version

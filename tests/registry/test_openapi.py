@@ -15,8 +15,8 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
-from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from t2.core.references import parse_name
 from t2.registry.blobs.local import LocalBlobs
@@ -135,7 +135,7 @@ def test_every_operation_says_its_errors_its_scope_and_what_it_does(schema: dict
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
+def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenApiSchema]:
     """The API over each database, with an expert in it."""
     folder = tmp_path_factory.mktemp("registry")
     url = f"sqlite:///{folder / 'registry.db'}"
@@ -153,7 +153,7 @@ def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_requests_within_the_schema_and_beyond_it_are_answered_as_it_says(api: BaseSchema, name: str) -> None:
+def test_requests_within_the_schema_and_beyond_it_are_answered_as_it_says(api: OpenApiSchema, name: str) -> None:
     operation = api.find_operation_by_id(name)
     takes = {each.id for each in OPERATIONS if "{" in each.path or each.takes} | {"list_experts", "resolve"}
     for mode in GenerationMode:
