@@ -23,19 +23,18 @@ class LocalBlobs:
     def put(self, digest: str, data: bytes) -> bool:
         path = self._path(digest)
         try:
-            if path.stat().st_size == len(data):
-                # Another upload may have put it there this moment, and not have synced the folder yet.
-                sync_folder(path.parent)
+            # Compared and not only measured: a damaged file is replaced, and not acknowledged.
+            if path.stat().st_size == len(data) and path.read_bytes() == data:
+                # Another upload may have put it there this moment, and not have synced the folders yet.
+                self._sync(path)
                 return False
         except OSError:
             pass
         try:
-            new = not path.parent.is_dir()
             atomic_write(path, data)
         except StorageError as error:
             raise UnavailableError(str(error)) from error
-        if new:
-            sync_folder(self._folder)
+        self._sync(path)
         return True
 
     def get(self, digest: str) -> bytes:
@@ -84,6 +83,11 @@ class LocalBlobs:
             check_writable(self._folder / "probe")
         except StorageError as error:
             raise UnavailableError(str(error)) from error
+
+    def _sync(self, path: Path) -> None:
+        """Make the entry of a file durable, and that of its folder, which may be new."""
+        sync_folder(path.parent)
+        sync_folder(self._folder)
 
     def _path(self, digest: str) -> Path:
         if not is_digest(digest):

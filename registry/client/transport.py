@@ -205,7 +205,7 @@ class Transport:
             target = url.join(location)
         except (httpx2.InvalidURL, ValueError) as error:
             raise RegistryError(f"{self.location} redirects to what is no URL") from error
-        if not location or target.scheme not in ("http", "https") or not target.host:
+        if not location or not _is_web(target):
             raise RegistryError(f"{self.location} redirects to {target.scheme}: and not to a web server; refused")
         if url.scheme == "https" and target.scheme == "http":
             raise RegistryError(f"{self.location} redirects from https to http ({target.host}); refused")
@@ -245,13 +245,18 @@ def _server(url: str) -> httpx2.URL:
         parsed = httpx2.URL(url.strip())
     except (httpx2.InvalidURL, UnicodeError) as error:
         raise ArgumentError(f"the registry URL cannot be read ({error}); {hint}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ArgumentError(f"the registry URL begins with {parsed.scheme or 'no scheme'}:; {hint}")
+    if not _is_web(parsed):
+        raise ArgumentError(f"the registry URL is none of a server; {hint}")
     if parsed.userinfo:
         raise ArgumentError("the registry URL holds a user name; leave it out and set T2_REGISTRY_TOKEN")
     if parsed.query or parsed.fragment:
         raise ArgumentError(f"the registry URL has a ? or # part; {hint}")
     return parsed
+
+
+def _is_web(url: httpx2.URL) -> bool:
+    # A % in the host is what the library makes of characters that no host has.
+    return url.scheme in ("http", "https") and bool(url.host) and "%" not in url.host
 
 
 def _token(token: str) -> str:

@@ -23,12 +23,12 @@ from t2.registry.db.database import Database
 from t2.registry.server.app import create_app
 from t2.registry.services.actor import Actor, Limits
 from t2.registry.services.service import Service
-from t2.registry.settings import ServerSettings
+from t2.registry.settings import ServerSettings, load_settings
 from tests.registry import servers
 
 LIMITS = Limits(upload_bytes=200_000, points=12_000, lineage_nodes=12)
 """Small ones, so that tests reach them."""
-SETTINGS = ServerSettings(max_upload_bytes=LIMITS.upload_bytes, max_points=LIMITS.points, concurrent_uploads=16)
+SETTINGS = load_settings(max_upload_bytes=LIMITS.upload_bytes, max_points=LIMITS.points, concurrent_uploads=16)
 
 
 @dataclass(frozen=True)
