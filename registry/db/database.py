@@ -42,7 +42,7 @@ class Database:
         """
         try:
             parsed = sqlalchemy.make_url(url)
-        except UrlError as error:
+        except (UrlError, ValueError) as error:
             raise ArgumentError(
                 "the database URL cannot be read; write sqlite:////path/registry.db or postgresql://user:password@host/name"
             ) from error

@@ -27,6 +27,8 @@ KEEP_ALIVE_SECONDS = 10
 """How long an idle connection is kept."""
 CONNECTIONS = 1000
 """Connections of one process at once; more are told to come back."""
+BACKLOG = 256
+"""Connections that wait to be accepted."""
 HEAD_BYTES = 32 * 1024
 """Of a request's first line and headers."""
 _WORKER = "_T2_REGISTRY_WORKER"
@@ -62,12 +64,15 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
     listener = _bind(settings)
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    print(f"t2 registry on http://{host}:{port}", flush=True)
+    address = f"t2 registry on http://{host}:{port}"
     if settings.workers == 1:
         app = create_app(open_server(settings), settings)
-        uvicorn.Server(uvicorn.Config(app, **options)).run([listener])
+        listener.listen(BACKLOG)  # whoever reads the address may connect
+        print(address, flush=True)
+        uvicorn.Server(uvicorn.Config(app, backlog=BACKLOG, **options)).run([listener])
     else:
         listener.close()  # uvicorn binds anew for its processes
+        print(address, flush=True)
         os.environ[_WORKER] = json.dumps({"file": str(file) if file else None, "overrides": overrides})
         with tempfile.TemporaryDirectory(prefix="t2-registry-") as folder:
             os.environ[SHARED] = folder
@@ -104,8 +109,12 @@ def _bind(settings: ServerSettings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise ArgumentError(
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; choose another with "

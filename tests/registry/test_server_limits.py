@@ -219,7 +219,9 @@ def test_a_client_that_goes_leaves_its_place_and_nothing_behind(service: Service
     async def scene() -> None:
         app = app_of(service, concurrent_uploads=1)
         gone = exchange(app, parts())
-        messages = iter([{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}])
+        messages: Iterator[Message] = iter(
+            [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+        )
 
         async def receive() -> Message:
             return next(messages)
