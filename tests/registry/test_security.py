@@ -1,7 +1,7 @@
 """One test a class of what went wrong in other registries of models; the CVE numbers are those of MLflow's.
 
-Rules that have tests of their own: scopes, expiry, revocation and Host in ``test_server_access.py``, bodies that are not
-read on in ``test_server_limits.py``, ranges in ``test_server_content.py``, what the log holds in
+Rules that have tests of their own: scopes, expiry, revocation and Host in ``test_server_access.py``, bodies that are
+not read on in ``test_server_limits.py``, ranges in ``test_server_content.py``, what the log holds in
 ``test_server_health.py``, and messages of a server that starts in ``test_serve.py``.
 """
 
@@ -15,13 +15,13 @@ import os
 import pickle
 import socket
 import struct
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from t2.core.digests import sha256
@@ -162,7 +162,7 @@ class Bomb:
 
 
 def test_nothing_uploaded_is_ever_run(registry: tuple[Service, TestClient], tmp_path: Path) -> None:
-    # CVE-2024-37052 to CVE-2024-37061: models whose loading runs what they hold; CVE-2023-6940: configurations likewise.
+    # CVE-2024-37052 to CVE-2024-37061: models whose loading runs what they hold; CVE-2023-6940: configurations.
     _, client = registry
     target = tmp_path / "ran"
     bomb = pickle.dumps(Bomb(target))
@@ -188,7 +188,7 @@ def test_the_server_fetches_nothing_that_a_request_names(
     upload(client)
     asked: list[Any] = []
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: asked.append(address))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address) or [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: asked.append(address))
     url = "http://169.254.169.254/latest/meta-data"
     for data in (expert_bytes(1, task=url, training={"source": url}), json.dumps({"source": url}).encode()):
         client.post(VERSIONS, content=data, headers=BINARY, params={"description": url})
@@ -228,8 +228,8 @@ def test_a_lesser_token_cannot_make_itself_greater(registry: tuple[Service, Test
     writer, reader = token(service, "write"), token(service, "read")
     for headers in (writer, reader):
         for method, path in (("POST", "/v1/tokens"), ("GET", "/v1/tokens"), ("DELETE", "/v1/tokens/1")):
-            body = {"json": {"name": "x", "scopes": ["admin"]}} if method == "POST" else {}
-            assert client.request(method, path, headers=headers, **body).status_code == 403
+            body = {"name": "x", "scopes": ["admin"]} if method == "POST" else None
+            assert client.request(method, path, headers=headers, json=body).status_code == 403
     assert client.delete("/v1/experts/team/math", headers=reader).status_code == 403
     assert client.request("GET", "/v1/audit", headers=writer).status_code == 403
     for spoofed in ({"X-HTTP-Method-Override": "DELETE"}, {"X-Scope": "admin"}, {"X-Forwarded-User": "root"}):
@@ -319,15 +319,13 @@ def test_no_request_costs_more_than_its_limit(registry: tuple[Service, TestClien
     "text",
     ["a" * 64 + "!", "-" * 63 + "A", "a." * 32, "@" * 300, "a@" + "a" * 290, "a/" * 150, "a@sha256:" + "f" * 280],
 )
-def test_no_text_makes_a_pattern_slow(registry: tuple[Service, TestClient], text: str) -> None:
+def test_no_text_makes_a_pattern_run_away(registry: tuple[Service, TestClient], text: str) -> None:
     _, client = registry
-    began = time.process_time()
-    for _ in range(20):
-        client.get("/v1/resolve", params={"reference": text})
-        client.get("/v1/experts", params={"metric": text, "tag": text})
-        client.get("/v1/blobs/x", headers={"Range": f"bytes={text}", "If-None-Match": text})
-    # Sixty requests; one pattern that backtracks would take minutes.
-    assert time.process_time() - began < 20
+    # One that backtracks would not end.
+    assert client.get("/v1/resolve", params={"reference": text}).status_code == 422
+    assert client.get("/v1/experts", params={"metric": text, "tag": text}).status_code == 422
+    assert client.get("/v1/blobs/x", headers={"Range": f"bytes={text}", "If-None-Match": text}).status_code == 404
+    assert client.get("/v1/experts", headers={"Host": text}).status_code == 421
 
 
 def test_answers_are_never_compressed_and_compressed_uploads_are_not_taken(
@@ -348,9 +346,9 @@ def test_answers_are_never_compressed_and_compressed_uploads_are_not_taken(
 def test_secrets_are_in_no_answer_and_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     settings = ServerSettings(
-        database_url="postgresql://t2:hunter2@127.0.0.1:1/registry",
-        s3_access_key="AKIDEXAMPLE",
-        s3_secret_key="s3cr3t-key",
+        database_url=SecretStr("postgresql://t2:hunter2@127.0.0.1:1/registry"),
+        s3_access_key=SecretStr("AKIDEXAMPLE"),
+        s3_secret_key=SecretStr("s3cr3t-key"),
         s3_endpoint="http://127.0.0.1:1",
     )
     database = Database("postgresql://t2:hunter2@127.0.0.1:1/registry", timeout=1)
