@@ -166,7 +166,10 @@ class Expert(Table):
 
 
 class Version(Table):
-    """One immutable version. Its blob cannot go while it is here."""
+    """One immutable version. Its blob cannot go while it is here.
+
+    ``manifest`` is kilobytes, and read only where it is asked for.
+    """
 
     __tablename__ = "version"
 
@@ -183,7 +186,7 @@ class Version(Table):
     matrices: Mapped[int]
     values: Mapped[int]
     training_docs: Mapped[int]
-    manifest: Mapped[dict[str, Any]]
+    manifest: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     created_at: Mapped[datetime]
     created_by: Mapped[str]
     deleted_at: Mapped[datetime | None]

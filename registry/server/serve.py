@@ -54,6 +54,7 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
+        "http": "t2.registry.server.protocol:PromptProtocol",
         "ws": "none",
         "lifespan": "on",
         "limit_concurrency": CONNECTIONS,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
 from t2.core.curve import CurvePoint
@@ -17,8 +16,10 @@ from t2.registry.names import check_points
 from t2.registry.schemas import Curve
 from t2.registry.services import audit, experts, versions
 from t2.registry.services.actor import Actor, Limits
+from t2.registry.services.paging import columns
 
 _FIELDS = tuple(CurvePoint.model_fields)
+_POINT = columns(models.CurvePoint)
 MIN_POINTS = 3
 
 
@@ -42,8 +43,8 @@ def add_points(
         raise InvalidRequestError("a step is negative or beyond 2147483647")
     if not points:
         return 0
-    near = _points(session, version.id, None, steps=(min(steps), max(steps)))
-    there = {(point.split, point.step): point for point in near}
+    near = _rows(session, version.id, None, (min(steps), max(steps)))
+    there = {(row.split, row.step): _point(row) for row in near}
     for key in given.keys() & there.keys():
         if given[key] != there[key]:
             raise ConflictError(f"{name}@{number} has another {key[0]} point at step {key[1]}; points are immutable")
@@ -66,18 +67,16 @@ def curve(session: Session, name: ExpertName, number: int, split: str | None, po
         raise InvalidRequestError(f"points: {points} is too few, at least {MIN_POINTS}")
     if split not in (None, "train", "validation"):
         raise InvalidRequestError(f"split: {split!r} is neither train nor validation")
-    experts.find(session, name)
     version = versions.find(session, name, number)
-    if points is None:
-        whole = _points(session, version.id, split)
-        return Curve(points=tuple(whole), total=len(whole))
-    kept: list[CurvePoint] = []
-    total = 0
-    for each in ("train", "validation") if split is None else (split,):
-        of_split = _points(session, version.id, each)
-        total += len(of_split)
-        kept += downsample(of_split, points)
-    return Curve(points=tuple(sorted(kept, key=lambda point: (point.step, point.split))), total=total)
+    rows = _rows(session, version.id, split)
+    total = len(rows)
+    if points is not None:
+        parts = [[row for row in rows if row.split == each] for each in ("train", "validation")]
+        rows = sorted(
+            (part[i] for part in parts for i in downsample([(row.step, row.reward) for row in part], points)),
+            key=lambda row: (row.step, row.split),
+        )
+    return Curve(points=tuple(map(_point, rows)), total=total)
 
 
 def count(session: Session, version_id: int) -> int:
@@ -85,40 +84,47 @@ def count(session: Session, version_id: int) -> int:
     return session.scalar(select(func.count()).where(models.CurvePoint.version_id == version_id)) or 0
 
 
-def downsample(points: Sequence[CurvePoint], wanted: int) -> list[CurvePoint]:
-    """Keep the points that keep a curve's shape: largest triangle three buckets on (step, reward).
+def downsample(points: Sequence[tuple[float, float]], wanted: int) -> list[int]:
+    """Which points keep a curve's shape: largest triangle three buckets.
 
     Steinarsson, "Downsampling Time Series for Visual Representation", University of Iceland 2013, section 4.2.
 
     Args:
-        points: of one split, by step.
+        points: x and y, by x.
         wanted: how many to keep, at least 3; the first and the last are always kept.
+
+    Returns:
+        Their positions in ``points``.
     """
-    if len(points) <= wanted:
-        return list(points)
-    x: npt.NDArray[np.float64] = np.array([point.step for point in points], dtype=np.float64)
-    y: npt.NDArray[np.float64] = np.array([point.reward for point in points], dtype=np.float64)
-    edges = np.linspace(1, len(points) - 1, wanted - 1).astype(int)
+    count = len(points)
+    if count <= wanted:
+        return list(range(count))
+    # A bucket has few points as a rule, for which plain loops are faster than arrays.
+    edges = [1 + i * (count - 2) // (wanted - 2) for i in range(wanted - 1)]
     kept = [0]
     for i in range(wanted - 2):
         start, stop = edges[i], edges[i + 1]
-        following = slice(stop, edges[i + 2] if i + 2 < len(edges) else len(points))
-        next_x, next_y = x[following].mean(), y[following].mean()
-        last = kept[-1]
-        areas = np.abs((x[last] - next_x) * (y[start:stop] - y[last]) - (x[last] - x[start:stop]) * (next_y - y[last]))
-        kept.append(int(start + areas.argmax()))
-    return [points[i] for i in [*kept, len(points) - 1]]
+        following = points[stop : edges[i + 2] if i + 2 < len(edges) else count]
+        next_x = sum(x for x, _ in following) / len(following)
+        next_y = sum(y for _, y in following) / len(following)
+        last_x, last_y = points[kept[-1]]
+        width, height = last_x - next_x, next_y - last_y
+        areas = [abs(width * (y - last_y) - (last_x - x) * height) for x, y in points[start:stop]]
+        kept.append(start + areas.index(max(areas)))
+    return [*kept, count - 1]
 
 
-def _points(
-    session: Session, version_id: int, split: str | None, *, steps: tuple[int, int] | None = None
-) -> list[CurvePoint]:
-    """Points by step, of one split and of a range of steps with both ends, where they are given."""
-    table = models.CurvePoint
-    statement = select(*(getattr(table, field) for field in _FIELDS)).where(table.version_id == version_id)
+def _rows(
+    session: Session, version_id: int, split: str | None, steps: tuple[int, int] | None = None
+) -> list[Row[*tuple[Any, ...]]]:
+    """Rows by step, of one split and of a range of steps with both ends, where they are given."""
+    statement = select(*(_POINT[field] for field in _FIELDS)).where(_POINT.version_id == version_id)
     if split is not None:
-        statement = statement.where(table.split == split)
+        statement = statement.where(_POINT.split == split)
     if steps is not None:
-        statement = statement.where(table.step.between(*steps))
-    rows = session.execute(statement.order_by(table.step, table.split))
-    return [CurvePoint.model_construct(**dict(zip(_FIELDS, row, strict=True))) for row in rows]
+        statement = statement.where(_POINT.step.between(*steps))
+    return list(session.execute(statement.order_by(_POINT.step, _POINT.split)).all())
+
+
+def _point(row: Row[*tuple[Any, ...]]) -> CurvePoint:
+    return CurvePoint.model_construct(**dict(zip(_FIELDS, row, strict=True)))

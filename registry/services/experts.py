@@ -15,7 +15,7 @@ from t2.registry.db.database import insert_once
 from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, MetricRange, Page
 from t2.registry.services import audit, base_models, namespaces, versions
 from t2.registry.services.actor import Actor
-from t2.registry.services.paging import Order, any_of, fetch_page
+from t2.registry.services.paging import Order, columns, fetch_page
 
 MAX_TAGS = 50
 _FEW = 1000
@@ -28,18 +28,11 @@ _SORTS = {
 }
 
 
-_COLUMNS = (
-    models.Expert.id,
-    models.Expert.path,
-    models.Expert.kind,
-    models.Expert.description,
-    models.Expert.live,
-    models.Expert.score,
-    models.Expert.created_at,
-    models.Expert.updated_at,
-    models.Expert.deleted_at,
-)
-_TAGS = select(models.Tag.expert_id, models.Tag.tag).where(any_of(models.Tag.expert_id, "experts"))
+_EXPERT = columns(models.Expert)
+_ROW = [
+    _EXPERT[name]
+    for name in ["id", "path", "kind", "description", "live", "score", "created_at", "updated_at", "deleted_at"]
+]
 
 
 def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: bool = False) -> models.Expert:
@@ -166,20 +159,17 @@ def list_experts(session: Session, query: ExpertQuery, *, cursor: str | None, li
 
 
 def shape(session: Session, rows: Sequence[models.Expert | Row[*tuple[Any, ...]]]) -> list[Expert]:
-    """Experts as clients see them, in three queries however many they are."""
+    """Experts as clients see them, in two queries however many they are."""
     if not rows:
         return []
     ids = [row.id for row in rows]
-    tags: dict[int, list[str]] = {expert_id: [] for expert_id in ids}
-    for expert_id, tag in session.execute(_TAGS, {"experts": ids}):
-        tags[expert_id].append(tag)
-    latest = versions.latest(session, ids)
+    latest, tags = versions.latest(session, ids)
     return [
         Expert(
             name=row.path,
             kind=row.kind,  # type: ignore[arg-type]  # a CHECK constraint holds it to the three
             description=row.description,
-            tags=tuple(sorted(tags[row.id])),
+            tags=tuple(sorted(tags.get(row.id, ()))),
             versions=row.live,
             latest=latest.get(row.id),
             created_at=row.created_at,
@@ -192,7 +182,7 @@ def shape(session: Session, rows: Sequence[models.Expert | Row[*tuple[Any, ...]]
 
 def _narrowed(session: Session, query: ExpertQuery) -> Select[*tuple[Any, ...]]:
     table = models.Expert
-    statement = select(*_COLUMNS).where(table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None))
+    statement = select(*_ROW).where(table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None))
     if query.sort.lstrip("-") == "score":
         statement = statement.where(table.score.is_not(None))
     if query.namespace is not None:

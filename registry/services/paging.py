@@ -18,6 +18,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.digests import canonical_json, digest_of
 from t2.core.errors import InvalidRequestError
+from t2.registry.db import models
 from t2.registry.schemas import MAX_PAGE
 
 _KINDS: dict[str, type] = {"t": datetime, "n": float, "s": str, "i": int}
@@ -67,13 +68,19 @@ def fetch_page(
     return rows[:limit], _encode(position(rows[limit - 1]), query)
 
 
-def any_of(column: InstrumentedAttribute[int], parameter: str) -> ColumnElement[bool]:
+def columns(table: type[models.Table]) -> Any:
+    """The columns of a table, for a query whose rows are no objects of the session: it takes two thirds of the time."""
+    return table.__table__.c
+
+
+def any_of(column: Any, parameter: str) -> ColumnElement[bool]:
     """``column IN (…)`` for ids that came from the database, which are given by this name when it is executed.
 
     They are written into the statement: dozens of parameters, of another number each time, cost more than all the rest
     of a page.
     """
-    return column.in_(bindparam(parameter, expanding=True, literal_execute=True))
+    condition: ColumnElement[bool] = column.in_(bindparam(parameter, expanding=True, literal_execute=True))
+    return condition
 
 
 def _beyond(columns: Sequence[Any], after: Sequence[Any], descending: bool) -> ColumnElement[bool]:

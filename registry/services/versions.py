@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Double, Integer, Row, Select, cast, null, select, union_all
+from sqlalchemy import Double, Integer, Row, Select, cast, literal, null, select, union_all
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, nearest
@@ -20,49 +20,40 @@ from t2.registry.names import MAX_NUMBER
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery
 from t2.registry.services import audit, base_models, experts
 from t2.registry.services.actor import Actor, Limits
-from t2.registry.services.paging import Order, any_of, fetch_page
+from t2.registry.services.paging import Order, any_of, columns, fetch_page
 
 MAX_METRICS = 100
 
-_COLUMNS = (
-    models.Version.id,
-    models.Version.expert_id,
-    models.Version.number,
-    models.Version.digest,
-    models.Version.kind,
-    models.Version.task,
-    models.Version.domain,
-    models.Version.method,
-    models.Version.description,
-    models.Version.matrices,
-    models.Version.values,
-    models.Version.training_docs,
-    models.Version.created_at,
-    models.Version.created_by,
-    models.Version.deleted_at,
-    models.Expert.path,
-    models.Blob.size,
-    models.BaseModel.model_id,
-    models.BaseModel.fingerprint,
+_VERSION, _EXPERT, _BLOB, _BASE = (
+    columns(table) for table in (models.Version, models.Expert, models.Blob, models.BaseModel)
 )
-
-
+_METRIC, _ALIAS, _TAG = (columns(table) for table in (models.Metric, models.Alias, models.Tag))
+_FIELDS = "id expert_id number digest kind task domain method description matrices values training_docs created_at"
 _JOINED = (
-    select(*_COLUMNS)
-    .select_from(models.Version)
-    .join(models.Expert, models.Version.expert_id == models.Expert.id)
-    .join(models.Blob, models.Version.digest == models.Blob.digest)
-    .join(models.BaseModel, models.Version.base_model_id == models.BaseModel.id)
+    select(
+        *(_VERSION[name] for name in f"{_FIELDS} created_by deleted_at".split()),
+        _EXPERT.path,
+        _BLOB.size,
+        _BASE.model_id,
+        _BASE.fingerprint,
+    )
+    .join_from(models.Version.__table__, models.Expert.__table__, _VERSION.expert_id == _EXPERT.id)
+    .join(models.Blob.__table__, _VERSION.digest == _BLOB.digest)
+    .join(models.BaseModel.__table__, _VERSION.base_model_id == _BASE.id)
 )
-_LATEST = _JOINED.where(any_of(models.Version.expert_id, "experts"), models.Version.number == models.Expert.latest)
-_METRICS_AND_ALIASES = union_all(
-    select(models.Metric.version_id, cast(null(), Integer), models.Metric.name, models.Metric.value).where(
-        any_of(models.Metric.version_id, "versions")
+_LATEST = _JOINED.where(any_of(_VERSION.expert_id, "experts"), _VERSION.number == _EXPERT.latest)
+_DETAILS = (
+    select(literal("metric"), _METRIC.version_id, cast(null(), Integer), _METRIC.name, _METRIC.value).where(
+        any_of(_METRIC.version_id, "versions")
     ),
-    select(models.Alias.expert_id, models.Alias.number, models.Alias.alias, cast(null(), Double)).where(
-        any_of(models.Alias.expert_id, "experts")
+    select(literal("alias"), _ALIAS.expert_id, _ALIAS.number, _ALIAS.alias, cast(null(), Double)).where(
+        any_of(_ALIAS.expert_id, "experts")
+    ),
+    select(literal("tag"), _TAG.expert_id, cast(null(), Integer), _TAG.tag, cast(null(), Double)).where(
+        any_of(_TAG.expert_id, "experts")
     ),
 )
+_OF_VERSIONS, _OF_EXPERTS = union_all(*_DETAILS[:2]), union_all(*_DETAILS)
 
 
 def publish(
@@ -115,16 +106,17 @@ def find(session: Session, name: ExpertName, number: int, *, deleted: bool = Fal
     Raises:
         NotFoundError: there is none.
     """
-    row = None
+    found = None
     if 1 <= number <= MAX_NUMBER:
-        row = session.scalar(
-            select(models.Version)
-            .join(models.Expert)
+        found = session.execute(
+            select(models.Version, models.Expert.deleted_at)
+            .join(models.Expert, models.Version.expert_id == models.Expert.id)
             .where(models.Expert.path == str(name), models.Version.number == number)
-        )
-    if row is None:
+        ).one_or_none()
+    if found is None or (found[1] is not None and not deleted):
         experts.find(session, name, deleted=deleted)
         raise NotFoundError(f"there is no version {number} of {name}")
+    row = found[0]
     if row.deleted_at is not None and not deleted:
         raise NotFoundError(f"{name}@{number} is deleted; it can be restored")
     return row
@@ -132,10 +124,8 @@ def find(session: Session, name: ExpertName, number: int, *, deleted: bool = Fal
 
 def get(session: Session, name: ExpertName, number: int) -> Version:
     """A version that is not deleted."""
-    experts.find(session, name)
-    find(session, name, number)
-    statement = joined().where(models.Expert.path == str(name), models.Version.number == number)
-    return shape(session, session.execute(statement).all())[0]
+    version = find(session, name, number)
+    return shape(session, session.execute(joined().where(models.Version.id == version.id)).all())[0]
 
 
 def resolve(session: Session, reference: Reference) -> VersionDetail:
@@ -274,24 +264,35 @@ def joined() -> Select[*tuple[Any, ...]]:
     return _JOINED
 
 
-def latest(session: Session, experts: Iterable[int]) -> dict[int, Version]:
-    """The latest versions of experts, by the experts' ids; those of which all are deleted are not there."""
-    rows = session.execute(_LATEST, {"experts": list(experts)}).all()
-    return {row.expert_id: version for row, version in zip(rows, shape(session, rows), strict=True)}
+def latest(session: Session, experts: Sequence[int]) -> tuple[dict[int, Version], dict[int, list[str]]]:
+    """The latest versions and the tags of experts, by the experts' ids; those without any are not there."""
+    rows = session.execute(_LATEST, {"experts": experts}).all()
+    tags: dict[int, list[str]] = {}
+    found = _shape(rows, session.execute(_OF_EXPERTS, {"versions": [row.id for row in rows], "experts": experts}), tags)
+    return {row.expert_id: version for row, version in zip(rows, found, strict=True)}, tags
 
 
 def shape(session: Session, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Version]:
     """Versions as clients see them, in one more query however many they are."""
     if not rows:
         return []
+    ids = {"versions": [row.id for row in rows], "experts": list({row.expert_id for row in rows})}
+    return _shape(rows, session.execute(_OF_VERSIONS, ids), {})
+
+
+def _shape(
+    rows: Sequence[Row[*tuple[Any, ...]]], details: Iterable[Row[*tuple[Any, ...]]], tags: dict[int, list[str]]
+) -> list[Version]:
+    """Put rows of versions and the details of them together; the tags of experts go into ``tags``."""
     metrics: dict[int, dict[str, float]] = {row.id: {} for row in rows}
     aliases: dict[tuple[int, int], list[str]] = {}
-    of_rows = {"versions": list(metrics), "experts": list({row.expert_id for row in rows})}
-    for of, number, name, value in session.execute(_METRICS_AND_ALIASES, of_rows):
-        if number is None:
+    for what, of, number, name, value in details:
+        if what == "metric":
             metrics[of][name] = value
-        else:
+        elif what == "alias":
             aliases.setdefault((of, number), []).append(name)
+        else:
+            tags.setdefault(of, []).append(name)
     return [
         Version(
             name=row.path,
