@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +12,10 @@ from tests.registry import servers
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """URL of a PostgreSQL server's maintenance database."""
-    with servers.postgres(tmp_path_factory.mktemp("postgres")) as url:
+    # Not in pytest's folder: as root the server runs as another user, whom the next run of pytest shuts out of there.
+    with tempfile.TemporaryDirectory(prefix="t2-postgres-") as folder, servers.postgres(Path(folder)) as url:
         yield url
 
 
