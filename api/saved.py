@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2.adapters.expert import Expert, Z, distinct, save_expert
-from t2.adapters.strategies.mixing import mixture
+from t2.adapters.strategies.mixing import mixture, rows_of
 from t2.core.errors import ArgumentError
 from t2.core.manifest import BaseModelRef, Manifest, Parent, pack_hashes, unpack_hashes
+from t2.core.record import AdaptationRecord
 from t2.core.settings import experts_dir
 from t2.harness.args import Settings, parse_args
 from t2.harness.catalogue import FILE_NAME
-from t2.harness.experts import prepare_experts, read_experts
+from t2.harness.experts import prepare_experts, read_content, read_experts
 
 if TYPE_CHECKING:
     from t2.api.model import Model
@@ -173,6 +174,78 @@ def mix(
     used, settings, coefficients, z, base = mixed(experts, alpha, options, model)
     training = {key: value for key, value in settings.bearing().items() if key in (*options, "alpha")}
     return write_mixture(path, name, base, used, coefficients, z, method="mix", training=training, domain=domain)
+
+
+_OF_MIXTURE = ("per", "space", "normalise", "rescale", "layers", "rank", "control", "control_seed", "transfer")
+"""Settings of an adaptation that its mixture depends on."""
+
+
+def mix_record(
+    record: AdaptationRecord,
+    name: str,
+    *,
+    model: Model | None = None,
+    domain: str | None = None,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+) -> SavedExpert:
+    """Write the mixture that an adaptation has found as an expert of kind ``mixture``, by its record.
+
+    Its experts are found again by digest, on this machine or in the registry in use.
+
+    Args:
+        record: of an adaptation with one mixture.
+        name: the mixture's name.
+        model: the base model, which only a record with ``rescale=nuclear`` needs.
+        domain: what it is for.
+        folder: where experts lie; None is ``T2_EXPERTS_DIR``.
+        overwrite: replace an expert of that name.
+
+    Raises:
+        ArgumentError: the name is taken, prompts had mixtures of their own, or the base model stayed.
+        NotFoundError: an expert is nowhere to be found.
+        StorageError: the file cannot be written.
+    """
+    path = place(name, folder, overwrite)
+    used = [one.alpha for one in record.mixtures]
+    if len(used) != 1:
+        raise ArgumentError(
+            f"the record of {record.task} names {len(used)} mixtures, each for some prompts, so there is no one to keep"
+        )
+    if not used[0]:
+        raise ArgumentError(f"the base model stayed on {record.task} ({record.note}), so there is no mixture to keep")
+    settings = parse_args(
+        {"adapt": record.strategy, **{key: value for key, value in record.settings.items() if key in _OF_MIXTURE}}
+    )
+    if model is None and settings.rescale != "none":
+        raise ArgumentError(
+            "the record has rescale=nuclear, which needs the singular values of the base model; give the model"
+        )
+    read = [
+        replace(expert, manifest=expert.manifest.model_copy(update={"name": ref.name}))
+        for ref in record.experts
+        for expert in [read_content(ref.digest)]
+    ]
+    base = record.base if model is None else model.base
+    ranks = model.engine.ranks() if model is not None else {k: r for e in read for k, r in e.manifest.targets.items()}
+    prepared = prepare_experts(settings, read, base, ranks)
+    options = settings.options()
+    taking_part, rows, of_base = rows_of(prepared, used[0], options)
+    choice = mixture(taking_part, rows, options, model.engine.bases if model is not None else lambda names: {}, of_base)
+    assert choice.z is not None
+    return write_mixture(
+        path,
+        name,
+        base,
+        prepared,
+        choice.alpha,
+        choice.z,
+        method=record.strategy,
+        training={"record": record.digest(), "control": record.control, "settings": record.settings},
+        domain=domain,
+        task=record.task,
+        docs=record.adaptation_docs,
+    )
 
 
 def write_mixture(

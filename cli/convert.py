@@ -9,10 +9,10 @@ import typer
 
 from t2.cli.extras import needs_eval, pairs
 from t2.cli.output import print_fields
-from t2.core.errors import ArgumentError
+from t2.core.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:
-    from t2.api import Model, SavedExpert
+    from t2.api import AdaptationRecord, Model, SavedExpert
 
 _ModelArgs = Annotated[
     str,
@@ -23,7 +23,7 @@ _Domain = Annotated[str | None, typer.Option(help="What it is for.")]
 _Task = Annotated[str | None, typer.Option(help="The task it was made for.")]
 _Output = Annotated[Path | None, typer.Option(help="Folder of experts; without it T2_EXPERTS_DIR.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-_Experts = Annotated[str, typer.Option(help="Names, files or folders, joined by +.")]
+_Experts = Annotated[str, typer.Option(help="Names, references, files or folders, joined by +.")]
 _Alpha = Annotated[str | None, typer.Option(help="A coefficient for each, joined by +; without it their mean.")]
 _Space = Annotated[str, typer.Option(help="paper: z' = sum(a z); delta: z' = 1 + sum(a (z-1)).")]
 _Normalise = Annotated[str, typer.Option(help="none; sum divides the coefficients by their sum.")]
@@ -97,8 +97,12 @@ def _extract(
 
 
 def _mix(
-    experts: _Experts,
     name: _Name,
+    experts: Annotated[str | None, typer.Option(help="Names, references, files or folders, joined by +.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Instead of --experts: a record, whose adaptation found the mixture.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="With --record, the task whose adaptation is meant.")] = None,
     alpha: _Alpha = None,
     space: _Space = "paper",
     normalise: _Normalise = "none",
@@ -111,11 +115,23 @@ def _mix(
     output: _Output = None,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Make one expert, of kind mixture, of several."""
+    """Make one expert, of kind mixture, of several, or of what an adaptation has found."""
     with needs_eval("t2 expert mix"):
         from t2.api import mix
-        from t2.api.saved import place, read_named
+        from t2.api.saved import mix_record, place, read_named
     place(name, output, overwrite)
+    if record is not None:
+        defaults = (None, None, "paper", "none", "none", None, None, "none")
+        if (experts, alpha, space, normalise, rescale, layers, rank, transfer) != defaults:
+            raise ArgumentError("--record says what was mixed and how; leave out --experts and the mixture's options")
+        found = _record(record, task)
+        model = _load("t2 expert mix", model_args) if model_args else None
+        _print(mix_record(found, name, model=model, domain=domain, folder=output, overwrite=overwrite))
+        return
+    if experts is None:
+        raise ArgumentError("give --experts, joined by +, or --record, a file of an adaptation that found a mixture")
+    if task is not None:
+        raise ArgumentError("--task is for --record; leave it out")
     read_named(experts)
     model = _load("t2 expert mix", model_args) if rescale != "none" else None
     if model_args and model is None:
@@ -173,6 +189,22 @@ def _merge(
     path = adapted.merge(folder, overwrite=overwrite)
     shown = ", ".join(f"{key} {value:g}" for key, value in adapted.alpha().items())
     print_fields([("checkpoint", path), ("base model", model.base.id), ("mixture", shown)])
+
+
+def _record(path: Path, task: str | None) -> AdaptationRecord:
+    """The record that is meant among those of a file."""
+    from t2.api import read_records
+
+    records = read_records(path)
+    tasks = [record.task for record in records]
+    if task is None and len(records) == 1:
+        return records[0]
+    if task is None:
+        raise ArgumentError(f"{path} holds records of {', '.join(tasks) or 'no task'}; name one with --task")
+    found = [record for record in records if record.task == task]
+    if len(found) != 1:
+        raise ArgumentError(f"{path} holds {len(found)} records of {task}{nearest(task, tasks)}")
+    return found[0]
 
 
 def _load(command: str, model_args: str) -> Model:

@@ -9,6 +9,12 @@ import typer
 
 from t2.cli.extras import needs_eval, pairs
 from t2.cli.output import print_fields
+from t2.core.errors import ArgumentError, RegistryError, T2Error
+from t2.core.references import ExpertName, parse_alias, parse_name
+from t2.harness.publishing import check_push
+from t2.harness.publishing import push as push_file
+from t2.harness.registry import registry as open_registry
+from t2.registry.schemas import Version
 from t2.training.config import (
     BASELINES,
     KINDS,
@@ -134,10 +140,17 @@ def _train(
         list[str] | None, typer.Option(help="A tracker of accelerate's, such as tensorboard; may be repeated.")
     ] = None,
     tracker_dir: Annotated[Path | None, typer.Option(help="Where trackers write; without it <output>/logs.")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Publish the expert in the registry under this name, such as team/math.")
+    ] = None,
+    push_alias: Annotated[str | None, typer.Option(help="With --push, an alias for it, such as production.")] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="With --push, the registry: a URL or a folder; without it T2_REGISTRY_URL.")
+    ] = None,
 ) -> None:
     """Train an expert on a task by reinforcement; an interrupted run goes on when it is given the same options."""
     with needs_eval("t2 train"):
-        from t2.training.api import train
+        from t2.training.api import finished, train
         from t2.training.config_file import read_config_file, to_yaml
     given = {_FIELDS.get(name, name): value for name, value in context.params.items() if _given(context, name)}
     values = {field: value for field, value in given.items() if field in TrainConfig.model_fields}
@@ -152,7 +165,10 @@ def _train(
     if print_config:
         print(to_yaml(config), end="")
         return
-    result = train(
+    target = _check_target(push, push_alias, registry, config.kind)
+    # One that was trained and could not be published is published without another training.
+    done = finished(config, output) if target is not None and not (overwrite or go_on) else None
+    result = done or train(
         config,
         folder=output,
         overwrite=overwrite,
@@ -171,6 +187,34 @@ def _train(
             *([("kl", f"{result.kl:g}")] if len(config.kls) > 1 else []),
         ]
     )
+    if target is not None:
+        version = _publish(target, result.path, push_alias, registry)
+        print_fields([("published", version.reference), ("aliases", ", ".join(version.aliases) or "-")])
+
+
+def _check_target(push: str | None, alias: str | None, registry: str | None, kind: str) -> ExpertName | None:
+    """Where the expert is to go, found to be writable before the training."""
+    if push is None:
+        for option, value in (("--push-alias", alias), ("--registry", registry)):
+            if value is not None:
+                raise ArgumentError(f"{option} is for --push; give that too, or leave it out")
+        return None
+    target = parse_name(push)
+    if alias is not None:
+        parse_alias(alias)
+    with open_registry(registry) as client:
+        check_push(client, target, kind)
+    return target
+
+
+def _publish(target: ExpertName, file: Path, alias: str | None, registry: str | None) -> Version:
+    try:
+        with open_registry(registry) as client:
+            return push_file(client, target, file, alias=alias)
+    except T2Error as error:
+        raise RegistryError(
+            f"{error}; the expert is whole in {file.parent}; publish it later by: t2 expert push {file.parent} {target}"
+        ) from error
 
 
 _FIELDS = {"answer_filter": "filter"}

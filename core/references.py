@@ -94,6 +94,20 @@ def parse_name(text: str) -> ExpertName:
     return ExpertName(*parts)
 
 
+def parse_alias(text: str) -> str:
+    """Check an alias.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    if not _ALIAS.fullmatch(text):
+        raise ArgumentError(
+            f"{text[:100]!r} is not an alias: write a lower-case letter, then at most 62 lower-case letters, digits, "
+            "dots, hyphens and underscores, such as production"
+        )
+    return text
+
+
 def is_name(text: str) -> bool:
     """Whether a text could name an expert in a registry."""
     try:

@@ -18,6 +18,7 @@ from t2.harness.catalogue import own_experts, shipped_experts
 from t2.harness.registry import every, is_server, registry
 from t2.harness.runs import read_run
 from t2.registry.client.base import RegistryClient
+from t2.registry.client.cache import ExpertCache
 from t2.registry.schemas import MAX_PAGE, VALIDATION_SCORE, Version, VersionQuery
 
 _log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def _kept(client: RegistryClient, base: BaseModelRef, kind: Kind) -> list[Candid
 
 def _candidate(client: RegistryClient, version: Version) -> Candidate:
     def load() -> Expert:
-        data = client.download(version.digest)
+        data = ExpertCache().download(client, version.digest)
         return replace(of_file(decode_expert(data, version.reference)), reference=version.reference)
 
     return Candidate(

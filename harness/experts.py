@@ -10,12 +10,13 @@ from pathlib import Path
 from t2.adapters.controls import control_expert
 from t2.adapters.expert import Expert, check_expert, distinct, load_expert, of_file
 from t2.adapters.targets import layer_of
+from t2.core.digests import sha256_file
 from t2.core.errors import ArgumentError, ExpertMismatchError, NotFoundError, StorageError, UnavailableError
 from t2.core.manifest import BaseModelRef
 from t2.core.references import is_name, parse_reference
 from t2.core.settings import experts_dir, registry_url
 from t2.harness.args import Settings
-from t2.harness.catalogue import find_files, shipped_experts
+from t2.harness.catalogue import find_files, known_experts, shipped_experts
 from t2.harness.defaults import default_classifier, default_experts
 from t2.harness.registry import fetch, unknown
 
@@ -157,6 +158,19 @@ def _found(name: str, where: str | None) -> list[tuple[str, Expert]]:
         if "/" in name:
             raise
         raise unknown(name, where) from error  # more likely a slip of the pen than an expert there
+
+
+def read_content(digest: str, where: str | None = None) -> Expert:
+    """The expert with a digest: of this machine, else of the cache or the registry.
+
+    Raises:
+        NotFoundError: there is none.
+        UnavailableError: the registry cannot be reached.
+    """
+    for path in known_experts().values():
+        if sha256_file(path) == digest:
+            return load_expert(path)
+    return _fetched(f"@sha256:{digest}", where)
 
 
 def _from_file(name: str, path: Path) -> Expert:

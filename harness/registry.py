@@ -18,6 +18,7 @@ from t2.core.settings import experts_dir, registry_url
 from t2.harness.catalogue import known_experts, shipped_experts
 from t2.harness.seeding import seed
 from t2.registry.client.base import RegistryClient
+from t2.registry.client.cache import ExpertCache
 from t2.registry.schemas import MAX_PAGE, ExpertQuery, Page, VersionDetail
 
 T = TypeVar("T")
@@ -32,11 +33,13 @@ class Fetched:
     """An expert out of a registry.
 
     Attributes:
-        file: its content, checked against the digest.
+        data: its content, checked against the digest.
+        file: the same, read.
         reference: the version it is, or the digest by which it was named.
         version: what the registry says of it; None where it was found without asking one.
     """
 
+    data: bytes
     file: ExpertFile
     reference: str
     version: VersionDetail | None
@@ -72,22 +75,23 @@ def registry(where: str | None = None, *, seeded: bool = True) -> Iterator[Regis
 def fetch(reference: Reference, where: str | None = None) -> Fetched:
     """The expert that a reference means.
 
-    Content named by its digest is taken from the demo experts or the cache where it is there, without asking.
+    Content named by its digest is taken from the demo experts or the cache where it is there, without asking. Where a
+    server cannot be reached a reference means what it last said, with a warning if that may have changed since.
 
     Raises:
         NotFoundError: the registry has none such; the message names the nearest.
-        UnavailableError: it cannot be reached, and the content is in no cache.
+        UnavailableError: it cannot be reached, and the cache does not know the reference.
         ExpertFileError: what it holds is no expert.
     """
     if reference.digest is not None:
         for path in shipped_experts().values():
             if sha256_file(path) == reference.digest:
-                return Fetched(decode_expert(path.read_bytes(), str(path)), str(reference), None)
-    with registry(where) as client:
-        version = find(client, reference)
-        data = client.download(version.digest)
-    named = str(reference) if reference.digest is not None else version.reference
-    return Fetched(decode_expert(data, named), named, version)
+                data = path.read_bytes()
+                return Fetched(data, decode_expert(data, str(path)), str(reference), None)
+    with registry(where) as client, _with_nearest(client, reference):
+        found = ExpertCache().fetch(client, reference)
+    named = str(reference) if reference.digest is not None or found.version is None else found.version.reference
+    return Fetched(found.data, decode_expert(found.data, named), named, found.version)
 
 
 def find(client: RegistryClient, reference: Reference) -> VersionDetail:
@@ -96,8 +100,14 @@ def find(client: RegistryClient, reference: Reference) -> VersionDetail:
     Raises:
         NotFoundError: there is none; the message names the nearest.
     """
-    try:
+    with _with_nearest(client, reference):
         return client.resolve(reference)
+
+
+@contextlib.contextmanager
+def _with_nearest(client: RegistryClient, reference: Reference) -> Iterator[None]:
+    try:
+        yield
     except NotFoundError as error:
         raise NotFoundError(f"{client.location}: {error}{_suggestion(client, reference)}") from error
 

@@ -12,7 +12,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from t2.adapters.strategies.base import Choice, Job
-from t2.adapters.strategies.mixing import BASE, choose, groups_of
+from t2.adapters.strategies.mixing import choose, rows_of
 from t2.core.digests import canonical_json
 from t2.core.files import atomic_write
 from t2.core.record import AdaptationRecord
@@ -94,15 +94,5 @@ def restore(job: Job, alpha: dict[str, float]) -> Choice:
     """
     if not alpha:
         return Choice()
-
-    def label(name: str, group: str) -> str:
-        return name if group == "" else f"{name}@{group}"
-
-    # A search that chose among many experts names only those.
-    groups = groups_of(job)
-    used = replace(job, experts=[e for e in job.experts if any(label(e.name, group) in alpha for group in groups)])
-    groups = groups_of(used)
-    rows = [[alpha[label(expert.name, group)] for expert in used.experts] for group in groups]
-    if len(alpha) - (BASE in alpha) != len(used.experts) * len(groups):
-        raise KeyError(next(iter(alpha)))
-    return choose(used, rows, alpha.get(BASE, 0.0))
+    used, rows, base = rows_of(job.experts, alpha, job.options)
+    return choose(replace(job, experts=used), rows, base)

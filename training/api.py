@@ -39,8 +39,8 @@ class TrainResult:
     """A finished training.
 
     Attributes:
-        path: the expert's file; beside it lie ``curve.jsonl``, ``config.json``, ``scores.json`` and
-            ``checkpoint.safetensors``, and after a sweep ``sweep.json`` and ``sweep/``.
+        path: the expert's file; beside it lie ``curve.jsonl``, ``config.json``, ``scores.json``, ``base.json``
+            and ``checkpoint.safetensors``, and after a sweep ``sweep.json`` and ``sweep/``.
         digest: hex SHA-256 of the file.
         curve: the points of the curve.
         base_score: the task's metric of the base model on the validation documents.
@@ -147,6 +147,12 @@ def train(
         else:
             run_one(place, config, working)
         return _result(folders.publish(working, final))
+
+
+def finished(config: TrainConfig, folder: Path | None = None) -> TrainResult | None:
+    """The result of a training of this configuration that has come to its end; None where there is none."""
+    final = (folder or experts_dir()).absolute() / config.name
+    return _result(final) if folders.is_trained(final, config) else None
 
 
 def _result(final: Path) -> TrainResult:

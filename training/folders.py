@@ -19,11 +19,12 @@ from t2.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from t2.training.config import TrainConfig
 from t2.training.trainer import finished
 
-EXPERT, CURVE, CONFIG, SCORES, CHECKPOINT, TABLE = (
+EXPERT, CURVE, CONFIG, SCORES, BASE, CHECKPOINT, TABLE = (
     "expert.safetensors",
     "curve.jsonl",
     "config.json",
     "scores.json",
+    "base.json",
     "checkpoint.safetensors",
     "sweep.json",
 )
@@ -82,6 +83,13 @@ def check_interrupted(working: Path, config: TrainConfig, overwrite: bool) -> No
             "drop it, or another --name"
         )
     remove(working)
+
+
+def is_trained(final: Path, config: TrainConfig) -> bool:
+    """Whether a folder holds the finished expert of a configuration."""
+    if not (final / EXPERT).exists():
+        return False
+    return config.model_dump(mode="json") in [_read_json(place / CONFIG) for place in (final, final / SWEEP)]
 
 
 def check_continued(final: Path, config: TrainConfig) -> TrainConfig:

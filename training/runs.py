@@ -12,11 +12,12 @@ import numpy as np
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import save_expert
-from t2.core.digests import digest_of
+from t2.core.digests import canonical_json, digest_of
 from t2.core.errors import ExpertFileError, StorageError, TrainingError
 from t2.core.expertfile import encode_expert
 from t2.core.files import atomic_write
 from t2.core.manifest import Manifest, pack_hashes
+from t2.harness.runs import BaseTargets
 from t2.training import folders
 from t2.training.checkpoint import Checkpoint
 from t2.training.config import TrainConfig
@@ -106,6 +107,7 @@ def run_one(place: Workplace, config: TrainConfig, working: Path) -> None:
             "try more --steps, another --learning-rate, a larger --clip, or more documents"
         )
     _write_scores(place, done, working)
+    _write_base(place, working)
     _write_expert(place, config, done, working)
 
 
@@ -141,6 +143,7 @@ def run_sweep(place: Workplace, config: TrainConfig, working: Path) -> None:
     folder = _place_of(chosen["kl"], working)
     table = {"chosen": chosen["kl"], "select": config.select, "runs": rows}
     atomic_write(working / folders.TABLE, (json.dumps(table, indent=2) + "\n").encode())
+    _write_base(place, working)
     # The expert comes last: where it is, the training is finished.
     try:
         for name in (folders.CURVE, folders.SCORES, folders.CHECKPOINT, folders.CONFIG, folders.EXPERT):
@@ -222,6 +225,11 @@ def _write_scores(place: Workplace, done: Checkpoint, working: Path) -> dict[str
     }
     atomic_write(working / folders.SCORES, (json.dumps(scores, indent=2) + "\n").encode())
     return scores
+
+
+def _write_base(place: Workplace, working: Path) -> None:
+    known = BaseTargets(base=place.engine.base, targets=dict(place.engine.ranks()))
+    atomic_write(working / folders.BASE, (canonical_json(known.model_dump(mode="json")) + "\n").encode())
 
 
 def _write_expert(place: Workplace, config: TrainConfig, done: Checkpoint, working: Path) -> None:

@@ -75,6 +75,34 @@ def mixture(
     return Choice(label | {BASE: float(base)} if base else label, z)
 
 
+def rows_of(
+    experts: Sequence[Expert], alpha: Mapping[str, float], options: Options
+) -> tuple[list[Expert], list[list[float]], float]:
+    """What :func:`mixture` was given, from the labels of its :class:`Choice`.
+
+    Args:
+        experts: those of the job; a search that chose among many names only the ones it used.
+        alpha: coefficients by label, at least one.
+        options: as for :func:`mixture`.
+
+    Returns:
+        The experts that were used, their coefficients by group, and that of the base.
+
+    Raises:
+        KeyError: the labels are not those of these experts.
+    """
+
+    def label(name: str, group: str) -> str:
+        return name if group == "" else f"{name}@{group}"
+
+    used = [e for e in experts if any(label(e.name, group) in alpha for group in _grouped(experts, options))]
+    groups = _grouped(used, options)
+    rows = [[alpha[label(expert.name, group)] for expert in used] for group in groups]
+    if len(alpha) - (BASE in alpha) != len(used) * len(groups):
+        raise KeyError(next(iter(alpha)))
+    return used, rows, alpha.get(BASE, 0.0)
+
+
 def _grouped(experts: Sequence[Expert], options: Options) -> dict[str, list[str]]:
     """The names of matrices by group."""
     grouped: dict[str, list[str]] = {} if options.per != "expert" else {"": []}

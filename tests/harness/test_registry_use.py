@@ -14,7 +14,7 @@ import pytest
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import load_expert
 from t2.core.curve import CurvePoint, append_point, read_curve
-from t2.core.errors import ArgumentError, ConflictError, NotFoundError, StorageError, T2Error
+from t2.core.errors import ArgumentError, ConflictError, NotFoundError, StorageError, T2Error, UnavailableError
 from t2.core.references import ExpertName, parse_name, parse_reference
 from t2.harness.args import parse_args
 from t2.harness.catalogue import shipped_experts
@@ -29,6 +29,7 @@ from t2.registry.client.base import RegistryClient
 from t2.registry.open import open_embedded
 from t2.registry.schemas import VALIDATION_SCORE, ExpertQuery
 from tests.harness import tiny
+from tests.registry.serving import process
 
 DEMO = ["demo/classifier", "demo/code", "demo/math", "demo/reasoning"]
 
@@ -116,9 +117,9 @@ def test_processes_that_start_at_once_seed_one_registry(folder: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    for process in started:
-        output, errors = process.communicate(timeout=600)
-        assert (process.returncode, output, errors) == (0, f"{folder}\n", "")
+    for each in started:
+        output, errors = each.communicate(timeout=600)
+        assert (each.returncode, output, errors) == (0, f"{folder}\n", "")
     with open_embedded(folder) as client:
         found = client.list_experts(ExpertQuery(sort="name")).items
         assert [(expert.name, expert.versions) for expert in found] == [(name, 1) for name in DEMO]
@@ -329,6 +330,37 @@ def test_a_run_pinned_by_digest_stays_as_it_is_when_experts_are_added(shelf: She
     (ref,) = after["records"][0]["experts"]
     assert (ref["reference"], ref["digest"], ref["reason"]) == (pinned, digest, None)
     assert run(tiny_folder, adapt="mix")["samples"] != by_default["samples"]
+
+
+def test_with_the_server_down_a_pinned_run_repeats_and_a_default_one_stops(
+    tmp_path: Path,
+    tiny_engine: TransformersEngine,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with process(T2_REGISTRY_URL=str(tmp_path / "served")) as (_, url):
+        monkeypatch.setenv("T2_REGISTRY_URL", url)
+        with registry() as client:
+            shelf = Shelf(client, tiny_engine, tmp_path / "files")
+            digest = shelf.put("team/math", 1, score=0.5, alias="production")
+            shelf.put("team/math", 2, score=0.9)
+            (found,) = default_experts(tiny_engine.base)
+            assert (found.digest, found.reference) == (digest, "team/math@1")
+        pinned = run(tiny_folder, adapt="expert", experts=f"@sha256:{digest}")
+        assert read_experts(["team/math@2"])[0].reference == "team/math@2"
+        assert read_experts(["team/math"])[0].reference == "team/math@1"
+        # A server without experts for a base leaves it to those that come with t2.
+        base = load_expert(demo_dir() / "math" / "expert.safetensors").manifest.base
+        assert [expert.name for expert in default_experts(base)] == ["code", "math", "reasoning"]
+    again = run(tiny_folder, adapt="expert", experts=f"@sha256:{digest}")
+    assert (again["samples"], again["digest"]) == (pinned["samples"], pinned["digest"])
+    assert read_experts(["team/math@2"])[0].reference == "team/math@2"
+    with caplog.at_level(logging.WARNING):
+        assert read_experts(["team/math"])[0].digest == digest
+    assert "it may have moved since" in caplog.text
+    with pytest.raises(UnavailableError):
+        default_experts(tiny_engine.base)
 
 
 def test_the_record_says_what_was_chosen_and_why_but_its_digest_does_not(shelf: Shelf, tiny_folder: Path) -> None:

@@ -150,6 +150,7 @@ def test_a_kill_while_the_chosen_run_is_laid_out_costs_no_step(
         again = run(tiny_lm, planted.choices(), **values)
     assert again.digest == whole.digest
     assert sorted(path.name for path in again.path.parent.iterdir()) == [
+        "base.json",
         "checkpoint.safetensors",
         "config.json",
         "curve.jsonl",

@@ -56,6 +56,7 @@ def test_an_expert_learns_and_says_what_it_is(tiny_lm: HFLM) -> None:
     assert not set(unpack_hashes(manifest.training_docs)) & {doc_hash(doc) for doc in task.test_docs()}
     folder = result.path.parent
     assert sorted(file.name for file in folder.iterdir()) == [
+        "base.json",
         "checkpoint.safetensors",
         "config.json",
         "curve.jsonl",
