@@ -74,7 +74,7 @@ class ServerSettings(BaseSettings):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="largest body of any other request")
     max_points: int = Field(default=100_000, ge=1, description="points of one reward curve")
     concurrent_uploads: int = Field(
-        default=4, ge=1, le=1000, description="uploads held in memory at once; more get status 503 and try again"
+        default=4, ge=1, le=1000, description="uploads held in memory at once by each worker; more get status 503"
     )
     idempotency_hours: float = Field(default=24.0, gt=0, description="for which the key of an upload is remembered")
     gc_grace_seconds: float = Field(

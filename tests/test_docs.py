@@ -18,6 +18,10 @@ from t2.core.manifest import BaseModelRef, Manifest
 from t2.core.record import AdaptationRecord
 from t2.core.settings import SETTINGS
 from t2.harness.args import FROM_PRETRAINED, MODEL_ARGS
+from t2.registry.server.app import OPERATIONS
+from t2.registry.server.operations import Operation
+from t2.registry.server.problems import TITLES
+from t2.registry.settings import PREFIX, ServerSettings
 from tests.environments import REPOSITORY
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
@@ -88,8 +92,35 @@ def test_every_setting_is_in_a_table_with_its_default(name: str) -> None:
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
-    named = {name for page in PAGES for name in re.findall(r"\bT2_[A-Z][A-Z_]*[A-Z]\b", page.read_text())}
-    assert named <= SETTINGS.keys()
+    named = {name for page in PAGES for name in re.findall(r"\bT2_[A-Z][A-Z0-9_]*[A-Z]\b", page.read_text())}
+    assert named <= SETTINGS.keys() | {PREFIX + name.upper() for name in ServerSettings.model_fields}
+
+
+@pytest.mark.parametrize("name", sorted(ServerSettings.model_fields))
+def test_every_setting_of_the_server_is_in_a_table_with_its_default(name: str) -> None:
+    field = ServerSettings.model_fields[name]
+    row = table_rows().get(name)
+    assert row is not None, f"no table of the documentation has a row for {name}"
+    assert field.description is not None
+    assert field.description in row
+    if field.default_factory is None:
+        default = field.default
+        empty = default is None or default == ()
+        shown = str(default).lower() if isinstance(default, bool) else str(default)
+        assert ("none" if empty else f"`{shown}`") in row.split("|")[3], row
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.id)
+def test_every_operation_of_the_api_is_in_a_table_with_its_scope(operation: Operation) -> None:
+    if operation.listed:
+        row = table_rows()[f"{operation.method} {operation.path}"]
+        assert row.split("|")[2].strip() == operation.scope
+
+
+@pytest.mark.parametrize("status", sorted(TITLES))
+def test_every_error_of_the_api_is_in_a_table(status: int) -> None:
+    code, _ = TITLES[status]
+    assert f"| {status} | `{code}` |" in (REPOSITORY / "docs" / "registry-api.md").read_text()
 
 
 def fields(model: type[BaseModel]) -> Iterator[str]:
