@@ -428,7 +428,7 @@ class TestLists:
             ({"text": "% of ünï"}, "c"),
             ({"text": "_sums/"}, "c"),
             ({"text": "1_0%"}, ""),
-            ({"text": "-d"}, ""),
+            ({"text": "-z"}, ""),
             ({"metrics": (MetricRange(name=VALIDATION_SCORE),)}, "ab"),
             ({"metrics": (MetricRange(name=VALIDATION_SCORE, minimum=0.75),)}, "b"),
             ({"metrics": (MetricRange(name=VALIDATION_SCORE, maximum=0.5),)}, "a"),
