@@ -72,15 +72,19 @@ def fingerprint(model: int) -> str:
     return sha256(f"model {model}".encode())
 
 
-def fill(database: Database, store: BlobStore, experts: int, points: int, seed: int = 0) -> list[str]:
+def fill(
+    database: Database, store: BlobStore, experts: int, points: int, seed: int = 0, versions: int = 5
+) -> list[str]:
     """Fill the empty tables of a migrated PostgreSQL database.
 
-    Namespaces have very different sizes, the largest a sixth of all experts; one in four experts has 2 to 5 versions;
-    half have the alias ``production``. Curves have 200 points, and a twelfth of the points belongs to curves of 20,000.
+    Namespaces have very different sizes, the largest a sixth of all experts; one in four experts has 2 to ``versions``
+    versions; half have the alias ``production``. Curves have 200 points, and a twelfth of the points belongs to curves
+    of 20,000.
 
     Args:
         experts: how many that are not deleted; one deleted is added for fifty.
         points: of reward curves, altogether.
+        versions: that an expert has at most.
 
     Returns:
         Paths of experts whose first version has a curve; the first is a long one if there are points enough.
@@ -95,7 +99,7 @@ def fill(database: Database, store: BlobStore, experts: int, points: int, seed: 
     of_namespace = random.choice(namespaces, experts, p=_falling(namespaces))
     of_base = random.choice(bases, experts, p=_falling(bases))
     of_task = random.integers(0, len(TASKS), experts)
-    versions_of = np.where(random.random(experts) < 0.25, random.integers(2, 6, experts), 1)
+    versions_of = np.where(random.random(experts) < 0.25, random.integers(min(2, versions), versions + 1, experts), 1)
     seconds = np.sort(random.random(experts)) * 400 * 86400
     manifests = _manifests(bases)
 

@@ -74,7 +74,10 @@ class ServerSettings(BaseSettings):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="largest body of any other request")
     max_points: int = Field(default=100_000, ge=1, description="points of one reward curve")
     concurrent_uploads: int = Field(
-        default=4, ge=1, le=1000, description="uploads held in memory at once by each worker; more get status 503"
+        default=4,
+        ge=1,
+        le=1000,
+        description="uploads held in memory at once by each worker; others wait, and get status 503 after 5 s",
     )
     idempotency_hours: float = Field(default=24.0, gt=0, description="for which the key of an upload is remembered")
     gc_grace_seconds: float = Field(

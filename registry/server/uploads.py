@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import anyio
@@ -15,6 +17,9 @@ from t2.registry.server.problems import HttpError
 
 T = TypeVar("T")
 
+WAIT_SECONDS = 5.0
+"""How long an upload waits for its turn, unread, before it is told to come back."""
+
 
 class Uploads:
     """Holds at most ``concurrent`` bodies of at most ``limit`` bytes in memory."""
@@ -22,7 +27,7 @@ class Uploads:
     def __init__(self, concurrent: int, limit: int, metrics: Metrics) -> None:
         self._limit = limit
         self._concurrent = concurrent
-        self._running = 0
+        self._places = asyncio.Semaphore(concurrent)
         self._metrics = metrics
         self._threads = anyio.CapacityLimiter(concurrent)
 
@@ -30,18 +35,25 @@ class Uploads:
         """Read the body and give it to ``use`` in a thread of its own.
 
         Raises:
-            HttpError: too many uploads are running, or the body is of another type.
+            HttpError: too many uploads have been running for a while, or the body is of another type.
             TooLargeError: the body is over the limit.
         """
         check_type(request, BINARY)
-        if self._running >= self._concurrent:
-            raise HttpError(503, f"{self._concurrent} uploads are running, the limit; try again in a second")
-        self._running += 1
-        try:
+        async with self._place():
             data = await read_body(request, self._limit)
             # Not to be given up when the client goes: the work would go on without counting as an upload.
             done = await anyio.to_thread.run_sync(use, data, limiter=self._threads)
             self._metrics.uploaded(len(data))
             return done
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._places.acquire()
+        except TimeoutError:
+            raise HttpError(503, f"{self._concurrent} uploads are running, the limit; try again in a second") from None
+        try:
+            yield
         finally:
-            self._running -= 1
+            self._places.release()

@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from t2.core.references import parse_name
 from t2.registry.open import open_embedded
-from t2.registry.server import bodies
+from t2.registry.server import bodies, uploads
 from t2.registry.server.app import create_app
 from t2.registry.server.problems import Problem
 from t2.registry.services.service import Service
@@ -166,6 +166,8 @@ def test_an_upload_of_exactly_the_limit_is_taken(service: Service) -> None:
 def test_more_uploads_than_memory_is_meant_for_are_told_to_come_back(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(uploads, "WAIT_SECONDS", 0.05)
+
     async def scene() -> None:
         app = app_of(service, concurrent_uploads=1)
         async with blocked(app, monkeypatch) as end:
@@ -177,6 +179,19 @@ def test_more_uploads_than_memory_is_meant_for_are_told_to_come_back(
             assert (await exchange(app, parts(), path="/v1/experts", method="GET")()).status == 200
             assert (await end()).status == 201
         assert (await exchange(app, parts(expert_bytes(1)))()).status == 201
+
+    asyncio.run(scene())
+
+
+def test_an_upload_waits_for_its_turn(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        app = app_of(service, concurrent_uploads=1)
+        async with blocked(app, monkeypatch) as end:
+            second = asyncio.create_task(exchange(app, parts(expert_bytes(1)))())
+            await asyncio.sleep(0.05)
+            assert not second.done()
+            assert (await end()).status == 201
+        assert (await second).status == 201
 
     asyncio.run(scene())
 
