@@ -1,7 +1,7 @@
 """Who asks: access tokens, and what they allow.
 
-A token that was found good is believed for :data:`CACHE_SECONDS` without another look into the database, so a
-revocation works everywhere within that time, and at once in the process that did it.
+A token that was found good is believed for :data:`CACHE_SECONDS` without another look into the database, which costs
+more than a millisecond. So a revocation works everywhere within that time, and at once in the process that did it.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Authenticator:
         self._service = service
         self._open = service.acting_for(Actor("api", ANONYMOUS))
         self._may_be_open = may_be_open
+        self._is_open = False
         self._open_until = 0.0
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._recorder = ThreadPoolExecutor(1, "last-use")
@@ -63,7 +64,11 @@ class Authenticator:
         given = request.headers.getlist("authorization")
         if not given:
             if time.monotonic() >= self._open_until:
-                await run_in_threadpool(self._check_open)
+                await run_in_threadpool(self._look_whether_open)
+            if not self._is_open:
+                raise UnauthorizedError(
+                    "the registry wants an access token; send the header Authorization: Bearer TOKEN"
+                )
             return self._open
         kind, _, secret = given[0].partition(" ")
         secret = secret.strip()
@@ -89,12 +94,11 @@ class Authenticator:
         """Wait for what is still to be recorded."""
         self._recorder.shutdown()
 
-    def _check_open(self) -> None:
+    def _look_whether_open(self) -> None:
+        at = time.monotonic()
         with self._service.database.read() as session:
-            closed = session.scalar(select(models.Token.id).limit(1)) is not None
-        if closed or not self._may_be_open:
-            raise UnauthorizedError("the registry wants an access token; send the header Authorization: Bearer TOKEN")
-        self._open_until = time.monotonic() + CACHE_SECONDS
+            self._is_open = self._may_be_open and session.scalar(select(models.Token.id).limit(1)) is None
+        self._open_until = at + CACHE_SECONDS
 
     def _look_up(self, key: str, secret: str) -> _Known:
         at = time.monotonic()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -101,8 +102,11 @@ class ContentResponse(Response):
             for start in range(self._first, self._last + 1, CHUNK_BYTES):
                 stop = min(start + CHUNK_BYTES, self._last + 1)
                 message = {"type": "http.response.body", "body": bytes(data[start:stop]), "more_body": True}
-                async with asyncio.timeout(CHUNK_SECONDS):
-                    await send(message)
+                try:
+                    async with asyncio.timeout(CHUNK_SECONDS):
+                        await send(message)
+                except TimeoutError as error:
+                    raise ClientDisconnect from error
                 self._metrics.downloaded(stop - start)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:

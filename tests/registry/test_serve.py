@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -50,6 +51,23 @@ def test_with_nothing_configured_the_embedded_registry_is_served(tmp_path: Path)
         assert get(f"{url}/readyz") == {"status": "ready"}
         assert get(f"{url}/v1/experts")["items"] == []
         assert (tmp_path / "mine" / "registry.db").exists()
+
+
+def test_an_endless_upload_is_cut_off(tmp_path: Path) -> None:
+    with process(T2_REGISTRY_URL=str(tmp_path), T2_REGISTRY_MAX_UPLOAD_BYTES="65536") as (_, url):
+        where = urlsplit(url)
+        assert where.hostname is not None
+        with socket.create_connection((where.hostname, where.port or 0), timeout=60) as connection:
+            head = "POST /v1/experts/team/math/versions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+            connection.sendall(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode())
+            sent = 0
+            with contextlib.suppress(OSError):  # the server closes at some moment
+                while sent < 1 << 30:
+                    connection.sendall(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+                    sent += 4096
+        assert sent < 32 << 20  # what the two ends' buffers hold
+        assert get(f"{url}/v1/experts")["items"] == []
+        assert 'versions",status="413"} 1.0' in _text(f"{url}/metrics")
 
 
 def test_uploads_in_flight_finish_when_the_server_is_told_to_stop(tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def test_each_mistake_has_its_status_and_says_what_is_wrong(
     assert says in problem(client.request(method, address, **options), status).detail
 
 
+def test_an_upload_repeated_under_its_key_does_nothing_more(client: TestClient) -> None:
+    path, data = "/v1/experts/team/repeated/versions", expert_bytes(7)
+    headers = {**BINARY, "Idempotency-Key": "0b1f7c52"}
+    first = client.post(path, content=data, headers=headers)
+    assert (first.status_code, first.json()["created"]) == (201, True)
+    again = client.post(path, content=data, headers=headers)
+    assert again.status_code in (200, 201)
+    assert again.json()["version"] == 1
+    same = client.post(path, content=data, headers=BINARY)
+    assert (same.status_code, same.json()["created"]) == (200, False)
+    assert "another upload" in problem(client.post(path, content=expert_bytes(8), headers=headers), 409).detail
+    assert len(client.get(path).json()["items"]) == 1
+
+
 def test_several_mistakes_are_told_together(client: TestClient) -> None:
     told = problem(client.get("/v1/experts?limit=0&kind=x&deleted=maybe"), 422)
     assert told.errors is not None
