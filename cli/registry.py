@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from t2.cli import registry_upkeep
+
 _registry = typer.Typer(help="Run a registry of experts and look after it.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    registry_upkeep.add_to(_registry)
     app.add_typer(_registry, name="registry")
 
 

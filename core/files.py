@@ -84,6 +84,22 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def is_stale(temporary: Path, before: float, *, remove: bool) -> bool:
+    """Whether a temporary file was last written before a time, and no process writes it now.
+
+    Args:
+        before: seconds since the epoch.
+        remove: delete it then.
+    """
+    with contextlib.suppress(OSError), temporary.open("rb") as file:
+        if temporary.stat().st_mtime < before:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if remove:
+                temporary.unlink()
+            return True
+    return False
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line to a log-like file and sync it; a kill can cut at most the line being written.
 
@@ -115,10 +131,7 @@ def _drop_cut_line(file: IO[bytes]) -> None:
 def _remove_stale(path: Path) -> None:
     """Remove temporary files for ``path`` whose writer was killed: old ones that no process holds a lock on."""
     for found in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError), found.open("rb") as file:
-            if time.time() - found.stat().st_mtime > STALE:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found.unlink()
+        is_stale(found, time.time() - STALE, remove=True)
 
 
 def _umask() -> int:

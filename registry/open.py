@@ -75,6 +75,29 @@ def open_server(settings: ServerSettings, actor: Actor | None = None) -> Service
     return Service(database, open_blobs(settings), actor or Actor("cli", user_name()), limits=settings.limits)
 
 
+def open_configured(settings: ServerSettings) -> Service:
+    """As :func:`open_server`, and the embedded registry's own database is made where it is new, and brought up to date.
+
+    Raises:
+        ArgumentError: the database or the blobs are of no known kind.
+        RegistryError: another database's schema is older or newer; the message says what to run.
+    """
+    if is_embedded(settings):
+        database = open_database(settings)
+        try:
+            if migrate.current(database) != migrate.head():
+                migrate.migrate(database)
+        finally:
+            database.close()
+    return open_server(settings)
+
+
+def is_embedded(settings: ServerSettings) -> bool:
+    """Whether the database is the embedded registry's, which nobody migrates by hand."""
+    embedded = ServerSettings.model_fields["database_url"].get_default(call_default_factory=True)
+    return bool(settings.database_url == embedded)
+
+
 def open_database(settings: ServerSettings) -> Database:
     """The database that the settings name."""
     return Database(

@@ -5,7 +5,7 @@ Blobs are content-addressed: the path is made of the digest and of nothing that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -54,6 +54,10 @@ class BlobStore(Protocol):
 
     def list(self) -> Iterator[BlobInfo]:
         """Every blob, in any order; files and objects that are not blobs are passed over."""
+        ...
+
+    def sweep(self, before: datetime, *, dry_run: bool) -> Sequence[str]:
+        """Remove what writers that were killed before then have left behind; tells what, also where it only would."""
         ...
 
     def url(self, digest: str, seconds: int, filename: str) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from t2.core.digests import sha256
 from t2.core.errors import NotFoundError, RegistryError, StorageError, UnavailableError
-from t2.core.files import atomic_write, check_writable, sync_folder
+from t2.core.files import atomic_write, check_writable, is_stale, sync_folder
 from t2.core.references import is_digest
 from t2.registry.blobs.base import BlobInfo
 
@@ -74,6 +74,13 @@ class LocalBlobs:
                             continue
         except OSError as error:
             raise UnavailableError(f"cannot list {self._folder}: {error.strerror or error}") from error
+
+    def sweep(self, before: datetime, *, dry_run: bool) -> Sequence[str]:
+        try:
+            found = sorted(path for path in self._folder.glob("*/.*.tmp") if is_digest(path.name[1:65]))
+            return [str(path) for path in found if is_stale(path, before.timestamp(), remove=not dry_run)]
+        except OSError as error:
+            raise UnavailableError(f"cannot sweep {self._folder}: {error.strerror or error}") from error
 
     def url(self, digest: str, seconds: int, filename: str) -> str | None:
         return None

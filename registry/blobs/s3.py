@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import boto3.session
@@ -181,6 +182,9 @@ class S3Blobs:
                     folder, slash, name = entry["Key"].removeprefix(self._prefix).partition("/")
                     if slash and is_digest(name) and name[:2] == folder:
                         yield BlobInfo(name, entry["Size"], entry["LastModified"])
+
+    def sweep(self, before: datetime, *, dry_run: bool) -> Sequence[str]:
+        return []
 
     def url(self, digest: str, seconds: int, filename: str) -> str | None:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", filename)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import event, literal_column
+from sqlalchemy import Connection, event, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError as UrlError
 from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, OperationalError
@@ -127,6 +127,16 @@ class Database:
                 ) from error
             raise
 
+    @contextlib.contextmanager
+    def connect(self, *, write: bool) -> Iterator[Connection]:
+        """A connection without a transaction, for migrations.
+
+        Raises:
+            UnavailableError: as :meth:`read`.
+        """
+        with self.translated(), self.engine.execution_options(t2_write=write).connect() as connection:
+            yield connection
+
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
@@ -159,7 +169,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}").close()
 
 
-def _begin_sqlite(connection: sqlalchemy.Connection) -> None:
+def _begin_sqlite(connection: Connection) -> None:
     # A transaction that turns from reading to writing fails at once when another one wrote meanwhile; one that begins
     # as a writer waits its turn.
     write = connection.get_execution_options().get("t2_write")

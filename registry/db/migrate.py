@@ -38,7 +38,7 @@ def current(database: Database) -> str | None:
     Raises:
         UnavailableError: the database cannot be reached.
     """
-    with database.translated(), database.engine.connect() as connection:
+    with database.connect(write=False) as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -51,10 +51,13 @@ def migrate(database: Database, revision: str = "head") -> None:
         UnavailableError: the database cannot be reached.
     """
     config = _config()
-    writer = database.engine.execution_options(t2_write=True)
-    with database.translated(), writer.connect() as connection:
+    with database.connect(write=True) as connection:
         if not database.is_sqlite:
+            # Neither another server's migration nor a large table's may end in the time of one request.
+            connection.exec_driver_sql("SET statement_timeout = 0")
+            connection.exec_driver_sql("SET lock_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_lock({_LOCK})")
+            connection.exec_driver_sql("RESET lock_timeout")
             connection.commit()
         try:
             with connection.begin():
@@ -62,7 +65,20 @@ def migrate(database: Database, revision: str = "head") -> None:
         finally:
             if not database.is_sqlite:
                 connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_LOCK})")
+                connection.exec_driver_sql("RESET statement_timeout")
                 connection.commit()
+
+
+def planned(database: Database, revision: str = "head") -> list[str]:
+    """The revisions that :func:`migrate` would run, in order; for a way down those that it would undo.
+
+    Raises:
+        ArgumentError: there is no such revision.
+        RegistryError: the database is of a newer t2.
+    """
+    found, target, known = _way(database, current(database), revision)
+    done, wanted = (known.index(each) + 1 if each in known else 0 for each in (found, target))
+    return known[done:wanted] if wanted >= done else known[wanted:done][::-1]
 
 
 def check_current(database: Database) -> None:
@@ -76,14 +92,19 @@ def check_current(database: Database) -> None:
         raise RegistryError(_state(database, found))
 
 
-def _run(config: Config, connection: sqlalchemy.Connection, database: Database, revision: str) -> None:
-    found = MigrationContext.configure(connection).get_current_revision()
+def _way(database: Database, found: str | None, revision: str) -> tuple[str | None, str, list[str]]:
+    """Where a database is, where it is to go, and all revisions."""
     known = revisions()
     if found is not None and found not in known:
         raise RegistryError(_state(database, found))
     target = known[-1] if revision == "head" else revision
     if target not in (*known, "base"):
-        raise ArgumentError(f"there is no revision {revision}; known: base, {', '.join(known)}")
+        raise ArgumentError(f"there is no revision {revision}; known: base, {', '.join(known)}, head")
+    return found, target, known
+
+
+def _run(config: Config, connection: sqlalchemy.Connection, database: Database, revision: str) -> None:
+    found, target, known = _way(database, MigrationContext.configure(connection).get_current_revision(), revision)
     config.attributes["connection"] = connection
     up = found is None or (target != "base" and known.index(target) >= known.index(found))
     try:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from t2.core.errors import ArgumentError
 from t2.registry.db import migrate
-from t2.registry.open import open_database, open_server
+from t2.registry.open import is_embedded, open_database, open_server
 from t2.registry.server.app import create_app
 from t2.registry.server.gate import is_loopback
 from t2.registry.server.metrics import SHARED
@@ -89,8 +89,7 @@ def prepare(settings: ServerSettings) -> None:
     """
     database = open_database(settings)
     try:
-        embedded = ServerSettings.model_fields["database_url"].get_default(call_default_factory=True)
-        if settings.database_url == embedded and migrate.current(database) != migrate.head():
+        if is_embedded(settings) and migrate.current(database) != migrate.head():
             migrate.migrate(database)
         migrate.check_current(database)
         with database.read() as session:

@@ -9,6 +9,8 @@ row too many.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
@@ -18,11 +20,30 @@ from t2.registry.db.database import insert_once
 from t2.registry.services import audit
 
 
-def reserve(session: Session, digest: str, size: int) -> None:
-    """Step 1 of an upload."""
+def reserve(session: Session, digest: str, size: int) -> datetime:
+    """Step 1 of an upload.
+
+    Returns:
+        When the row was made: its identity, for :func:`hold`.
+    """
     at = audit.now()
-    if not insert_once(session, models.Blob, digest=digest, size=size, created_at=at, touched_at=at):
-        session.execute(update(models.Blob).where(models.Blob.digest == digest).values(touched_at=at))
+    touch = update(models.Blob).where(models.Blob.digest == digest).values(touched_at=at)
+    while True:
+        if insert_once(session, models.Blob, digest=digest, size=size, created_at=at, touched_at=at):
+            return at
+        made: datetime | None = session.scalar(touch.returning(models.Blob.created_at))
+        if made is not None:  # None where the row was collected between the two statements
+            return made
+
+
+def hold(session: Session, digest: str, made: datetime) -> bool:
+    """The beginning of step 3: keep the row until the transaction ends; False where it is not the one reserved.
+
+    An upload may stall for longer than garbage is left alone. Its bytes are gone then, also where another upload has
+    made a new row meanwhile and not put its bytes yet.
+    """
+    statement = select(models.Blob.created_at).where(models.Blob.digest == digest)
+    return session.scalar(statement.with_for_update(read=True, key_share=True)) == made
 
 
 def check_readable(session: Session, digest: str) -> int:

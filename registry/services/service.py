@@ -89,27 +89,27 @@ class Service:
         _text("description", description)
         check_key(idempotency_key)
         request = digest_of([str(name), file.digest, description])
-        for left in range(_TRIES - 1, -1, -1):
+        changed: IntegrityError | None = None
+        for _ in range(_TRIES):
             with self.database.write() as session:
-                blobs.reserve(session, file.digest, len(data))
+                made = blobs.reserve(session, file.digest, len(data))
             self.store.put(file.digest, data)
             try:
                 with self.database.write() as session:
-                    return versions.publish(
-                        session,
-                        self.actor,
-                        name,
-                        file,
-                        description=description,
-                        key=idempotency_key,
-                        request=request,
-                        limits=self.limits,
-                    )
-            except IntegrityError as error:
-                # Another upload under the same key came first, or the blob's row was collected as garbage: look again.
-                if not left:
-                    raise ConflictError(f"{name} is being changed by others; try again") from error
-        raise AssertionError("unreachable")
+                    if blobs.hold(session, file.digest, made):
+                        return versions.publish(
+                            session,
+                            self.actor,
+                            name,
+                            file,
+                            description=description,
+                            key=idempotency_key,
+                            request=request,
+                            limits=self.limits,
+                        )
+            except IntegrityError as error:  # another upload under the same key came first
+                changed = error
+        raise ConflictError(f"{name} is being changed by others; try again") from changed
 
     def validate(self, data: bytes, source: str) -> ExpertFile:
         """Check an upload's bytes.

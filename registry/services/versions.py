@@ -92,7 +92,18 @@ def publish(
         raise ConflictError(f"{name}@{same.number} has this content and is deleted; restore it instead")
     created = same is None
     if same is None:
-        same = _insert(session, actor, expert, base, file, description, at)
+        same = insert(
+            session,
+            expert,
+            base,
+            file,
+            number=expert.last + 1,
+            description=description,
+            created_at=at,
+            created_by=str(actor),
+        )
+        experts.refresh(session, expert, live=1)
+        audit.record(session, actor, "version.create", f"{name}@{same.number}", digest=file.digest)
     if key is not None:
         session.add(
             models.IdempotencyKey(subject=str(actor), key=key, request=request, version_id=same.id, created_at=at)
@@ -319,21 +330,24 @@ def _shape(
     ]
 
 
-def _insert(
+def insert(
     session: Session,
-    actor: Actor,
     expert: models.Expert,
     base: models.BaseModel,
     file: ExpertFile,
+    *,
+    number: int,
     description: str,
-    at: datetime,
+    created_at: datetime,
+    created_by: str,
+    deleted_at: datetime | None = None,
 ) -> models.Version:
+    """Make a version's row and those of its parents, with what its file says of it."""
     manifest = file.manifest
     summary: dict[str, Any] = manifest.model_dump(mode="json", exclude={"training_docs"})
-    expert.last += 1
     version = models.Version(
         expert_id=expert.id,
-        number=expert.last,
+        number=number,
         digest=file.digest,
         kind=manifest.kind,
         base_model_id=base.id,
@@ -345,17 +359,17 @@ def _insert(
         values=sum(manifest.targets.values()),
         training_docs=len(unpack_hashes(manifest.training_docs)),
         manifest=summary,
-        created_at=at,
-        created_by=str(actor),
+        created_at=created_at,
+        created_by=created_by,
+        deleted_at=deleted_at,
     )
+    expert.last = max(expert.last, number)
     session.add(version)
     session.flush()
     session.add_all(
         models.Parent(version_id=version.id, position=position, digest=parent.digest, alpha=parent.alpha)
         for position, parent in enumerate(manifest.parents)
     )
-    experts.refresh(session, expert, live=1)
-    audit.record(session, actor, "version.create", f"{expert.path}@{version.number}", digest=file.digest)
     return version
 
 
