@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,9 +77,11 @@ class LocalBlobs:
             raise UnavailableError(f"cannot list {self._folder}: {error.strerror or error}") from error
 
     def sweep(self, before: datetime, *, dry_run: bool) -> Sequence[str]:
+        # A file that was made this moment may not be locked by its writer yet.
+        latest = min(before.timestamp(), time.time() - 1.0)
         try:
             found = sorted(path for path in self._folder.glob("*/.*.tmp") if is_digest(path.name[1:65]))
-            return [str(path) for path in found if is_stale(path, before.timestamp(), remove=not dry_run)]
+            return [str(path) for path in found if is_stale(path, latest, remove=not dry_run)]
         except OSError as error:
             raise UnavailableError(f"cannot sweep {self._folder}: {error.strerror or error}") from error
 

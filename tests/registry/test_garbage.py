@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -16,7 +17,7 @@ from sqlalchemy import select
 
 from t2.core.digests import sha256
 from t2.core.errors import ConflictError, NotFoundError
-from t2.core.references import parse_reference
+from t2.core.references import ExpertName, parse_reference
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db import models
 from t2.registry.services import blobs
@@ -169,35 +170,33 @@ def test_an_upload_that_stalled_beyond_the_grace_begins_again(
 
 def test_uploads_beside_collections_without_grace_lose_nothing(service: Service) -> None:
     files = [expert_bytes(seed) for seed in range(6)]
+    swept: list[Removed] = []
     done = threading.Event()
 
-    def upload(worker: int) -> list[tuple[str, bytes]]:
-        acknowledged = []
-        for turn, data in enumerate(files * 2):
-            name = parse_reference(f"team/e{worker}-{turn}").expert
-            assert name is not None
-            try:
-                version = service.publish(name, data)
-            except ConflictError:  # collected three times in a row
-                continue
-            acknowledged.append((version.digest, data))
-            service.delete(name)
+    def upload(worker: int) -> int:
+        acknowledged = 0
+        for turn in range(200):
+            if turn >= 12 and swept:
+                break
+            name = ExpertName("team", f"e{worker}-{turn}")
+            with contextlib.suppress(ConflictError):  # collected three times in a row
+                service.publish(name, files[turn % len(files)])
+                acknowledged += 1
+                service.delete(name)
         return acknowledged
 
-    def sweep() -> int:
-        count = 0
+    def sweep() -> None:
         while not done.is_set():
-            count += len(collect(service.database, service.store, ACTOR, Policy(grace=NOW, retention=NOW)))
-        return count
+            swept.extend(collect(service.database, service.store, ACTOR, Policy(grace=NOW, retention=NOW)))
 
     with ThreadPoolExecutor(4) as pool:
         sweeper = pool.submit(sweep)
         try:
-            uploads = list(pool.map(upload, range(3)))
+            assert sum(pool.map(upload, range(3))) > 20
         finally:
             done.set()
-        assert sweeper.result() > 0
-    assert sum(map(len, uploads)) > 20
+        sweeper.result()
+    assert swept
     assert not [finding for finding in examine(service.database, service.store, deep=True) if finding.wrong]
 
 
