@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ class Database:
         try:
             yield
         except (OperationalError, PoolTimeout) as error:
+            if _errorname(error) == "SQLITE_ERROR":  # such as a table that is not there, or is another program's
+                raise self._foreign(error) from error
             raise UnavailableError(
                 f"the database {self.location} cannot be used now: {_first_line(error)}{_hint(error)}"
             ) from error
@@ -121,10 +124,7 @@ class Database:
             if error.connection_invalidated:
                 raise UnavailableError(f"the database {self.location} closed the connection; try again") from error
             if self.is_sqlite and isinstance(error, DatabaseError):
-                raise RegistryError(
-                    f"the database {self.location} is damaged, or no registry's: {_first_line(error)}; restore it from "
-                    "a backup, or choose another folder"
-                ) from error
+                raise self._foreign(error) from error
             raise
 
     @contextlib.contextmanager
@@ -136,6 +136,12 @@ class Database:
         """
         with self.translated(), self.engine.execution_options(t2_write=write).connect() as connection:
             yield connection
+
+    def _foreign(self, error: Exception) -> RegistryError:
+        return RegistryError(
+            f"the database {self.location} is damaged, or no registry's: {_first_line(error)}; restore it from a "
+            "backup, or choose another folder"
+        )
 
     def close(self) -> None:
         """Close all connections."""
@@ -151,8 +157,13 @@ _HINTS = {
 }
 
 
+def _errorname(error: Exception) -> str:
+    """SQLite's name of an error; empty for others."""
+    return str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
+
+
 def _hint(error: Exception) -> str:
-    name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
+    name = _errorname(error)
     return "".join(f"; {hint}" for code, hint in _HINTS.items() if name == code or name.startswith(f"{code}_"))
 
 
@@ -165,8 +176,23 @@ def _first_line(error: Exception) -> str:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # The driver's own begin comes only before a write, too late for a transaction that reads first.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
+    _write_ahead(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    # While several processes open a new file this fails at once, and does not wait as all else does.
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:
