@@ -12,6 +12,7 @@ from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from t2.core.references import ExpertName
 from t2.registry.db import models
 from t2.registry.db.database import insert_once
+from t2.registry.names import known_name
 from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, MetricRange, Page
 from t2.registry.services import audit, base_models, namespaces, versions
 from t2.registry.services.actor import Actor
@@ -45,6 +46,7 @@ def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: boo
     Raises:
         NotFoundError: there is none.
     """
+    known_name(name)
     statement = select(models.Expert).where(models.Expert.path == str(name))
     row = session.scalar(statement.with_for_update() if lock else statement)
     if row is None:

@@ -114,6 +114,8 @@ def _decode(cursor: str, query: Any, wanted: type) -> list[Any]:
             raise ValueError("of another type")
         if isinstance(value, datetime):
             value = value.astimezone(UTC)  # naive or beyond the calendar only where it was forged
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError("what no name has")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise ValueError("beyond the database's integers")
     except (ValueError, OverflowError) as error:

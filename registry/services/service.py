@@ -260,6 +260,8 @@ class Service:
                 ) from error
 
     def get_base_model(self, fingerprint: str) -> BaseModelInfo:
+        if not is_digest(fingerprint):
+            raise NotFoundError("a fingerprint is 64 hex digits in lower case")
         with self.database.read() as session:
             return base_models.shape(base_models.find(session, fingerprint))
 

@@ -53,7 +53,7 @@ def open_cell(storage: str, access: str, folder: Path, request: pytest.FixtureRe
         access: ``embedded`` or ``http``.
     """
     with contextlib.ExitStack() as stack:
-        database = stack.enter_context(_database(storage, folder, request))
+        database = stack.enter_context(open_database(storage.partition("+")[0], folder, request))
         service = Service(database, _blobs(storage, folder, request), Actor("embedded", "tester"), limits=LIMITS)
         if access == "embedded":
             yield Cell(service, service)
@@ -88,10 +88,11 @@ def serve(service: Service, settings: ServerSettings) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _database(storage: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
+def open_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A new database with the registry's tables: ``sqlite`` or ``postgres``."""
     with contextlib.ExitStack() as stack:
         url = f"sqlite:///{folder / 'registry.db'}"
-        if storage == "postgres+s3":
+        if kind == "postgres":
             url = stack.enter_context(servers.new_database(request.getfixturevalue("postgres_server")))
         database = Database(url)
         migrate.migrate(database)

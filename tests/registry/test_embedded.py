@@ -90,6 +90,21 @@ with open_embedded(folder) as client:
             client.download(version.digest)
 
 
+def test_many_processes_open_a_new_folder(tmp_path: Path) -> None:
+    program = """
+from multiprocessing import get_context
+
+def enter(turn):
+    with open_embedded(folder / str(turn)) as client:
+        return len(client.list_experts().items)
+
+with get_context("fork").Pool(6) as pool:
+    for turn in range(8):
+        assert pool.map(enter, [turn] * 6, chunksize=1) == [0] * 6
+"""
+    assert run(program, tmp_path) == ""
+
+
 def test_it_survives_being_closed_and_opened(tmp_path: Path) -> None:
     with open_embedded(tmp_path) as client:
         version = client.publish(NAME, expert_bytes(1))
