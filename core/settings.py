@@ -20,7 +20,9 @@ class Setting:
 SETTINGS: dict[str, Setting] = {
     "T2_DATA_DIR": Setting("a folder of JSON-lines task data that is looked in first", "none"),
     "T2_DATA_HOME": Setting("where `t2 data fetch` keeps task data", "the user's data folder, `t2/data`"),
-    "T2_CACHE_DIR": Setting("spectral bases and adaptation records", "the user's cache folder, `t2`"),
+    "T2_CACHE_DIR": Setting(
+        "spectral bases, adaptation records and experts of registry servers", "the user's cache folder, `t2`"
+    ),
     "T2_EXPERTS_DIR": Setting(
         "where `t2 train` puts experts and `experts=` finds them", "the user's data folder, `t2/experts`"
     ),

@@ -201,7 +201,7 @@ class HttpRegistry:
 
     def get_base_model(self, fingerprint: str) -> BaseModelInfo:
         if not is_digest(fingerprint):
-            raise NotFoundError("a fingerprint is 64 hex digits in lower case")
+            raise NotFoundError(f"there is no base model with the fingerprint {fingerprint[:80]!r}")
         return self._get(BaseModelInfo, f"/base-models/{fingerprint}")
 
     def list_base_models(self, *, cursor: str | None = None, limit: int = 50) -> Page[BaseModelInfo]:

@@ -261,7 +261,7 @@ class Service:
 
     def get_base_model(self, fingerprint: str) -> BaseModelInfo:
         if not is_digest(fingerprint):
-            raise NotFoundError("a fingerprint is 64 hex digits in lower case")
+            raise NotFoundError(f"there is no base model with the fingerprint {fingerprint[:80]!r}")
         with self.database.read() as session:
             return base_models.shape(base_models.find(session, fingerprint))
 
