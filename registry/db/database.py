@@ -66,8 +66,15 @@ class Database:
             options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
             # A plan made once for all values walks every row for a rare one: lists differ too much for that.
             options += " -c plan_cache_mode=force_custom_plan"
+            # The server's own timeouts do not help where the network swallows its answers.
+            network = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
             arguments = {
-                "connect_args": {"connect_timeout": max(2, int(timeout)), "options": options},
+                "connect_args": {
+                    "connect_timeout": max(2, int(timeout)),
+                    "tcp_user_timeout": milliseconds,
+                    "options": options,
+                    **network,
+                },
                 "pool_pre_ping": True,
             }
         else:
