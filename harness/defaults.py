@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+from tqdm import tqdm
 
 from t2.adapters.expert import Expert, distinct, load_expert, of_file
 from t2.core.errors import ArgumentError, ExpertFileError, StorageError, T2Error, UnavailableError
@@ -112,7 +115,7 @@ def _take(candidates: Sequence[Candidate], one: bool) -> list[Expert]:
     domains: dict[str, list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda each: each.rank):
         domains.setdefault("" if one else candidate.domain or f"({candidate.name})", []).append(candidate)
-    taken = []
+    taken, said = [], []
     for among in domains.values():
         for candidate in among:
             try:
@@ -121,9 +124,11 @@ def _take(candidates: Sequence[Candidate], one: bool) -> list[Expert]:
                 _log.warning("experts: passed over: %s", error)
                 continue
             reason = _reason(candidate, len(among), "" if one else f" for {candidate.domain or 'no domain'}")
-            _log.info("experts: %s (%s): %s", expert.reference or candidate.name, candidate.digest[:12], reason)
+            said.append(f"{expert.reference or candidate.name} ({candidate.digest[:12]}; {reason})")
             taken.append(replace(expert, reason=reason))
             break
+    if said:
+        tqdm.write(f"t2: taken by default: {', '.join(said)}", file=sys.stderr)
     return taken
 
 
@@ -138,7 +143,7 @@ def _reason(candidate: Candidate, among: int, domain: str) -> str:
     else:
         why = "best score"
     of = f" of {among}" if among > 1 else ""
-    return f"default: {why}{of}{domain}, {score}"
+    return f"{why}{of}{domain}, {score}"
 
 
 def _kept(client: RegistryClient, base: BaseModelRef, kind: Kind) -> list[Candidate]:

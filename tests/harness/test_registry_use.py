@@ -144,17 +144,17 @@ def chosen(engine: TransformersEngine) -> list[tuple[str | None, str | None]]:
 
 def test_in_a_domain_goes_first_the_alias_then_the_score_then_the_name(shelf: Shelf) -> None:
     shelf.put("team/first", 1)
-    assert chosen(shelf.engine) == [("team/first@1", "default: the only one for math, no validation score")]
+    assert chosen(shelf.engine) == [("team/first@1", "the only one for math, no validation score")]
     shelf.put("a/unscored", 2)
-    assert chosen(shelf.engine) == [("a/unscored@1", "default: first by name of 2 for math, no validation score")]
+    assert chosen(shelf.engine) == [("a/unscored@1", "first by name of 2 for math, no validation score")]
     shelf.put("team/first", 3, score=-5)
-    assert chosen(shelf.engine) == [("team/first@2", "default: best score of 3 for math, validation score -5")]
+    assert chosen(shelf.engine) == [("team/first@2", "best score of 3 for math, validation score -5")]
     shelf.put("team/better", 4, score=0.75)
     shelf.put("team/abetter", 5, score=0.75)
     assert chosen(shelf.engine)[0][0] == "team/abetter@1"
     shelf.put("team/poor", 6, score=0.1, alias="production")
     shelf.put("team/poor", 7, score=0.9)
-    assert chosen(shelf.engine) == [("team/poor@1", "default: alias production of 7 for math, validation score 0.1")]
+    assert chosen(shelf.engine) == [("team/poor@1", "alias production of 7 for math, validation score 0.1")]
     shelf.put("team/other", 8, score=0.2, alias="production")
     assert chosen(shelf.engine)[0][0] == "team/other@1"
     shelf.client.delete(ExpertName("team", "other"))
@@ -197,7 +197,7 @@ def test_what_was_never_pushed_stands_beside_the_registry_with_the_score_of_its_
     shelf.put("team/math", 1, score=0.4)
     (found,) = default_experts(shelf.engine.base)
     assert (found.digest, found.reference) == (load_expert(own).digest, None)
-    assert found.reason == "default: best score of 2 for math, validation score 0.5"
+    assert found.reason == "best score of 2 for math, validation score 0.5"
     shelf.put("team/math", 2, score=0.6)
     assert chosen(shelf.engine)[0][0] == "team/math@2"
     push(shelf.client, parse_name("team/science"), own, alias="production")
@@ -368,7 +368,7 @@ def test_the_record_says_what_was_chosen_and_why_but_its_digest_does_not(shelf: 
     by_default = run(tiny_folder, adapt="mix")
     (ref,) = by_default["records"][0]["experts"]
     assert (ref["reference"], ref["digest"]) == ("team/math@1", digest)
-    assert ref["reason"] == "default: the only one for math, validation score 0.5"
+    assert ref["reason"] == "the only one for math, validation score 0.5"
     named = run(tiny_folder, adapt="mix", experts="team/math")
     (again,) = named["records"][0]["experts"]
     assert (again["reference"], again["reason"]) == ("team/math@1", None)
