@@ -18,6 +18,7 @@ from t2.core.errors import (
     ExpertError,
     ExpertMismatchError,
     ModelError,
+    NotFoundError,
     StorageError,
     T2Error,
     TaskError,
@@ -570,7 +571,7 @@ def test_every_tasks_pool_is_checked_before_the_first_search(
 @pytest.mark.parametrize(
     ("args", "error", "line"),
     [
-        ({"adapt": "cem", "experts": "alhpa"}, "did you mean 'alpha'?"),
+        ({"adapt": "cem", "experts": "alhpa"}, NotFoundError, "did you mean 'alpha'?"),
         ({"adapt": "cem", "experts": "alpha", "layers": "9"}, ArgumentError, "the model has no layer 9"),
         ({"pretrained": "does/not/exist"}, ModelError, "cannot load pretrained=does/not/exist"),
         ({"dtype": "bf16"}, ModelError, "has no attribute 'bf16'"),
