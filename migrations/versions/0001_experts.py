@@ -20,7 +20,7 @@ def upgrade() -> None:
         sa.Column("revision", sa.Text(), nullable=True),
         sa.Column("targets", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.CheckConstraint("length(fingerprint) = 64", name="ck_base_model_fingerprint"),
+        sa.CheckConstraint("length(fingerprint) = 64", name=op.f("ck_base_model_fingerprint")),
         sa.PrimaryKeyConstraint("id", name="pk_base_model"),
         sa.UniqueConstraint("fingerprint", name="uq_base_model_fingerprint"),
     )
@@ -31,8 +31,8 @@ def upgrade() -> None:
         sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("touched_at", sa.DateTime(timezone=True), nullable=False),
-        sa.CheckConstraint("length(digest) = 64", name="ck_blob_digest"),
-        sa.CheckConstraint("size > 0", name="ck_blob_size"),
+        sa.CheckConstraint("length(digest) = 64", name=op.f("ck_blob_digest")),
+        sa.CheckConstraint("size > 0", name=op.f("ck_blob_size")),
         sa.PrimaryKeyConstraint("digest", name="pk_blob"),
     )
     op.create_index("ix_blob_touched_at", "blob", ["touched_at"], unique=False)
@@ -72,8 +72,8 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("kind IN ('expert', 'classifier', 'mixture')", name="ck_expert_kind"),
-        sa.CheckConstraint("last >= 0 AND live >= 0 AND live <= last", name="ck_expert_counts"),
+        sa.CheckConstraint("kind IN ('expert', 'classifier', 'mixture')", name=op.f("ck_expert_kind")),
+        sa.CheckConstraint("last >= 0 AND live >= 0 AND live <= last", name=op.f("ck_expert_counts")),
         sa.ForeignKeyConstraint(["base_model_id"], ["base_model.id"], name="fk_expert_base_model_id"),
         sa.ForeignKeyConstraint(["namespace_id"], ["namespace.id"], name="fk_expert_namespace_id"),
         sa.PrimaryKeyConstraint("id", name="pk_expert"),
@@ -129,7 +129,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("created_by", sa.Text(), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("number >= 1", name="ck_version_number"),
+        sa.CheckConstraint("number >= 1", name=op.f("ck_version_number")),
         sa.ForeignKeyConstraint(["base_model_id"], ["base_model.id"], name="fk_version_base_model_id"),
         sa.ForeignKeyConstraint(["digest"], ["blob.digest"], name="fk_version_digest"),
         sa.ForeignKeyConstraint(["expert_id"], ["expert.id"], name="fk_version_expert_id"),
@@ -163,7 +163,7 @@ def upgrade() -> None:
         sa.Column("learning_rate", sa.Double(), nullable=True),
         sa.Column("gradient_norm", sa.Double(), nullable=True),
         sa.Column("seconds", sa.Double(), nullable=False),
-        sa.CheckConstraint("split IN ('train', 'validation')", name="ck_curve_point_split"),
+        sa.CheckConstraint("split IN ('train', 'validation')", name=op.f("ck_curve_point_split")),
         sa.ForeignKeyConstraint(["version_id"], ["version.id"], name="fk_curve_point_version_id", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("version_id", "step", "split", name="pk_curve_point"),
     )
