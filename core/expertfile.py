@@ -27,7 +27,7 @@ import safetensors.numpy
 from t2.core.digests import sha256
 from t2.core.errors import ExpertFileError
 from t2.core.files import atomic_write
-from t2.core.manifest import Manifest, unpack_hashes
+from t2.core.manifest import Manifest, pack_hashes, unpack_hashes
 
 METADATA_KEY = "t2"
 MAX_HEADER_BYTES = 1024 * 1024
@@ -78,7 +78,8 @@ def decode_expert(data: bytes, source: str) -> ExpertFile:
     """
 
     def fail(why: str) -> ExpertFileError:
-        return ExpertFileError(f"{source} is not a valid expert file: {why}")
+        # What it quotes of the file may be as long as the file.
+        return ExpertFileError(f"{source} is not a valid expert file: {why if len(why) <= 400 else why[:400] + '…'}")
 
     if len(data) > MAX_FILE_BYTES:
         raise fail(f"{len(data)} bytes exceed the limit of {MAX_FILE_BYTES}")
@@ -164,7 +165,8 @@ def _manifest(metadata: Any, fail: Any) -> Manifest:
     text = metadata[METADATA_KEY]
     try:
         manifest = Manifest.model_validate(json.loads(text, object_pairs_hook=_no_duplicates))
-        unpack_hashes(manifest.training_docs)
+        if pack_hashes(unpack_hashes(manifest.training_docs)) != manifest.training_docs:
+            raise ValueError("training_docs are not sorted, repeat, or are not the plain base64 of their hashes")
         canonical = manifest.canonical()
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
