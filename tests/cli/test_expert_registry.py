@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,11 @@ def test_a_registry_of_ones_own_that_cannot_be_made_leaves_the_files(
     assert here.fields("expert", "show", "demo/math")["name"] == "math"
 
 
+def test_what_others_wrote_does_not_steer_the_terminal(shelf: Path, here: Here) -> None:
+    here("expert", "push", "mine", "team/mine", "--description", "\x1b[2Jfirst line\nsecond")
+    assert here.fields("expert", "show", "team/mine")["description"] == r"\x1b[2Jfirst line\nsecond"
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server that runs in a process of its own."""
@@ -290,3 +297,16 @@ def test_a_server_is_spoken_to_in_the_same_way(
     assert [entry["name"] for entry in here.json("expert", "list")] == ["team/science"]
     with pytest.raises(ArgumentError):
         here("expert", "list", "--registry", "http://")
+
+
+def test_the_registry_needs_none_of_the_model_libraries(shelf: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(torch=None, lm_eval=None, transformers=None)\n"
+        "from t2.cli.main import app\n"
+        "for line in sys.argv[1:]: app(line.split(), standalone_mode=False)"
+    )
+    lines = ["expert push mine team/mine --alias production", "expert verify team/mine@production", "expert list"]
+    command = [sys.executable, "-c", code, *lines]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "team/mine@1" in done.stdout
