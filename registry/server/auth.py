@@ -6,6 +6,7 @@ more than a millisecond. So a revocation works everywhere within that time, and 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,8 @@ class Authenticator:
         self._is_open = False
         self._open_until = 0.0
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._changes = 0
+        self._lock = threading.Lock()
         self._recorder = ThreadPoolExecutor(1, "last-use")
 
     async def __call__(self, request: Request, scope: Scope) -> Service:
@@ -87,27 +90,34 @@ class Authenticator:
 
     def forget(self) -> None:
         """Look into the database again at the next request, after tokens have changed."""
-        self._known.clear()
-        self._open_until = 0.0
+        with self._lock:
+            # What is being looked up this moment may have been read before the change.
+            self._changes += 1
+            self._known.clear()
+            self._open_until = 0.0
 
     def close(self) -> None:
         """Wait for what is still to be recorded."""
         self._recorder.shutdown()
 
     def _look_whether_open(self) -> None:
-        at = time.monotonic()
+        at, changes = time.monotonic(), self._changes
         with self._service.database.read() as session:
-            self._is_open = self._may_be_open and session.scalar(select(models.Token.id).limit(1)) is None
-        self._open_until = at + CACHE_SECONDS
+            found = self._may_be_open and session.scalar(select(models.Token.id).limit(1)) is None
+        with self._lock:
+            if changes == self._changes:
+                self._is_open, self._open_until = found, at + CACHE_SECONDS
 
     def _look_up(self, key: str, secret: str) -> _Known:
-        at = time.monotonic()
+        at, changes = time.monotonic(), self._changes
         with self._service.database.read() as session:
             token = tokens.authenticate(session, secret)
         known = _Known(token, self._service.acting_for(Actor("api", token.name)), at + CACHE_SECONDS)
-        self._known[key] = known
-        while len(self._known) > CACHE_TOKENS:
-            self._known.popitem(last=False)
+        with self._lock:
+            if changes == self._changes:
+                self._known[key] = known
+            while len(self._known) > CACHE_TOKENS:
+                self._known.popitem(last=False)
         used = token.last_used_at
         if used is None or (audit.now() - used).total_seconds() >= tokens.LAST_USE_SECONDS:
             self._recorder.submit(self._record, token.id)
