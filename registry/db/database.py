@@ -22,6 +22,8 @@ from t2.registry.db.models import Table
 
 BUSY_SECONDS = 30
 """How long a writer of SQLite waits for another one."""
+SILENT_SECONDS = 2.0
+"""How long PostgreSQL may be silent beyond the time in which it should have given up a statement by itself."""
 
 
 class Database:
@@ -86,6 +88,15 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            from t2.registry.db.patience import PatientConnection  # the embedded registry does without the driver
+
+            def connect(_dialect: object, _record: object, arguments: Any, options: Any) -> PatientConnection:
+                connection = PatientConnection.connect(*arguments, **options)
+                connection.silence = timeout + SILENT_SECONDS
+                return connection
+
+            event.listen(self.engine, "do_connect", connect)
         # One moment's state for all queries of a read, as SQLite gives it anyway: an alias and what it points to agree.
         reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
         self._read = sessionmaker(reader, expire_on_commit=False)

@@ -52,7 +52,10 @@ def migrate(database: Database, revision: str = "head") -> None:
     """
     config = _config()
     with database.connect(write=True) as connection:
+        patient = connection.connection.driver_connection
         if not database.is_sqlite:
+            assert patient is not None
+            silence, patient.silence = patient.silence, None
             # Neither another server's migration nor a large table's may end in the time of one request.
             connection.exec_driver_sql("SET statement_timeout = 0")
             connection.exec_driver_sql("SET lock_timeout = 0")
@@ -67,6 +70,8 @@ def migrate(database: Database, revision: str = "head") -> None:
                 connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_LOCK})")
                 connection.exec_driver_sql("RESET statement_timeout")
                 connection.commit()
+                assert patient is not None
+                patient.silence = silence
 
 
 def planned(database: Database, revision: str = "head") -> list[str]:
