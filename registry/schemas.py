@@ -189,7 +189,8 @@ class LineageNode(_Frozen):
 
     Attributes:
         digest: its identity.
-        references: the versions that have this content, as ``namespace/name@version``; none where it is not here.
+        references: the versions that have this content, as ``namespace/name@version``, the twenty oldest at most; none
+            where it is not here.
         kind: None where it is not here.
     """
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from t2.core.errors import NotFoundError, nearest
+from t2.core.errors import InvalidRequestError, NotFoundError, nearest
 from t2.core.references import ExpertName
 from t2.registry.db import models
 from t2.registry.schemas import AliasEvent, AliasInfo, Page
 from t2.registry.services import audit, experts, versions
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
+
+MAX_ALIASES = 100
+"""Of one expert: they are told with each of its versions."""
 
 
 def list_aliases(session: Session, name: ExpertName) -> list[AliasInfo]:
@@ -30,7 +33,11 @@ def list_aliases(session: Session, name: ExpertName) -> list[AliasInfo]:
 
 
 def set_alias(session: Session, actor: Actor, name: ExpertName, alias: str, number: int, reason: str) -> AliasInfo:
-    """Point an alias to a version that is not deleted; nothing is recorded where it points there already."""
+    """Point an alias to a version that is not deleted; nothing is recorded where it points there already.
+
+    Raises:
+        InvalidRequestError: there would be more than 100.
+    """
     expert = experts.find(session, name, lock=True)
     version = versions.find(session, name, number)
     row = session.get(models.Alias, (expert.id, alias))
@@ -39,6 +46,9 @@ def set_alias(session: Session, actor: Actor, name: ExpertName, alias: str, numb
     previous = row.number if row is not None else None
     at = audit.now()
     if row is None:
+        there = select(func.count()).where(models.Alias.expert_id == expert.id)
+        if (session.scalar(there) or 0) >= MAX_ALIASES:
+            raise InvalidRequestError(f"{name} would have more than {MAX_ALIASES} aliases; remove some")
         row = models.Alias(expert_id=expert.id, alias=alias, number=number, updated_at=at, updated_by=str(actor))
         session.add(row)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import NotFoundError
@@ -14,6 +14,8 @@ from t2.registry.services.actor import Limits
 
 EDGES_A_NODE = 20
 """How many edges are looked at, for each node that may be told."""
+REFERENCES_A_NODE = 20
+"""How many of the versions with a content are told."""
 
 
 def lineage(session: Session, digest: str, limits: Limits) -> Lineage:
@@ -76,16 +78,19 @@ def _nodes(session: Session, digests: Iterable[str]) -> list[LineageNode]:
     ordered = list(digests)
     references: dict[str, list[str]] = {digest: [] for digest in ordered}
     kinds: dict[str, str] = {}
-    for digest, path, number, kind in session.execute(
-        select(models.Version.digest, models.Expert.path, models.Version.number, models.Version.kind)
+    place = func.row_number().over(partition_by=models.Version.digest, order_by=models.Version.id).label("place")
+    live = (
+        select(models.Version.digest, models.Expert.path, models.Version.number, models.Version.kind, place)
         .join(models.Expert)
         .where(
             models.Version.digest.in_(ordered),
             models.Version.deleted_at.is_(None),
             models.Expert.deleted_at.is_(None),
         )
-        .order_by(models.Version.id)
-    ):
+        .subquery()
+    )
+    first = select(live).where(live.c.place <= REFERENCES_A_NODE).order_by(live.c.digest, live.c.place)
+    for digest, path, number, kind, _ in session.execute(first):
         references[digest].append(f"{path}@{number}")
         kinds[digest] = kind
     return [

@@ -21,8 +21,9 @@ from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db.database import Database
 from t2.registry.schemas import ExpertQuery
 from t2.registry.services.actor import Actor, Limits
+from t2.registry.services.aliases import MAX_ALIASES
 from t2.registry.services.curves import downsample
-from t2.registry.services.lineage import EDGES_A_NODE
+from t2.registry.services.lineage import EDGES_A_NODE, REFERENCES_A_NODE
 from t2.registry.services.service import Service
 from tests.registry.cells import open_database
 from tests.registry.samples import expert_bytes
@@ -145,3 +146,26 @@ def test_a_long_chain_is_cut_at_its_ends(service: Service) -> None:
     assert [node.digest for node in tree.nodes] == [digests[4], digests[3], digests[2]]
     whole = service.lineage(digests[0]).nodes
     assert [node.digest for node in whole] == digests[:3]
+
+
+def test_a_content_under_many_names_is_told_with_the_oldest_of_them(service: Service) -> None:
+    data = expert_bytes(77)
+    names = [parse_name(f"many/n{i}") for i in range(REFERENCES_A_NODE + 2)]
+    for name in reversed(names):
+        digest = service.publish(name, data).digest
+    (node,) = service.lineage(digest).nodes
+    assert node.references == tuple(f"{name}@1" for name in names[:1:-1])
+
+
+def test_an_expert_has_so_many_aliases_and_no_more(service: Service) -> None:
+    name = parse_name("many/aliases")
+    for seed in (1, 2):
+        service.publish(name, expert_bytes(seed))
+    for i in range(MAX_ALIASES):
+        service.set_alias(name, f"a{i}", 1)
+    with pytest.raises(InvalidRequestError, match=str(MAX_ALIASES)):
+        service.set_alias(name, "one-more", 1)
+    service.set_alias(name, "a0", 2)
+    service.delete_alias(name, "a1")
+    service.set_alias(name, "one-more", 1)
+    assert len(service.list_aliases(name)) == MAX_ALIASES
