@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import AsyncIterator
 
+import anyio
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -37,6 +38,8 @@ from t2.registry.settings import ServerSettings
 
 DOWNLOAD_BYTES = 256 * 1024 * 1024
 """Downloads that are in memory at once."""
+CURVES = 4
+"""Curves that are read at once: a long one takes 100 MB while it is."""
 
 OPERATIONS: tuple[Operation, ...] = (
     *namespaces.OPERATIONS,
@@ -89,6 +92,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     app.state.readiness = readiness
     app.state.uploads = Uploads(settings.concurrent_uploads, settings.max_upload_bytes, metrics)
     app.state.downloads = Budget(DOWNLOAD_BYTES)
+    app.state.curves = anyio.CapacityLimiter(CURVES)
     health.add_to(app)
     add_operations(app, OPERATIONS)
     app.state.openapi = functools.cache(

@@ -17,6 +17,10 @@ CHUNK_SECONDS = 30.0
 """How long the server waits for the next bytes of a body."""
 BODY_SECONDS = 600.0
 """How long for the whole body."""
+START_SECONDS = 20.0
+"""How long a body may come slower than :data:`SLOWEST`."""
+SLOWEST = 64 * 1024
+"""Bytes in a second, on average: an upload that trickles keeps others from its place."""
 
 NO_NUL = r"^[^\x00]*$"
 """PostgreSQL stores no NUL character."""
@@ -111,7 +115,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
     Raises:
         TooLargeError: it is, or says that it will be.
-        HttpError: it stopped arriving, or its length cannot be read.
+        HttpError: it stopped arriving, or is too slow, or its length cannot be read.
     """
     declared = request.headers.get("content-length")
     if declared is not None and not (declared.isascii() and declared.isdecimal()):
@@ -123,9 +127,11 @@ async def read_body(request: Request, limit: int) -> bytes:
     size = 0
     stream = request.stream()
     try:
+        began = asyncio.get_running_loop().time()
         async with asyncio.timeout(BODY_SECONDS):
             while True:
-                async with asyncio.timeout(CHUNK_SECONDS):
+                due = began + START_SECONDS + size / SLOWEST
+                async with asyncio.timeout_at(due), asyncio.timeout(CHUNK_SECONDS):
                     part = await anext(stream, None)
                 if part is None:
                     return b"".join(parts)
@@ -134,4 +140,4 @@ async def read_body(request: Request, limit: int) -> bytes:
                     raise TooLargeError(message)
                 parts.append(part)
     except TimeoutError as error:
-        raise HttpError(408, f"the body stopped arriving after {size} bytes; send it again") from error
+        raise HttpError(408, f"the body stopped arriving, or nearly, after {size} bytes; send it again") from error

@@ -21,6 +21,10 @@ from t2.registry.server.problems import HttpError
 CHUNK_BYTES = 256 * 1024
 CHUNK_SECONDS = 60.0
 """How long a client may take for one chunk."""
+START_SECONDS = 60.0
+"""How long a client may read slower than :data:`SLOWEST`."""
+SLOWEST = 64 * 1024
+"""Bytes in a second, on average: what is being sent stays in memory, which others wait for."""
 WAIT_SECONDS = 10.0
 """How long a download waits for others to leave memory."""
 
@@ -99,11 +103,13 @@ class ContentResponse(Response):
         try:
             data = memoryview(await run_in_threadpool(self._read))
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            began = asyncio.get_running_loop().time()
             for start in range(self._first, self._last + 1, CHUNK_BYTES):
                 stop = min(start + CHUNK_BYTES, self._last + 1)
                 message = {"type": "http.response.body", "body": bytes(data[start:stop]), "more_body": True}
                 try:
-                    async with asyncio.timeout(CHUNK_SECONDS):
+                    due = began + START_SECONDS + (start - self._first) / SLOWEST
+                    async with asyncio.timeout_at(due), asyncio.timeout(CHUNK_SECONDS):
                         await send(message)
                 except TimeoutError as error:
                     raise ClientDisconnect from error

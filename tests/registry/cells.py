@@ -21,6 +21,7 @@ from t2.registry.client.http import HttpRegistry
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
 from t2.registry.server.app import create_app
+from t2.registry.server.protocol import PromptProtocol
 from t2.registry.services.actor import Actor, Limits
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings, load_settings
@@ -66,11 +67,15 @@ def open_cell(storage: str, access: str, folder: Path, request: pytest.FixtureRe
 @contextlib.contextmanager
 def serve(service: Service, settings: ServerSettings) -> Iterator[str]:
     """The URL of a server that runs in a thread, on a free port of this machine."""
-    # asyncio sends at once (TCP_NODELAY) only on sockets that are told to be TCP's.
-    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)) as listener:
+    with contextlib.closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            create_app(service, settings), log_config=None, access_log=False, lifespan="on", timeout_keep_alive=10
+            create_app(service, settings),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            http=PromptProtocol,
+            timeout_keep_alive=10,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))

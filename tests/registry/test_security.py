@@ -380,12 +380,14 @@ def test_secrets_are_in_no_answer_and_no_log(tmp_path: Path, caplog: pytest.LogC
     assert "127.0.0.1:1" not in "".join(answer for answer in said if '"code":"unavailable"' in answer)
 
 
+@pytest.mark.parametrize(("limit", "pause"), [("CHUNK_SECONDS", 60.0), ("START_SECONDS", 0.02)])
 def test_a_slow_reader_does_not_keep_memory_for_ever(
-    registry: tuple[Service, TestClient], monkeypatch: pytest.MonkeyPatch
+    registry: tuple[Service, TestClient], monkeypatch: pytest.MonkeyPatch, limit: str, pause: float
 ) -> None:
     _, client = registry
     version = upload(client)
-    monkeypatch.setattr(content, "CHUNK_SECONDS", 0.05)
+    monkeypatch.setattr(content, limit, 0.05)
+    monkeypatch.setattr(content, "CHUNK_BYTES", 10)
     app: Any = client.app
 
     async def scene() -> None:
@@ -396,7 +398,7 @@ def test_a_slow_reader_does_not_keep_memory_for_ever(
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.body":
-                await asyncio.sleep(60)
+                await asyncio.sleep(pause)
 
         async def receive() -> Any:
             return {"type": "http.disconnect"}

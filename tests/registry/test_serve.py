@@ -21,8 +21,9 @@ from t2.core.errors import ArgumentError, RegistryError, T2Error
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
 from t2.registry.open import open_embedded, open_server
-from t2.registry.server import serve
+from t2.registry.server import protocol, serve
 from t2.registry.settings import ServerSettings
+from tests.registry import cells
 from tests.registry.samples import expert_bytes
 from tests.registry.serving import bearer, eventually, process
 
@@ -68,6 +69,32 @@ def test_an_endless_upload_is_cut_off(tmp_path: Path) -> None:
         assert sent < 32 << 20  # what the two ends' buffers hold
         assert get(f"{url}/v1/experts")["items"] == []
         assert 'versions",status="413"} 1.0' in _text(f"{url}/metrics")
+
+
+def test_who_sends_no_whole_head_does_not_hold_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.5)
+    with open_embedded(tmp_path) as service, cells.serve(service, settings()) as url:
+        where = urlsplit(url)
+        assert where.hostname is not None
+        request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+        for before in ([], [b"GET /hea"], [request + b"\r\n", request]):
+            with socket.create_connection((where.hostname, where.port or 0), timeout=30) as connection:
+                for part in before:
+                    connection.sendall(part)
+                    answer = b""
+                    while part.endswith(b"\r\n\r\n") and b"alive" not in answer:
+                        answer += connection.recv(65536)
+                        assert answer
+                assert connection.recv(65536) == b"", before
+        # One that is whole may take longer to be answered.
+        upload = "POST /v1/experts/team/math/versions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        data = expert_bytes(0)
+        with socket.create_connection((where.hostname, where.port or 0), timeout=30) as connection:
+            head = f"{upload}Content-Type: application/octet-stream\r\nContent-Length: {len(data)}\r\n\r\n"
+            connection.sendall(head.encode())
+            time.sleep(1.0)
+            connection.sendall(data)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 201")
 
 
 def test_uploads_in_flight_finish_when_the_server_is_told_to_stop(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from starlette.types import Message
 from t2.core.references import parse_name
 from t2.registry.open import open_embedded
 from t2.registry.server import bodies, uploads
-from t2.registry.server.app import create_app
+from t2.registry.server.app import CURVES, create_app
 from t2.registry.server.problems import Problem
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
@@ -219,8 +219,9 @@ def test_a_body_that_stops_arriving_is_given_up(service: Service, monkeypatch: p
     assert done.headers["connection"] == "close"
 
 
-def test_a_body_that_trickles_is_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.1)
+@pytest.mark.parametrize("limit", ["BODY_SECONDS", "START_SECONDS"])
+def test_a_body_that_trickles_is_given_up(service: Service, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(bodies, limit, 0.1)
 
     async def trickle() -> AsyncIterator[bytes]:
         while True:
@@ -228,6 +229,50 @@ def test_a_body_that_trickles_is_given_up(service: Service, monkeypatch: pytest.
             await asyncio.sleep(0.02)
 
     assert asyncio.run(exchange(app_of(service), trickle())()).status == 408
+
+
+def test_a_slow_body_that_keeps_to_the_slowest_rate_is_taken(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "START_SECONDS", 1.0)
+    monkeypatch.setattr(bodies, "SLOWEST", 1)
+    data = expert_bytes(0)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield data[:1000]
+        await asyncio.sleep(1.2)
+        yield data[1000:]
+
+    assert asyncio.run(exchange(app_of(service), slowly())()).status == 201
+
+
+def test_few_curves_are_read_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most, several = 0, 0, threading.Event()
+    lock = threading.Lock()
+    real = Service.curve
+
+    def curve(*arguments: Any, **options: Any) -> Any:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            if running > 1:
+                several.set()
+        several.wait(30)  # the first waits for company, so that none is alone by chance
+        try:
+            return real(*arguments, **options)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(Service, "curve", curve)
+
+    async def scene() -> list[Exchange]:
+        app = app_of(service)
+        assert (await exchange(app, parts(expert_bytes(0)))()).status == 201
+        wanted = [exchange(app, parts(), path=f"{UPLOAD}/1/curve", method="GET") for _ in range(30)]
+        return await asyncio.gather(*(each() for each in wanted))
+
+    assert {done.status for done in asyncio.run(scene())} == {200}
+    assert 1 < most <= CURVES
 
 
 def test_a_client_that_goes_leaves_its_place_and_nothing_behind(service: Service) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import anyio.to_thread
 from fastapi import Query
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -22,7 +23,7 @@ class Added(BaseModel):
     added: int
 
 
-def get_curve(
+async def get_curve(
     request: Request,
     namespace: NamespacePath,
     name: NamePath,
@@ -33,7 +34,12 @@ def get_curve(
     ] = None,
 ) -> Response:
     """Show a version's reward curve, whole or downsampled."""
-    return answer(registry(request).curve(expert_name(namespace, name), number, split=split, points=points))
+    expert, service = expert_name(namespace, name), registry(request)
+
+    def read() -> Response:
+        return answer(service.curve(expert, number, split=split, points=points))
+
+    return await anyio.to_thread.run_sync(read, limiter=request.app.state.curves)
 
 
 def add_points(
