@@ -1,24 +1,27 @@
-"""Ways to a registry: a folder, a server's settings, or a URL."""
+"""Ways to a registry: a folder, a server's settings, or a URL.
+
+What each way needs is imported on it: a client of a server does without the database's library, and a folder without
+that of S3.
+"""
 
 from __future__ import annotations
 
 import getpass
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from t2.core.errors import ArgumentError
 from t2.core.settings import registry_token, registry_url
-from t2.registry.blobs.base import BlobStore
-from t2.registry.blobs.local import LocalBlobs
-from t2.registry.blobs.s3 import Credentials, S3Blobs
-from t2.registry.client.base import RegistryClient
-from t2.registry.client.http import HttpRegistry
-from t2.registry.db import migrate
-from t2.registry.db.database import Database
-from t2.registry.services.actor import Actor
-from t2.registry.services.service import Service
-from t2.registry.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from t2.registry.blobs.base import BlobStore
+    from t2.registry.client.base import RegistryClient
+    from t2.registry.db.database import Database
+    from t2.registry.services.actor import Actor
+    from t2.registry.services.service import Service
+    from t2.registry.settings import ServerSettings
 
 _HOST_AND_PORT = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+|\[[0-9a-fA-F:]+\]):\d+(/.*)?")
 
@@ -43,6 +46,8 @@ def open_registry(where: str | None = None, token: str | None = None) -> Registr
     if "://" in chosen:
         if token is None and ("://" not in configured or _origin(chosen) == _origin(configured)):
             token = registry_token()
+        from t2.registry.client.http import HttpRegistry
+
         return HttpRegistry(chosen, token)
     folder = Path(chosen).expanduser()
     if _HOST_AND_PORT.fullmatch(chosen) and not folder.exists():
@@ -57,6 +62,12 @@ def open_embedded(folder: Path) -> Service:
         StorageError: the folder cannot be created.
         RegistryError: it was written by a newer t2.
     """
+    from t2.registry.blobs.local import LocalBlobs
+    from t2.registry.db import migrate
+    from t2.registry.db.database import Database
+    from t2.registry.services.actor import Actor
+    from t2.registry.services.service import Service
+
     database = Database(f"sqlite:///{folder / 'registry.db'}")
     if migrate.current(database) != migrate.head():
         migrate.migrate(database)
@@ -70,6 +81,10 @@ def open_server(settings: ServerSettings, actor: Actor | None = None) -> Service
         ArgumentError: the database or the blobs are of no known kind.
         RegistryError: the schema is older or newer; the message says what to run.
     """
+    from t2.registry.db import migrate
+    from t2.registry.services.actor import Actor
+    from t2.registry.services.service import Service
+
     database = open_database(settings)
     migrate.check_current(database)
     return Service(database, open_blobs(settings), actor or Actor("cli", user_name()), limits=settings.limits)
@@ -82,6 +97,8 @@ def open_configured(settings: ServerSettings) -> Service:
         ArgumentError: the database or the blobs are of no known kind.
         RegistryError: another database's schema is older or newer; the message says what to run.
     """
+    from t2.registry.db import migrate
+
     if is_embedded(settings):
         database = open_database(settings)
         try:
@@ -94,12 +111,14 @@ def open_configured(settings: ServerSettings) -> Service:
 
 def is_embedded(settings: ServerSettings) -> bool:
     """Whether the database is the embedded registry's, which nobody migrates by hand."""
-    embedded = ServerSettings.model_fields["database_url"].get_default(call_default_factory=True)
+    embedded = type(settings).model_fields["database_url"].get_default(call_default_factory=True)
     return bool(settings.database_url == embedded)
 
 
 def open_database(settings: ServerSettings) -> Database:
     """The database that the settings name."""
+    from t2.registry.db.database import Database
+
     return Database(
         settings.database_url.get_secret_value(), pool=settings.database_pool, timeout=settings.database_timeout
     )
@@ -113,10 +132,14 @@ def open_blobs(settings: ServerSettings) -> BlobStore:
     """
     scheme, separator, rest = settings.blobs.partition("://")
     if not separator:
+        from t2.registry.blobs.local import LocalBlobs
+
         return LocalBlobs(Path(settings.blobs).expanduser())
     bucket, _, prefix = rest.partition("/")
     if scheme != "s3" or not bucket:
         raise ArgumentError("setting blobs: give a folder or s3://bucket/prefix")
+    from t2.registry.blobs.s3 import Credentials, S3Blobs
+
     credentials = None
     if settings.s3_access_key is not None and settings.s3_secret_key is not None:
         credentials = Credentials(settings.s3_access_key.get_secret_value(), settings.s3_secret_key.get_secret_value())

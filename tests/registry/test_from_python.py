@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,18 @@ def test_the_example(
     assert fetched == f"{len(data)} {{'steps': 3}}"
     assert "alias production" in refused
     assert unknown == "there is no expert team/maths"
+
+
+@pytest.mark.parametrize(
+    ("where", "without"),
+    [
+        ("http://localhost:1", {"sqlalchemy", "alembic", "boto3", "fastapi"}),
+        ("folder", {"boto3", "psycopg", "fastapi"}),
+    ],
+)
+def test_a_way_to_a_registry_imports_what_it_needs(tmp_path: Path, where: str, without: set[str]) -> None:
+    program = "import sys; from t2.registry.open import open_registry; open_registry(sys.argv[1]).close()"
+    program += "; print(*{name.partition('.')[0] for name in sys.modules})"
+    where = where if "://" in where else str(tmp_path / where)
+    done = subprocess.run([sys.executable, "-c", program, where], capture_output=True, text=True, check=True)
+    assert not without & set(done.stdout.split())
