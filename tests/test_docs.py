@@ -93,7 +93,8 @@ def test_every_setting_is_in_a_table_with_its_default(name: str) -> None:
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     named = {name for page in PAGES for name in re.findall(r"\bT2_[A-Z][A-Z0-9_]*[A-Z]\b", page.read_text())}
-    assert named <= SETTINGS.keys() | {PREFIX + name.upper() for name in ServerSettings.model_fields}
+    tests = {name for file in REPOSITORY.glob("tests/**/*.py") for name in re.findall(r"T2_TEST_\w+", file.read_text())}
+    assert named <= SETTINGS.keys() | {PREFIX + name.upper() for name in ServerSettings.model_fields} | tests
 
 
 @pytest.mark.parametrize("name", sorted(ServerSettings.model_fields))

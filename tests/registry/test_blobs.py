@@ -6,7 +6,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,6 +21,7 @@ from t2.registry.blobs.local import LocalBlobs
 from t2.registry.blobs.s3 import Credentials, S3Blobs
 from t2.registry.open import open_blobs
 from t2.registry.settings import load_settings
+from tests.registry.faults import Faults, store_proxy
 from tests.registry.servers import S3, free_port
 
 DATA = os.urandom(5000)
@@ -224,3 +225,48 @@ def test_the_settings_choose_the_store(s3_server: S3, tmp_path: Path) -> None:
             open_blobs(load_settings(blobs=wrong))
     with pytest.raises(ArgumentError, match="s3_endpoint"):
         open_blobs(load_settings(blobs="s3://b", s3_endpoint="not a url"))
+
+
+def test_a_store_that_knows_neither_conditions_nor_checksums(s3_server: S3) -> None:
+    refused = []
+
+    def refuse(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        unknown = [name for name in ("If-None-Match", "x-amz-checksum-sha256") if name in headers]
+        if unknown:
+            refused.append(unknown[0])
+        return (501, "NotImplemented") if unknown else None
+
+    with store_proxy(s3_server.endpoint, Faults(), refuse) as endpoint:
+        store = S3Blobs(
+            s3_server.bucket(), endpoint=endpoint, credentials=Credentials(s3_server.access_key, s3_server.secret_key)
+        )
+        assert store.put(DIGEST, DATA) is True
+        assert store.get(DIGEST) == DATA
+        assert set(refused) == {"If-None-Match", "x-amz-checksum-sha256"}
+        refused.clear()
+        assert store.put(sha256(b"x"), b"x") is True
+        assert refused == []
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_store_that_creates_an_object_once(s3_server: S3, whole: bool) -> None:
+    bucket = s3_server.bucket()
+    other = s3_server.client()
+
+    def refuse(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        if method != "PUT" or "If-None-Match" not in headers:
+            return None
+        # Another writer comes first.
+        other.put_object(Bucket=bucket, Key=f"{DIGEST[:2]}/{DIGEST}", Body=DATA if whole else DATA[:9])
+        return 412, "PreconditionFailed"
+
+    with store_proxy(s3_server.endpoint, Faults(), refuse) as endpoint:
+        credentials = Credentials(s3_server.access_key, s3_server.secret_key)
+        store = S3Blobs(bucket, endpoint=endpoint, credentials=credentials)
+        if whole:
+            assert store.put(DIGEST, DATA) is False
+        else:
+            with pytest.raises(UnavailableError, match="try again"):
+                store.put(DIGEST, DATA)
+            assert store.put(DIGEST, DATA) is True
+        assert store.get(DIGEST) == DATA
