@@ -187,6 +187,16 @@ class TestPublish:
             client.publish(team.name(), bytes(LIMITS.upload_bytes + 1))
         assert client.publish(team.name(), team.file(matrices=8, rank=6000)).size > LIMITS.upload_bytes * 0.9
 
+    @pytest.mark.parametrize("bad", ["x" * 201, "nul \x00"])
+    def test_labels_have_limits(self, client: RegistryClient, team: Team, bad: str) -> None:
+        for field in ("task", "domain", "method"):
+            with pytest.raises(InvalidRequestError, match=f"manifest field {field}"):
+                client.publish(team.name(), team.file(**{field: bad}))
+        base = BaseModelRef(id=team.model, revision=bad, fingerprint=team.fingerprint)
+        with pytest.raises(InvalidRequestError, match="manifest field base.revision"):
+            client.publish(team.name(), team.file(base=base))
+        assert client.publish(team.name(), team.file(task="x" * 200)).task == "x" * 200
+
     @pytest.mark.parametrize("bad", ["x" * 4001, "nul \x00"])
     def test_a_description_has_limits(self, client: RegistryClient, team: Team, bad: str) -> None:
         with pytest.raises(InvalidRequestError, match="description"):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import event, select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
+from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, TooLargeError
 from t2.core.references import parse_name, parse_reference
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db import models
@@ -198,3 +199,36 @@ def test_a_blob_that_vanished_meanwhile_is_put_again(database: Database, tmp_pat
         service.publish(NAME, expert_bytes(1))
     with pytest.raises(NotFoundError):
         service.resolve(parse_reference("team/math@2"))
+
+
+def test_a_file_of_exactly_the_limit_is_taken(database: Database, tmp_path: Path) -> None:
+    data, longer = expert_bytes(0), expert_bytes(1, matrices=5)
+    limits = Limits(upload_bytes=len(data))
+    service = Service(database, LocalBlobs(tmp_path / "blobs"), Actor("cli", "tester"), limits=limits)
+    assert service.publish(NAME, data).version == 1
+    with pytest.raises(TooLargeError):
+        service.publish(NAME, longer)
+
+
+def test_the_database_holds_to_what_rows_refer_to(database: Database, service: Service) -> None:
+    service.publish(NAME, expert_bytes(0))
+    service.set_alias(NAME, "best", 1)
+    for statement in (
+        "DELETE FROM blob",
+        "DELETE FROM version",
+        "DELETE FROM expert",
+        "UPDATE alias SET number = 2",
+        "UPDATE version SET digest = 'x'",
+        "UPDATE expert SET live = 2",
+        "UPDATE expert SET kind = 'other'",
+        "INSERT INTO expert SELECT * FROM expert",
+    ):
+        with pytest.raises(IntegrityError), database.write() as session:
+            session.execute(text(statement))
+    assert service.resolve(parse_reference("team/math@best")).version == 1
+
+
+def test_sqlite_syncs_each_commit(tmp_path: Path) -> None:
+    with Database(f"sqlite:///{tmp_path / 'registry.db'}").read() as session:
+        assert session.scalar(text("PRAGMA synchronous")) == 2  # FULL; less loses what was acknowledged in a power cut
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
