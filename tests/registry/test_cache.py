@@ -245,3 +245,13 @@ def test_many_processes_share_it(up: HttpRegistry, cache: ExpertCache) -> None:
         _, errors = worker.communicate(timeout=120)
         assert (worker.returncode, errors) == (0, b"")
     assert [path for path in cache.folder.rglob("*") if path.name.endswith(".tmp")] == []
+
+
+def test_what_was_remembered_for_another_reference_is_not_believed(
+    up: HttpRegistry, down: RegistryClient, cache: ExpertCache
+) -> None:
+    first, second = parse_reference("team/math@1"), parse_reference("team/math@2")
+    cache.fetch(up, first)
+    cache._path(down.location, first).rename(cache._path(down.location, second))
+    with pytest.raises(UnavailableError):
+        cache.fetch(down, second)

@@ -193,7 +193,7 @@ class TestPublish:
             with pytest.raises(InvalidRequestError, match=f"manifest field {field}"):
                 client.publish(team.name(), team.file(**{field: bad}))
         base = BaseModelRef(id=team.model, revision=bad, fingerprint=team.fingerprint)
-        with pytest.raises(InvalidRequestError, match="manifest field base.revision"):
+        with pytest.raises(InvalidRequestError, match=r"manifest field base\.revision"):
             client.publish(team.name(), team.file(base=base))
         assert client.publish(team.name(), team.file(task="x" * 200)).task == "x" * 200
 

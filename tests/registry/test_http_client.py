@@ -101,7 +101,7 @@ def clock() -> Time:
 
 @pytest.fixture
 def client(server: Scripted, clock: Time) -> Iterator[HttpRegistry]:
-    with HttpRegistry(server.url, TOKEN, timeout=5, retries=clock.policy()) as opened:
+    with HttpRegistry(server.url, TOKEN, timeout=30, retries=clock.policy()) as opened:
         yield opened
 
 
@@ -345,7 +345,7 @@ class TestErrors:
 
     def test_an_answer_that_is_too_large_is_not_held(self, server: Scripted, clock: Time) -> None:
         server.says(Reply(200, b"x" * 200_000))
-        transport = Transport(server.url, None, timeout=5, retries=clock.policy(), allow_http=None)
+        transport = Transport(server.url, None, timeout=30, retries=clock.policy(), allow_http=None)
         with pytest.raises(RegistryError, match="more than 100000 bytes"):
             transport.send("GET", "/experts", repeatable=True, limit=100_000)
         transport.close()

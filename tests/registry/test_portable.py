@@ -7,13 +7,14 @@ import json
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from t2.core.digests import sha256
-from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, RegistryError
+from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, RegistryError, UnavailableError
 from t2.core.references import parse_name, parse_reference
 from t2.registry.open import open_embedded
 from t2.registry.portable import tar
@@ -21,6 +22,7 @@ from t2.registry.portable.exporting import export
 from t2.registry.portable.importing import Imported, restore
 from t2.registry.services import tokens
 from t2.registry.services.doctor import examine
+from t2.registry.services.garbage import Policy, collect
 from t2.registry.services.service import Service
 from tests.registry.registries import ACTOR, MATH, MIX, OTHER, STORAGES, contents, fill, log, registry
 from tests.registry.samples import expert_bytes
@@ -367,3 +369,21 @@ def test_memory_does_not_grow_with_the_registry(tmp_path: Path, request: pytest.
     size = len(expert_bytes(0, matrices=25, rank=4096))
     assert file.stat().st_size > 20 * size
     assert peak < 10 * size + 3_000_000
+
+
+def test_a_collection_that_comes_in_between_is_told_and_nothing_is_lost(
+    empty: Service, archive: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = empty.store.put
+
+    def overtaken(digest: str, data: bytes) -> bool:
+        made = put(digest, data)
+        collect(empty.database, empty.store, ACTOR, Policy(grace=timedelta(seconds=-10)))
+        return made
+
+    monkeypatch.setattr(empty.store, "put", overtaken)
+    with pytest.raises(UnavailableError, match="import again"):
+        restore(empty.database, empty.store, ACTOR, io.BytesIO(archive))
+    monkeypatch.undo()
+    imported(empty, archive)
+    assert len(empty.list_experts().items) == 2
