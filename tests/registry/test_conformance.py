@@ -190,8 +190,9 @@ class TestPublish:
     @pytest.mark.parametrize("bad", ["x" * 201, "nul \x00"])
     def test_labels_have_limits(self, client: RegistryClient, team: Team, bad: str) -> None:
         for field in ("task", "domain", "method"):
+            fields: dict[str, Any] = {field: bad}
             with pytest.raises(InvalidRequestError, match=f"manifest field {field}"):
-                client.publish(team.name(), team.file(**{field: bad}))
+                client.publish(team.name(), team.file(**fields))
         base = BaseModelRef(id=team.model, revision=bad, fingerprint=team.fingerprint)
         with pytest.raises(InvalidRequestError, match=r"manifest field base\.revision"):
             client.publish(team.name(), team.file(base=base))
