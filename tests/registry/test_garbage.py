@@ -8,12 +8,14 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from t2.core.digests import sha256
 from t2.core.errors import ConflictError, NotFoundError
@@ -134,6 +136,39 @@ def test_a_restored_expert_is_not_purged(service: Service) -> None:
     service.restore(OTHER)
     assert gc(service) == []
     assert service.download(service.resolve(parse_reference("others/code")).digest) == expert_bytes(4)
+
+
+def test_what_is_restored_after_it_was_looked_at_is_not_purged(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(service)
+    age(service, "expert", "deleted_at", 31)
+    age(service, "version", "deleted_at", 31)
+    read = service.database.read
+
+    @contextlib.contextmanager
+    def overtaken() -> Iterator[Session]:
+        monkeypatch.setattr(service.database, "read", read)
+        with read() as session:
+            yield session
+        service.restore(OTHER)
+        service.restore(MATH, 3)
+
+    monkeypatch.setattr(service.database, "read", overtaken)
+    assert collect(service.database, service.store, ACTOR, AT_ONCE) == []
+    assert service.get_expert(OTHER).versions == 2
+    assert service.resolve(parse_reference("team/math@3")).digest == sha256(expert_bytes(2))
+    assert not list(examine(service.database, service.store, deep=True, grace=NOW))
+
+
+def test_an_object_that_was_put_anew_since_the_list_stays(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = expert_bytes(0)
+    service.store.put(sha256(data), data)
+    old = [replace(info, modified=info.modified - timedelta(days=1)) for info in service.store.list()]
+    monkeypatch.setattr(service.store, "list", lambda: iter(old))
+    assert collect(service.database, service.store, ACTOR, Policy(grace=timedelta(hours=1))) == []
+    assert service.store.get(sha256(data)) == data
+    assert rows(service) == set()
 
 
 def test_old_keys_of_uploads_go(service: Service) -> None:
