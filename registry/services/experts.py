@@ -13,7 +13,7 @@ from t2.core.references import ExpertName
 from t2.registry.db import models
 from t2.registry.db.database import insert_once
 from t2.registry.names import known_name
-from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, MetricRange, Page
+from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, MetricRange, Page, known
 from t2.registry.services import audit, base_models, namespaces, versions
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, columns, fetch_page
@@ -167,16 +167,19 @@ def shape(session: Session, rows: Sequence[models.Expert | Row[*tuple[Any, ...]]
     ids = [row.id for row in rows]
     latest, tags = versions.latest(session, ids)
     return [
-        Expert(
-            name=row.path,
-            kind=row.kind,  # type: ignore[arg-type]  # a CHECK constraint holds it to the three
-            description=row.description,
-            tags=tuple(sorted(tags.get(row.id, ()))),
-            versions=row.live,
-            latest=latest.get(row.id),
-            created_at=row.created_at,
-            updated_at=row.updated_at,
-            deleted_at=row.deleted_at,
+        known(
+            Expert,
+            {
+                "name": row.path,
+                "kind": row.kind,
+                "description": row.description,
+                "tags": tuple(sorted(tags.get(row.id, ()))),
+                "versions": row.live,
+                "latest": latest.get(row.id),
+                "created_at": row.created_at,
+                "updated_at": row.updated_at,
+                "deleted_at": row.deleted_at,
+            },
         )
         for row in rows
     ]

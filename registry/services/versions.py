@@ -17,7 +17,7 @@ from t2.core.references import PRODUCTION, ExpertName, Reference
 from t2.registry.db import models
 from t2.registry.db.database import insert_once
 from t2.registry.names import MAX_NUMBER
-from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery
+from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery, known
 from t2.registry.services import audit, base_models, experts
 from t2.registry.services.actor import Actor, Limits
 from t2.registry.services.paging import Order, any_of, columns, fetch_page
@@ -28,15 +28,28 @@ _VERSION, _EXPERT, _BLOB, _BASE = (
     columns(table) for table in (models.Version, models.Expert, models.Blob, models.BaseModel)
 )
 _METRIC, _ALIAS, _TAG = (columns(table) for table in (models.Metric, models.Alias, models.Tag))
-_FIELDS = "id expert_id number digest kind task domain method description matrices values training_docs created_at"
+_FIELDS = {
+    "name": _EXPERT.path,
+    "version": _VERSION.number,
+    "digest": _VERSION.digest,
+    "size": _BLOB.size,
+    "kind": _VERSION.kind,
+    "task": _VERSION.task,
+    "domain": _VERSION.domain,
+    "method": _VERSION.method,
+    "description": _VERSION.description,
+    "base_model": _BASE.model_id,
+    "base_fingerprint": _BASE.fingerprint,
+    "matrices": _VERSION.matrices,
+    "values": _VERSION["values"],
+    "training_docs": _VERSION.training_docs,
+    "created_at": _VERSION.created_at,
+    "created_by": _VERSION.created_by,
+    "deleted_at": _VERSION.deleted_at,
+}
+"""The fields of a version that are columns, in their order in a row, after its two ids."""
 _JOINED = (
-    select(
-        *(_VERSION[name] for name in f"{_FIELDS} created_by deleted_at".split()),
-        _EXPERT.path,
-        _BLOB.size,
-        _BASE.model_id,
-        _BASE.fingerprint,
-    )
+    select(_VERSION.id, _VERSION.expert_id, *_FIELDS.values())
     .join_from(models.Version.__table__, models.Expert.__table__, _VERSION.expert_id == _EXPERT.id)
     .join(models.Blob.__table__, _VERSION.digest == _BLOB.digest)
     .join(models.BaseModel.__table__, _VERSION.base_model_id == _BASE.id)
@@ -304,30 +317,15 @@ def _shape(
             aliases.setdefault((of, number), []).append(name)
         else:
             tags.setdefault(of, []).append(name)
-    return [
-        Version(
-            name=row.path,
-            version=row.number,
-            digest=row.digest,
-            size=row.size,
-            kind=row.kind,
-            task=row.task,
-            domain=row.domain,
-            method=row.method,
-            description=row.description,
-            base_model=row.model_id,
-            base_fingerprint=row.fingerprint,
-            matrices=row.matrices,
-            values=row.values,
-            training_docs=row.training_docs,
-            aliases=tuple(sorted(aliases.get((row.expert_id, row.number), ()))),
-            metrics=dict(sorted(metrics[row.id].items())),
-            created_at=row.created_at,
-            created_by=row.created_by,
-            deleted_at=row.deleted_at,
-        )
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        version_id, expert_id, *fields = row
+        values: dict[str, Any] = dict(zip(_FIELDS, fields, strict=False))
+        values["aliases"] = tuple(sorted(aliases.get((expert_id, values["version"]), ())))
+        values["metrics"] = dict(sorted(metrics[version_id].items()))
+        values["created"] = True
+        found.append(known(Version, {name: values[name] for name in Version.model_fields}))
+    return found
 
 
 def insert(

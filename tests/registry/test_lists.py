@@ -16,7 +16,7 @@ from t2.core.references import ExpertName
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
-from t2.registry.schemas import ExpertQuery, MetricRange, VersionQuery
+from t2.registry.schemas import Expert, ExpertQuery, MetricRange, Version, VersionQuery
 from t2.registry.services import experts
 from t2.registry.services.actor import Actor
 from t2.registry.services.service import Service
@@ -130,6 +130,14 @@ def test_a_page_takes_as_many_statements_for_many_experts_as_for_one(filled: Ser
             assert len(filled.list_experts(query, limit=limit).items) == limit
         counts.append(len(statements))
     assert counts[0] == counts[1] <= 4
+
+
+def test_what_is_listed_is_as_if_it_had_been_checked(filled: Service) -> None:
+    for expert in filled.list_experts().items:
+        assert expert.latest is not None
+        assert Expert.model_validate(expert.model_dump()) == expert
+        assert Version(**expert.latest.model_dump()).model_dump_json() == expert.latest.model_dump_json()
+        assert expert.latest.model_fields_set == set(Version.model_fields)
 
 
 def test_a_page_reads_no_manifest(filled: Service) -> None:
