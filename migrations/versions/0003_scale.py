@@ -38,6 +38,9 @@ def upgrade() -> None:
         op.drop_index(name, table_name="expert")
         where = sa.text(_LIVE)
         op.create_index(name, "expert", columns, postgresql_where=where, sqlite_where=where)
+    where = sa.text(_LIVE)
+    columns = ["base_model_id", "score", "id"]
+    op.create_index("ix_expert_base_score", "expert", columns, postgresql_where=where, sqlite_where=where)
     where = sa.text("deleted_at IS NOT NULL")
     op.create_index("ix_expert_deleted", "expert", ["updated_at", "id"], postgresql_where=where, sqlite_where=where)
     for name, columns in _VERSIONS.items():
@@ -68,6 +71,7 @@ def downgrade() -> None:
     for name in _VERSIONS:
         op.drop_index(name, table_name="version")
     op.drop_index("ix_expert_deleted", table_name="expert")
+    op.drop_index("ix_expert_base_score", table_name="expert", if_exists=True)
     for name, columns in _SORTED.items():
         op.drop_index(name, table_name="expert")
         op.create_index(name, "expert", columns)

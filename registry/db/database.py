@@ -68,6 +68,8 @@ class Database:
             options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
             # A plan made once for all values walks every row for a rare one: lists differ too much for that.
             options += " -c plan_cache_mode=force_custom_plan"
+            # Processes to help with one query, or code compiled for it, take longer than a page does.
+            options += " -c max_parallel_workers_per_gather=0 -c jit=off"
             # The server's own timeouts do not help where the network swallows its answers.
             network = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
             arguments = {

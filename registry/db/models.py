@@ -156,6 +156,7 @@ class Expert(Table):
         _live("ix_expert_updated", "updated_at", "id"),
         _live("ix_expert_created", "created_at", "id"),
         _live("ix_expert_score", "score", "id"),
+        _live("ix_expert_base_score", "base_model_id", "score", "id"),
         _live("ix_expert_namespace_updated", "namespace_id", "updated_at", "id"),
         _live("ix_expert_base_updated", "base_model_id", "updated_at", "id"),
         _live("ix_expert_task_updated", "task", "updated_at", "id"),
