@@ -66,8 +66,6 @@ class Database:
             parsed = parsed.set(drivername="postgresql+psycopg")
             milliseconds = int(timeout * 1000)
             options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} -c timezone=UTC"
-            # A plan made once for all values walks every row for a rare one: lists differ too much for that.
-            options += " -c plan_cache_mode=force_custom_plan"
             # Processes to help with one query, or code compiled for it, take longer than a page does.
             options += " -c max_parallel_workers_per_gather=0 -c jit=off"
             # The server's own timeouts do not help where the network swallows its answers.
@@ -99,6 +97,7 @@ class Database:
                 return connection
 
             event.listen(self.engine, "do_connect", connect)
+            event.listen(self.engine, "do_execute", _plan_anew)
         # One moment's state for all queries of a read, as SQLite gives it anyway: an alias and what it points to agree.
         reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
         self._read = sessionmaker(reader, expire_on_commit=False)
@@ -185,6 +184,22 @@ def _errorname(error: Exception) -> str:
 def _hint(error: Exception) -> str:
     name = _errorname(error)
     return "".join(f"; {hint}" for code, hint in _HINTS.items() if name == code or name.startswith(f"{code}_"))
+
+
+VARIED = "t2_varied"
+"""The execution option of a statement whose best plan depends on its values."""
+
+
+def _plan_anew(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+    """Have PostgreSQL plan a varied statement for the values at hand.
+
+    A statement that is often executed is prepared, and planned once for all values. That saves half the work of looking
+    something up by its key, and walks every row where a filter's value is rare.
+    """
+    if not context.execution_options.get(VARIED):
+        return False
+    cursor.execute(statement, parameters, prepare=False)
+    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -12,11 +12,11 @@ from t2.core.curve import CurvePoint
 from t2.core.errors import ConflictError, InvalidRequestError, TooLargeError
 from t2.core.references import ExpertName
 from t2.registry.db import models
+from t2.registry.db.lookups import columns
 from t2.registry.names import check_points
 from t2.registry.schemas import Curve
 from t2.registry.services import audit, experts, versions
 from t2.registry.services.actor import Actor, Limits
-from t2.registry.services.paging import columns
 
 _FIELDS = tuple(CurvePoint.model_fields)
 _POINT = columns(models.CurvePoint)

@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from t2.core.references import ExpertName
 from t2.registry.db import models
-from t2.registry.db.database import insert_once
+from t2.registry.db.database import VARIED, insert_once
+from t2.registry.db.lookups import columns
 from t2.registry.names import known_name
 from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, MetricRange, Page, known
 from t2.registry.services import audit, base_models, namespaces, versions
 from t2.registry.services.actor import Actor
-from t2.registry.services.paging import Order, columns, fetch_page
+from t2.registry.services.paging import Order, fetch_page
 
 MAX_TAGS = 50
 _FEW = 1000
@@ -150,7 +151,7 @@ def list_experts(session: Session, query: ExpertQuery, *, cursor: str | None, li
     column = _SORTS[sort]
     rows, next_cursor = fetch_page(
         session,
-        _narrowed(session, query),
+        _narrowed(session, query).execution_options(**{VARIED: True}),
         Order(column, models.Expert.id, descending),
         query=query.model_dump(mode="json"),
         cursor=cursor,
@@ -218,7 +219,7 @@ def _in_range(session: Session, wanted: MetricRange) -> ColumnElement[bool]:
         inside = inside.where(metric.value >= wanted.minimum)
     if wanted.maximum is not None:
         inside = inside.where(metric.value <= wanted.maximum)
-    few = session.scalars(inside.limit(_FEW + 1)).all()
+    few = session.scalars(inside.limit(_FEW + 1).execution_options(**{VARIED: True})).all()
     latest = version.number == models.Expert.latest
     if len(few) <= _FEW:
         known = bindparam(None, few, expanding=True, literal_execute=True, type_=Integer)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, tuple_
+from sqlalchemy import ColumnElement, Select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.digests import canonical_json, digest_of
 from t2.core.errors import InvalidRequestError
-from t2.registry.db import models
 from t2.registry.schemas import MAX_PAGE
 
 _KINDS: dict[str, type] = {"t": datetime, "n": float, "s": str, "i": int}
@@ -66,21 +65,6 @@ def fetch_page(
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], _encode(position(rows[limit - 1]), query)
-
-
-def columns(table: type[models.Table]) -> Any:
-    """The columns of a table, for a query whose rows are no objects of the session: it takes two thirds of the time."""
-    return table.__table__.c
-
-
-def any_of(column: Any, parameter: str) -> ColumnElement[bool]:
-    """``column IN (…)`` for ids that came from the database, which are given by this name when it is executed.
-
-    They are written into the statement: dozens of parameters, of another number each time, cost more than all the rest
-    of a page.
-    """
-    condition: ColumnElement[bool] = column.in_(bindparam(parameter, expanding=True, literal_execute=True))
-    return condition
 
 
 def _beyond(columns: Sequence[Any], after: Sequence[Any], descending: bool) -> ColumnElement[bool]:

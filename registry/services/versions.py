@@ -15,12 +15,13 @@ from t2.core.expertfile import ExpertFile
 from t2.core.manifest import unpack_hashes
 from t2.core.references import PRODUCTION, ExpertName, Reference
 from t2.registry.db import models
-from t2.registry.db.database import insert_once
+from t2.registry.db.database import VARIED, insert_once
+from t2.registry.db.lookups import any_of, columns
 from t2.registry.names import MAX_NUMBER
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery, known
 from t2.registry.services import audit, base_models, experts
 from t2.registry.services.actor import Actor, Limits
-from t2.registry.services.paging import Order, any_of, columns, fetch_page
+from t2.registry.services.paging import Order, fetch_page
 
 MAX_METRICS = 100
 
@@ -211,7 +212,7 @@ def search(session: Session, query: VersionQuery, *, cursor: str | None, limit: 
         ).where(models.Alias.alias == query.alias)
     rows, next_cursor = fetch_page(
         session,
-        statement,
+        statement.execution_options(**{VARIED: True}),
         Order(models.Version.id, models.Version.id, descending=True),
         query=["search", query.model_dump(mode="json")],
         cursor=cursor,
