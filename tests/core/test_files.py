@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -169,3 +170,21 @@ def test_what_a_kill_left_is_removed_by_the_next_write(tmp_path: Path) -> None:
         fcntl.flock(writer, fcntl.LOCK_EX)
         atomic_write(path, b"whole")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".fil.d.tmp", ".file.b.tmp", ".file.c.tmp", "file"]
+
+
+def test_bytes_are_on_the_disk_before_they_have_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"{os.fstat(handle).st_size} bytes")
+        fsync(handle)
+
+    def rename(source: str, target: Path) -> None:
+        done.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    atomic_write(tmp_path / "file", b"x" * 100)
+    assert done == ["100 bytes", "rename", "folder"]

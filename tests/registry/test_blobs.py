@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ import pytest
 
 from t2.core.digests import sha256
 from t2.core.errors import ArgumentError, NotFoundError, RegistryError, UnavailableError
+from t2.core.files import sync_folder
+from t2.registry.blobs import local, s3
 from t2.registry.blobs.base import BlobStore
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.blobs.s3 import Credentials, S3Blobs
@@ -270,3 +273,58 @@ def test_a_store_that_creates_an_object_once(s3_server: S3, whole: bool) -> None
                 store.put(DIGEST, DATA)
             assert store.put(DIGEST, DATA) is True
         assert store.get(DIGEST) == DATA
+
+
+def test_a_damaged_file_of_the_same_size_is_replaced(tmp_path: Path) -> None:
+    store = LocalBlobs(tmp_path)
+    data = b"the bytes of an expert"
+    digest = sha256(data)
+    assert store.put(digest, data)
+    (tmp_path / digest[:2] / digest).write_bytes(b"x" * len(data))
+    assert store.put(digest, data)
+    assert store.get(digest) == data
+
+
+def test_what_is_acknowledged_is_synced_also_where_another_upload_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+
+    def sync(folder: Path) -> None:
+        synced.append(folder)
+        sync_folder(folder)
+
+    monkeypatch.setattr(local, "sync_folder", sync)
+    store = LocalBlobs(tmp_path)
+    data = b"the bytes of an expert"
+    digest = sha256(data)
+    for made in (True, False):
+        synced.clear()
+        assert store.put(digest, data) is made
+        assert synced == [tmp_path / digest[:2], tmp_path]
+
+
+def test_a_file_made_this_moment_is_not_swept_whatever_is_asked_for(tmp_path: Path) -> None:
+    store = LocalBlobs(tmp_path)
+    digest = sha256(b"")
+    left = tmp_path / digest[:2] / f".{digest}.x.tmp"
+    left.parent.mkdir()
+    left.touch()
+    soon = time.time() + 3600
+    os.utime(left, (soon, soon))
+    later = datetime.fromtimestamp(soon + 3600, UTC)
+    assert store.sweep(later, dry_run=False) == []
+    assert left.exists()
+    os.utime(left, (soon - 7200, soon - 7200))
+    assert store.sweep(later, dry_run=False) == [str(left)]
+    assert not left.exists()
+
+
+def test_an_object_larger_than_any_expert_is_not_read(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = s3_blobs(s3_server, s3_server.bucket())
+    store.put(DIGEST, DATA)
+    monkeypatch.setattr(s3, "MAX_FILE_BYTES", len(DATA))
+    assert store.get(DIGEST) == DATA
+    monkeypatch.setattr(s3, "MAX_FILE_BYTES", len(DATA) - 1)
+    with pytest.raises(RegistryError, match="is damaged"):
+        store.get(DIGEST)

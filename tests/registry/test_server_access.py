@@ -272,6 +272,8 @@ def test_on_loopback_only_its_own_names_are_answered(tmp_path: Path, name: str) 
             assert client.get("/v1/experts", headers={"Host": good}).status_code == 200, good
         assert client.get("/v1/experts", headers={"Host": name}).status_code == 421
         assert client.get("/healthz", headers={"Host": name}).status_code == 421
+        for both in (("localhost", name), (name, "localhost"), ("localhost", "localhost")):
+            assert client.get("/v1/experts", headers=[("Host", each) for each in both]).status_code == 421
 
 
 def test_on_a_public_address_the_names_are_those_that_are_set(tmp_path: Path) -> None:
