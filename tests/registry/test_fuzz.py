@@ -440,7 +440,7 @@ def test_memory_is_bounded_by_the_limits() -> None:
         ),
         "large": framed(b"{}", bytes(MAX_FILE_BYTES - 10)),
         "too large": bytes(MAX_FILE_BYTES + 1),
-        "valid": expert_bytes(0, matrices=100, rank=50_000),
+        "valid": expert_bytes(0, matrices=20, rank=50_000),
     }
     peaks = {}
     for name, data in files.items():

@@ -247,7 +247,7 @@ def test_two_that_migrate_at_once(database: Database) -> None:
     fill(database)
 
 
-@pytest.mark.parametrize("tables", [1, 7, 14])
+@pytest.mark.parametrize("tables", [1, 14])
 def test_a_kill_leaves_the_old_schema(database: Database, tables: int) -> None:
     migrate.migrate(database, "base")
     process = start(KILLED, url_of(database), str(tables))
