@@ -41,6 +41,7 @@ from t2.harness.registry import every, find, registry
 from t2.harness.runs import read_run
 from t2.harness.shipped import demo_dir
 from t2.registry.client.base import RegistryClient
+from t2.registry.names import check_tag
 from t2.registry.schemas import (
     MAX_PAGE,
     VALIDATION_SCORE,
@@ -186,6 +187,8 @@ def _query(fields: dict[str, Any]) -> ExpertQuery:
     for option, known in (("kind", get_args(Kind)), ("sort", get_args(Sort))):
         if fields[option] is not None and fields[option] not in known:
             raise ArgumentError(f"--{option} {fields[option]} is not one{nearest(fields[option], known)}")
+    for tag in fields["tags"]:
+        check_tag(tag)
     try:
         return ExpertQuery(**fields)
     except pydantic.ValidationError as error:
@@ -244,7 +247,7 @@ def _print_list(experts: Sequence[Expert], files: Sequence[tuple[Path, ExpertFil
                 file,
             )
         )
-    print_table(header, [*rows, *map(_row, experts)])
+    print_table(header, [*rows, *map(_row, experts)], none="no experts")
 
 
 def _row(expert: Expert) -> Sequence[object]:
@@ -326,7 +329,7 @@ def _show_file(file: Path, whole_curve: bool, as_json: bool) -> None:
             ("matrices", f"{len(manifest.targets)} of rank {_ranks(manifest.targets)}"),
             ("values", sum(manifest.targets.values())),
             ("|z - 1|", f"mean {far['mean']:.4g}, largest {far['max']:.4g}"),
-            ("trained on", f"documents of {len(unpack_hashes(manifest.training_docs))} hashes"),
+            ("trained on", f"{len(unpack_hashes(manifest.training_docs))} documents"),
             *((f"training.{key}", value) for key, value in sorted(manifest.training.items())),
             *_parent_fields(manifest.parents),
             *((name, f"{value:.6g}") for name, value in run.metrics.items()),
@@ -383,7 +386,7 @@ def _version_fields(
         ("matrices", f"{version.matrices} of rank {_ranks(targets)}"),
         ("values", version.values),
         ("size", f"{version.size} bytes"),
-        ("trained on", f"documents of {version.training_docs} hashes"),
+        ("trained on", f"{version.training_docs} documents"),
         ("published", f"{version.created_at:%Y-%m-%d %H:%M} UTC by {version.created_by}"),
         ("aliases", ", ".join(version.aliases) or "-"),
         ("tags", ", ".join(expert.tags) or "-"),
@@ -442,7 +445,9 @@ def _print_lineage(tree: Lineage) -> None:
     names = {node.digest: ", ".join(node.references) or f"@sha256:{node.digest}" for node in tree.nodes}
     print()
     print_table(
-        ("expert", "α", "of"), [(names[edge.child], f"{edge.alpha:.6g}", names[edge.parent]) for edge in tree.edges]
+        ("expert", "α", "of"),
+        [(names[edge.child], f"{edge.alpha:.6g}", names[edge.parent]) for edge in tree.edges],
+        none="mixed of nothing, and nothing mixed of it",
     )
     if tree.truncated:
         print("t2: there is more of this family than the registry tells at once", file=sys.stderr)

@@ -17,8 +17,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows as left-aligned columns under a header; nothing is cut, so that the output can be searched."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, none: str = "") -> None:
+    """Print rows as left-aligned columns under a header; nothing is cut, so that the output can be searched.
+
+    Args:
+        none: what is printed instead where there are no rows.
+    """
+    if not rows and none:
+        print(none)
+        return
     cells = [[printable(str(cell)) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

@@ -10,13 +10,14 @@ import typer
 from t2.cli.output import print_fields, print_json, print_table
 from t2.cli.shelves import AsJson, Registry, parse_metrics
 from t2.core.digests import sha256
-from t2.core.errors import ArgumentError, StorageError
+from t2.core.errors import ArgumentError, NotFoundError, StorageError, nearest
 from t2.core.expertfile import read_expert
 from t2.core.files import atomic_write
-from t2.core.references import ExpertName, is_name, parse_alias, parse_name, parse_reference
+from t2.core.references import ExpertName, Reference, is_name, parse_alias, parse_name, parse_reference
 from t2.harness.catalogue import find_expert
 from t2.harness.publishing import push
 from t2.harness.registry import every, fetch, registry
+from t2.registry.names import check_tag
 from t2.registry.schemas import MAX_PAGE
 
 _Name = Annotated[str, typer.Argument(help="The expert: namespace/name.")]
@@ -56,6 +57,8 @@ def _push(
         )
     target = parse_name(name if name is not None else found.manifest.name)
     metrics = parse_metrics(metric or ())
+    for one in tag or ():
+        check_tag(one)
     if alias is not None:
         parse_alias(alias)
     with registry(registry_) as client:
@@ -131,10 +134,15 @@ def _describe(
     name: _Name,
     text: Annotated[str, typer.Argument(help="What the expert is.")],
     registry_: Registry = None,
+    as_json: AsJson = False,
 ) -> None:
     """Set an expert's description, which searches look through."""
     with registry(registry_) as client:
-        client.describe_expert(parse_name(name), text)
+        changed = client.describe_expert(parse_name(name), text)
+    if as_json:
+        print_json(changed.model_dump(mode="json"))
+    else:
+        print(f"described {changed.name}" if text else f"{changed.name} has no description now")
 
 
 def _alias(
@@ -176,6 +184,7 @@ def _alias(
                     )
                     for event in events
                 ],
+                none=f"no alias of {expert} was ever set" if alias is None else f"{expert} never had an alias {alias}",
             )
             return
         if delete:
@@ -184,7 +193,10 @@ def _alias(
         elif version is not None:
             assert alias is not None
             client.set_alias(expert, alias, version, reason=reason)
-        found = [one for one in client.list_aliases(expert) if delete or alias in (None, one.alias)]
+        aliases = client.list_aliases(expert)
+    found = [one for one in aliases if delete or alias in (None, one.alias)]
+    if alias is not None and not delete and not found:
+        raise NotFoundError(f"{expert} has no alias {alias}{nearest(alias, [one.alias for one in aliases])}")
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
     else:
@@ -194,27 +206,39 @@ def _alias(
                 (one.alias, one.version, one.digest[:12], f"{one.updated_at:%Y-%m-%d %H:%M}", one.updated_by)
                 for one in found
             ],
+            none=f"{expert} has no aliases",
         )
 
 
 def _delete(
     name: _Versioned,
     registry_: Registry = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take an expert, or one version, out of all lists; it can be restored."""
     expert, version = _named(name)
     with registry(registry_) as client:
         client.delete(expert, version)
+    if as_json:
+        print_json({"deleted": str(Reference(expert, version=version))})
+    else:
+        written = Reference(expert, version=version)
+        print(f"deleted {written}; until it is collected, t2 expert restore {written} brings it back")
 
 
 def _restore(
     name: _Versioned,
     registry_: Registry = None,
+    as_json: AsJson = False,
 ) -> None:
     """Bring back an expert, or one version, that was deleted."""
     expert, version = _named(name)
     with registry(registry_) as client:
         client.restore(expert, version)
+    if as_json:
+        print_json({"restored": str(Reference(expert, version=version))})
+    else:
+        print(f"restored {Reference(expert, version=version)}")
 
 
 def _named(text: str) -> tuple[ExpertName, int | None]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from t2.cli.output import print_fields, print_json, print_table
-from t2.core.errors import ArgumentError, StorageError
+from t2.core.errors import ArgumentError, InvalidRequestError, StorageError
 from t2.core.files import atomic_file
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def _list(config: _Config = None, as_json: _Json = False) -> None:
             )
             for token in tokens
         ],
+        none="no tokens",
     )
 
 
@@ -239,7 +240,10 @@ def _import(
         except OSError as error:
             raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
         with source:
-            result = restore(service.database, service.store, service.actor, source, tokens=tokens)
+            try:
+                result = restore(service.database, service.store, service.actor, source, tokens=tokens)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"{file}: {error}") from error
     if as_json:
         print_json({"file": str(file), **asdict(result)})
         return

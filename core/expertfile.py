@@ -86,6 +86,8 @@ def decode_expert(data: bytes, source: str) -> ExpertFile:
     if len(data) < 8:
         raise fail(f"it is truncated ({len(data)} bytes)")
     size = int.from_bytes(data[:8], "little")
+    if data[:4] == b"PK\x03\x04" or (data[0] == 0x80 and 2 <= data[1] <= 5 and size > MAX_HEADER_BYTES):
+        raise fail("it is a pickle or a PyTorch checkpoint, and experts are safetensors; see t2 expert import")
     if size > MAX_HEADER_BYTES:
         raise fail(f"a header of {size} bytes exceeds the limit of {MAX_HEADER_BYTES}")
     if len(data) < 8 + size:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 
 from t2.core.errors import InvalidRequestError, NotFoundError, TooLargeError
-from t2.core.references import ALIAS_PATTERN, NAME_PATTERN, ExpertName
+from t2.core.references import ALIAS_PATTERN, METRIC_PATTERN, NAME_PATTERN, TAG_PATTERN, ExpertName
 
 MAX_NUMBER = 2**31 - 1
 """Of versions and identifiers: what the database's integers hold."""
 
 MAX_POINTS_A_CALL = 10_000
+
+MAX_NOTE_BYTES = 2000
+"""Of a text that travels in the address of a request, in UTF-8: thrice as many there, which every proxy takes."""
 
 
 def check_pattern(what: str, value: str, pattern: str) -> None:
@@ -35,6 +38,30 @@ def known_name(name: ExpertName) -> None:
 def check_alias(alias: str) -> None:
     """Raises InvalidRequestError where an alias cannot be called so."""
     check_pattern("alias", alias, ALIAS_PATTERN)
+
+
+def check_tag(tag: str) -> None:
+    """Raises InvalidRequestError where an expert cannot be tagged so."""
+    if not re.fullmatch(TAG_PATTERN, tag):
+        raise InvalidRequestError(
+            f"tag {tag[:100]!r}: write 1 to 100 ASCII letters, digits and . _ : = / + -, a letter or digit first"
+        )
+
+
+def check_metric(metric: str) -> None:
+    """Raises InvalidRequestError where a metric cannot be called so."""
+    if not re.fullmatch(METRIC_PATTERN, metric):
+        raise InvalidRequestError(
+            f"metric {metric[:100]!r}: write 1 to 100 ASCII letters, digits and _ . , @ / : -, "
+            "a letter, a digit or _ first"
+        )
+
+
+def check_note(what: str, text: str) -> None:
+    """Raises InvalidRequestError where a text is too long for the address of a request."""
+    size = len(text.encode("utf-8", "replace"))
+    if size > MAX_NOTE_BYTES:
+        raise InvalidRequestError(f"{what}: {size} bytes in UTF-8, the limit is {MAX_NOTE_BYTES}; shorten it")
 
 
 def check_key(key: str | None) -> None:

@@ -55,7 +55,7 @@ class RegistryClient(Protocol):
 
         Args:
             data: the file's bytes.
-            description: a note on this version, at most 4000 characters.
+            description: a note on this version, at most 2000 bytes in UTF-8.
             idempotency_key: an upload repeated under the same key within a day does nothing more than the first.
 
         Raises:

@@ -118,11 +118,11 @@ class ExpertCache:
                 raise
             if not reference.pinned:
                 _log.warning(
-                    "%s: %s is taken as %s, as the registry said on %s; it may have moved since",
-                    error,
+                    "%s is taken as %s, as the registry said on %s; it may have moved since (%s)",
                     reference,
                     memory.version.reference,
                     f"{memory.at:%Y-%m-%d %H:%M} UTC",
+                    error,
                 )
             return Resolved(memory.version, memory.at)
         expert = reference.expert

@@ -19,7 +19,17 @@ from t2.core.expertfile import MAX_FILE_BYTES
 from t2.core.references import ExpertName, Reference, is_digest
 from t2.registry.client.retry import RetryPolicy
 from t2.registry.client.transport import Answer, Transport
-from t2.registry.names import check_alias, check_key, check_name, check_number, check_points, known_name
+from t2.registry.names import (
+    check_alias,
+    check_key,
+    check_metric,
+    check_name,
+    check_note,
+    check_number,
+    check_points,
+    check_tag,
+    known_name,
+)
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
@@ -80,6 +90,7 @@ class HttpRegistry:
         self, name: ExpertName, data: bytes, *, description: str = "", idempotency_key: str | None = None
     ) -> Version:
         check_name(name)
+        check_note("description", description)
         check_key(idempotency_key)
         key = secrets.token_hex(16) if idempotency_key is None else idempotency_key
         answer = self._transport.send(
@@ -135,6 +146,8 @@ class HttpRegistry:
         return answer.content
 
     def set_metrics(self, name: ExpertName, version: int, metrics: Mapping[str, float]) -> Version:
+        for metric in metrics:
+            check_metric(metric)
         return self._change(Version, "PATCH", f"{_version(name, version)}/metrics", dict(metrics), repeatable=True)
 
     def list_aliases(self, name: ExpertName) -> Sequence[AliasInfo]:
@@ -148,6 +161,7 @@ class HttpRegistry:
 
     def delete_alias(self, name: ExpertName, alias: str, *, reason: str = "") -> None:
         check_alias(alias)
+        check_note("reason", reason)
         path = f"{_path(name)}/aliases/{quote(alias, safe='')}"
         self._transport.send("DELETE", path, params=[("reason", reason)] if reason else [], repeatable=True)
 
@@ -159,6 +173,8 @@ class HttpRegistry:
 
     def change_tags(self, name: ExpertName, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Expert:
         body = {"add": list(add), "remove": list(remove)}
+        for tag in (*body["add"], *body["remove"]):
+            check_tag(tag)
         return self._change(Expert, "POST", f"{_path(name)}/tags", body, repeatable=True)
 
     def delete(self, name: ExpertName, version: int | None = None) -> None:

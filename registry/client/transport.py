@@ -222,6 +222,11 @@ class Transport:
             error = self._not_ours(status, headers, asked)
         if status in STATUSES:
             return _RepeatableError(error, seen=status != 429, after=retry_after(headers.get("retry-after")))
+        if problem is not None and isinstance(error, UnauthorizedError) and not self._authorization:
+            return UnauthorizedError(
+                f"{self.location} wants an access token; set T2_REGISTRY_TOKEN, which goes to the server of "
+                "T2_REGISTRY_URL and to no other"
+            )
         return error
 
     def _not_ours(self, status: int, headers: httpx2.Headers, asked: str) -> RegistryError:

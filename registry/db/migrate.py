@@ -123,10 +123,13 @@ def _run(config: Config, connection: sqlalchemy.Connection, database: Database, 
 
 def _state(database: Database, found: str | None) -> str:
     if found is None:
-        return f"the database {database.location} is empty; run t2 registry migrate"
+        return f"the database {database.location} is empty; run t2 registry migrate with the same settings"
     if found not in revisions():
         return f"the database {database.location} is at revision {found}, which is of a newer t2; upgrade t2"
-    return f"the database {database.location} is at revision {found}, this t2 needs {head()}; run t2 registry migrate"
+    return (
+        f"the database {database.location} is at revision {found}, this t2 needs {head()}; run t2 registry migrate "
+        "with the same settings"
+    )
 
 
 def _config() -> Config:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Path, Query
 
 from t2.core.references import ALIAS_PATTERN, DIGEST_PATTERN, NAME_PATTERN
+from t2.registry.names import MAX_NOTE_BYTES
 from t2.registry.schemas import MAX_PAGE
 from t2.registry.server.bodies import MAX_INT, NO_NUL
 
@@ -26,4 +27,4 @@ Cursor = Annotated[
     str | None, Query(max_length=1000, description="`next` of the page before; opaque, and good for the same query.")
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Items of one page at most.")]
-Reason = Annotated[str, Query(max_length=4000, pattern=NO_NUL, description="Why, for the history.")]
+Reason = Annotated[str, Query(max_length=MAX_NOTE_BYTES, pattern=NO_NUL, description="Why, for the history.")]

@@ -14,15 +14,13 @@ from t2.core.digests import digest_of
 from t2.core.errors import ConflictError, ExpertFileError, InvalidRequestError, NotFoundError, TooLargeError
 from t2.core.expertfile import ExpertFile, decode_expert
 from t2.core.references import (
-    METRIC_PATTERN,
-    TAG_PATTERN,
     ExpertName,
     Reference,
     is_digest,
 )
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db.database import Database
-from t2.registry.names import check_alias, check_key, check_name, check_pattern
+from t2.registry.names import check_alias, check_key, check_metric, check_name, check_note, check_tag
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
@@ -86,6 +84,7 @@ class Service:
     ) -> Version:
         check_name(name)
         file = self.validate(data, str(name))
+        check_note("description", description)
         _text("description", description)
         check_key(idempotency_key)
         request = digest_of([str(name), file.digest, description])
@@ -182,7 +181,7 @@ class Service:
 
     def set_metrics(self, name: ExpertName, version: int, metrics: Mapping[str, float]) -> Version:
         for metric in metrics:
-            check_pattern("metric", metric, METRIC_PATTERN)
+            check_metric(metric)
         with self.database.write() as session:
             return versions.set_metrics(session, self.actor, name, version, metrics)
 
@@ -198,6 +197,7 @@ class Service:
 
     def delete_alias(self, name: ExpertName, alias: str, *, reason: str = "") -> None:
         check_alias(alias)
+        check_note("reason", reason)
         _text("reason", reason)
         with self.database.write() as session:
             aliases.delete_alias(session, self.actor, name, alias, reason)
@@ -209,9 +209,9 @@ class Service:
             return aliases.history(session, name, alias, cursor=cursor, limit=limit)
 
     def change_tags(self, name: ExpertName, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Expert:
-        add = list(add)
-        for tag in add:
-            check_pattern("tag", tag, TAG_PATTERN)
+        add, remove = list(add), list(remove)
+        for tag in (*add, *remove):
+            check_tag(tag)
         with self.database.write() as session:
             return experts.change_tags(session, self.actor, name, add, remove)
 

@@ -201,9 +201,10 @@ def test_aliases_tags_and_descriptions_change(shelf: Path, here: Here) -> None:
         ("-", "1", "first"),
     ]
     assert here.json("expert", "alias", "team/math") == []
+    assert here("expert", "alias", "team/math") == "team/math has no aliases\n"
     assert here.json("expert", "tag", "team/math", "reviewed", "--remove", "paper") == ["reviewed"]
     assert here("expert", "tag", "team/math") == "reviewed\n"
-    here("expert", "describe", "team/math", "Sums in steps")
+    assert here("expert", "describe", "team/math", "Sums in steps") == "described team/math\n"
     assert [entry["description"] for entry in here.json("expert", "list", "--text", "sums")] == ["Sums in steps"]
     assert here.fields("expert", "show", "team/math")["about"] == "Sums in steps"
 
@@ -211,12 +212,13 @@ def test_aliases_tags_and_descriptions_change(shelf: Path, here: Here) -> None:
 def test_what_is_deleted_can_be_restored(shelf: Path, here: Here) -> None:
     here("expert", "push", trained(shelf / "runs" / "more", 9), "team/math", "--alias", "production")
     assert "move or remove the alias first" in here.refused("expert", "delete", "team/math@2")
-    here("expert", "delete", "team/math@1")
+    assert "t2 expert restore team/math@1 brings it back" in here("expert", "delete", "team/math@1")
     assert "is deleted; it can be restored" in here.refused("expert", "show", "team/math@1")
-    here("expert", "restore", "team/math@1")
-    here("expert", "delete", "team/math")
+    assert here("expert", "restore", "team/math@1") == "restored team/math@1\n"
+    assert here("expert", "list", "--deleted") == "no experts\n"
+    assert here.json("expert", "delete", "team/math") == {"deleted": "team/math"}
     assert [row["name"] for row in here.table("expert", "list", "--deleted")] == ["team/math"]
-    here("expert", "restore", "team/math")
+    assert here.json("expert", "restore", "team/math") == {"restored": "team/math"}
     assert here.fields("expert", "show", "team/math@1")["name"] == "team/math@1"
 
 
@@ -238,7 +240,10 @@ def test_what_is_deleted_can_be_restored(shelf: Path, here: Here) -> None:
         (["alias", "team/math", "--delete"], "--delete removes one alias"),
         (["alias", "team/math", "--reason", "x"], "--reason is for a change"),
         (["delete", "team/math@production"], "name an expert, namespace/name, or one version by its number"),
-        (["tag", "team/math", "no spaces"], "does not match"),
+        (["tag", "team/math", "no spaces"], "tag 'no spaces': write 1 to 100 ASCII letters"),
+        (["push", "mine", "--tag", "no spaces"], "tag 'no spaces': write 1 to 100 ASCII letters"),
+        (["list", "--tag", "no spaces"], "tag 'no spaces': write 1 to 100 ASCII letters"),
+        (["alias", "team/math", "prod"], "team/math has no alias prod"),
         (["pull", "team/math@"], "is not a reference"),
     ],
 )

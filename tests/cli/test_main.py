@@ -85,7 +85,7 @@ def test_show_tells_what_an_expert_is(expert: tuple[Path, str]) -> None:
     assert shown["digest"] == digest
     assert shown["matrices"] == "2 of rank 4"
     assert shown["|z - 1|"] == "mean 0.125, largest 0.5"
-    assert shown["trained on"] == "documents of 2 hashes"
+    assert shown["trained on"] == "2 documents"
     assert shown["training.seed"] == "7"
 
 

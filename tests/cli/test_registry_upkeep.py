@@ -134,7 +134,7 @@ def test_export_and_import(t2: Program, filled: Path, tmp_path: Path, monkeypatc
         service.set_alias(MATH, "production", 1)
     with pytest.raises(StorageError, match="cannot read"):
         t2("import", tmp_path / "none.tar")
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(InvalidRequestError, match=r"test_registry_upkeep\.py: it is not a tar archive"):
         t2("import", Path(__file__))
     monkeypatch.setenv("T2_REGISTRY_URL", str(tmp_path / "third"))
     with open_embedded(tmp_path / "third") as service:

@@ -128,7 +128,7 @@ def test_the_token_is_checked_before_the_training(
     closed: tuple[str, str, str], command: list[str], home: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, reader, writer = closed
-    with pytest.raises(UnauthorizedError):
+    with pytest.raises(UnauthorizedError, match="wants an access token; set T2_REGISTRY_TOKEN"):
         here(*command, "--push", "team/letters")
     monkeypatch.setenv("T2_REGISTRY_TOKEN", reader)
     with pytest.raises(ForbiddenError):

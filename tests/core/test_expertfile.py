@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     ),
     "absurd header size": (b"\xff" * 64, "a header of 18446744073709551615 bytes"),
     "oversized file": (VALID + bytes(MAX_FILE_BYTES), f"exceed the limit of {MAX_FILE_BYTES}"),
+    "a pickle": (pickle.dumps({"weight": [1.0, 2.0]}), "a pickle or a PyTorch checkpoint"),
+    "a PyTorch checkpoint": (b"PK\x03\x04" + bytes(60), "a pickle or a PyTorch checkpoint"),
     "header not UTF-8": (struct.pack("<Q", 4) + b"{\xff\xfe}", "header is not JSON"),
     "header not JSON": (join("{]", b""), "header is not JSON"),
     "header nested without end": (join("[" * 50_000, b""), "header is not JSON"),

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from t2.core.manifest import Kind
 from t2.core.references import ALIAS_PATTERN, DIGEST_PATTERN, Reference, parse_reference
+from t2.registry.names import MAX_NOTE_BYTES
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery
 from t2.registry.server.bodies import NO_NUL, MetricsBody
 from t2.registry.server.operations import BINARY, JSON, Operation, answer, done, expert_name, registry
@@ -28,7 +29,9 @@ async def publish_version(
     request: Request,
     namespace: NamespacePath,
     name: NamePath,
-    description: Annotated[str, Query(max_length=4000, pattern=NO_NUL, description="A note on this version.")] = "",
+    description: Annotated[
+        str, Query(max_length=MAX_NOTE_BYTES, pattern=NO_NUL, description="A note on this version.")
+    ] = "",
     idempotency_key: Annotated[
         str | None,
         Header(
