@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from t2.core.digests import sha256
 from t2.registry.blobs.s3 import Credentials, S3Blobs
+from t2.registry.db import models
 from t2.registry.server import content
 from t2.registry.services.service import Service
 from tests.registry.samples import expert_bytes
@@ -162,3 +164,12 @@ def test_downloads_go_to_the_store_where_that_is_set(tmp_path: Path, s3_server: 
                 assert s3_server.secret_key not in answer.headers["location"]
                 assert client.head(address).headers["content-length"] == str(SIZE)
                 assert client.get(address, headers={"If-None-Match": f'"{DIGEST}"'}).status_code == 304
+
+
+def test_a_file_of_another_size_than_its_row_says_is_not_served(tmp_path: Path) -> None:
+    with embedded(tmp_path) as (service, client):
+        upload(client)
+        with service.database.write() as session:
+            session.execute(update(models.Blob).values(size=SIZE - 1))
+        assert client.get(BLOB).status_code == 500
+        assert client.get(BLOB, headers={"Range": "bytes=0-9"}).status_code == 500
