@@ -57,6 +57,12 @@ def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: boo
     return row
 
 
+def get(session: Session, name: ExpertName) -> Expert:
+    """An expert that is not deleted."""
+    rows = session.execute(select(*_ROW).where(_EXPERT.path == str(name), _EXPERT.deleted_at.is_(None))).all()
+    return shape(session, rows or [find(session, name)])[0]
+
+
 def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> models.Expert:
     """The expert an upload is for, locked; made when new.
 

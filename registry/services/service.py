@@ -136,7 +136,7 @@ class Service:
 
     def get_expert(self, name: ExpertName) -> Expert:
         with self.database.read() as session:
-            return experts.shape(session, [experts.find(session, name)])[0]
+            return experts.get(session, name)
 
     def list_experts(
         self, query: ExpertQuery | None = None, *, cursor: str | None = None, limit: int = 50

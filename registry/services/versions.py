@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Double, Integer, Row, Select, cast, literal, null, select, union_all
+from sqlalchemy import Double, Integer, Row, Select, cast, func, literal, null, select, union_all
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, nearest
@@ -55,6 +55,7 @@ _JOINED = (
     .join(models.Blob.__table__, _VERSION.digest == _BLOB.digest)
     .join(models.BaseModel.__table__, _VERSION.base_model_id == _BASE.id)
 )
+_RESOLVED = _JOINED.add_columns(_VERSION.manifest).where(_EXPERT.deleted_at.is_(None), _VERSION.deleted_at.is_(None))
 _LATEST = _JOINED.where(any_of(_VERSION.expert_id, "experts"), _VERSION.number == _EXPERT.latest)
 _DETAILS = (
     select(literal("metric"), _METRIC.version_id, cast(null(), Integer), _METRIC.name, _METRIC.value).where(
@@ -159,23 +160,24 @@ def resolve(session: Session, reference: Reference) -> VersionDetail:
     Raises:
         NotFoundError: there is none.
     """
-    statement = joined().where(models.Expert.deleted_at.is_(None), models.Version.deleted_at.is_(None))
+    statement = _RESOLVED
     if reference.expert is None:
-        statement = statement.where(models.Version.digest == reference.digest).order_by(models.Version.id).limit(1)
+        statement = statement.where(_VERSION.digest == reference.digest).order_by(_VERSION.id).limit(1)
     else:
-        expert = experts.find(session, reference.expert)
-        statement = statement.where(models.Version.expert_id == expert.id)
+        statement = statement.where(_EXPERT.path == str(reference.expert))
         if reference.digest is not None:
-            statement = statement.where(models.Version.digest == reference.digest)
+            statement = statement.where(_VERSION.digest == reference.digest)
+        elif reference.version is not None:
+            statement = statement.where(_VERSION.number == min(reference.version, MAX_NUMBER))
         else:
-            statement = statement.where(models.Version.number == _number(session, expert, reference))
-    rows = session.execute(statement.add_columns(models.Version.manifest)).all()
+            alias = _ALIAS.alias == (PRODUCTION if reference.alias is None else reference.alias)
+            number = select(_ALIAS.number).where(_ALIAS.expert_id == _EXPERT.id, alias).scalar_subquery()
+            wanted = func.coalesce(number, _EXPERT.latest) if reference.alias is None else number
+            statement = statement.where(_VERSION.number == wanted)
+    rows = session.execute(statement).all()
     if not rows:
-        if reference.expert is not None and reference.version is not None:
-            find(session, reference.expert, reference.version)
-        raise NotFoundError(f"there is no version {reference}")
-    version = shape(session, rows)[0]
-    return VersionDetail(**version.model_dump(), manifest=rows[0].manifest)
+        raise _unresolved(session, reference)
+    return known(VersionDetail, {**vars(shape(session, rows)[0]), "manifest": rows[0].manifest})
 
 
 def list_versions(session: Session, name: ExpertName, *, cursor: str | None, limit: int) -> Page[Version]:
@@ -389,16 +391,16 @@ def _earlier(session: Session, actor: Actor, key: str, request: str, limits: Lim
     return version.model_copy(update={"created": version.created_at == row.created_at})
 
 
-def _number(session: Session, expert: models.Expert, reference: Reference) -> int:
-    if reference.version is not None:
-        return min(reference.version, MAX_NUMBER)
-    pairs = session.execute(select(models.Alias.alias, models.Alias.number).where(models.Alias.expert_id == expert.id))
-    aliases = dict(pairs.all())
-    if reference.alias is not None:
-        if reference.alias not in aliases:
-            raise NotFoundError(f"{expert.path} has no alias {reference.alias}{nearest(reference.alias, aliases)}")
-        return aliases[reference.alias]
-    number = aliases.get(PRODUCTION, expert.latest)
-    if number is None:
-        raise NotFoundError(f"all versions of {expert.path} are deleted")
-    return number
+def _unresolved(session: Session, reference: Reference) -> NotFoundError:
+    """Why a reference means nothing."""
+    if reference.expert is not None:
+        expert = experts.find(session, reference.expert)
+        if reference.version is not None:
+            find(session, reference.expert, reference.version)
+        elif reference.alias is not None:
+            aliases = session.scalars(select(models.Alias.alias).where(models.Alias.expert_id == expert.id))
+            missing = f"{expert.path} has no alias {reference.alias}{nearest(reference.alias, aliases)}"
+            return NotFoundError(missing)
+        elif reference.digest is None:
+            return NotFoundError(f"all versions of {expert.path} are deleted")
+    return NotFoundError(f"there is no version {reference}")
