@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 from fastapi import FastAPI
@@ -36,6 +37,8 @@ from t2.registry.server.uploads import Uploads
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
 
+THREADS = 40
+"""In which operations run, of each process; those that find no connection to the database free wait for one."""
 DOWNLOAD_BYTES = 256 * 1024 * 1024
 """Downloads that are in memory at once."""
 CURVES = 4
@@ -62,6 +65,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     loopback = is_loopback(settings.host)
     authenticator = Authenticator(service, may_be_open=loopback)
     readiness = Readiness(service)
+    threads = ThreadPoolExecutor(THREADS, "operation")
 
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -70,6 +74,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         finally:
             authenticator.close()
             readiness.close()
+            threads.shutdown()
             service.close()
 
     app = FastAPI(
@@ -94,7 +99,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     app.state.downloads = Budget(DOWNLOAD_BYTES)
     app.state.curves = anyio.CapacityLimiter(CURVES)
     health.add_to(app)
-    add_operations(app, OPERATIONS)
+    add_operations(app, OPERATIONS, threads)
     app.state.openapi = functools.cache(
         lambda: json.dumps(build_schema(app, {each.id: each for each in OPERATIONS})).encode()
     )
