@@ -76,7 +76,10 @@ def _extract(
     output: _Output = None,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Make an expert of the difference between two checkpoints, where it is a change of singular values."""
+    """Make an expert of the difference between two checkpoints.
+
+    It is refused where the difference is no change of singular values.
+    """
     with needs_eval("t2 expert extract"):
         from t2.api.saved import place
     place(name, output, overwrite)
@@ -115,7 +118,7 @@ def _mix(
     output: _Output = None,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Make one expert, of kind mixture, of several, or of what an adaptation has found."""
+    """Make a mixture of experts, or of what an adaptation found."""
     with needs_eval("t2 expert mix"):
         from t2.api import mix
         from t2.api.saved import mix_record, place, read_named

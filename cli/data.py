@@ -37,7 +37,7 @@ def _fetch(
     everything: Annotated[bool, typer.Option("--all", help="Fetch every data set.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Download data sets into T2_DATA_HOME; what is there already is not fetched again."""
+    """Download data sets into T2_DATA_HOME. What is there already is not fetched again."""
     if bool(names) == everything:
         raise ArgumentError("t2 data fetch needs names of data sets, or --all, and not both; see: t2 data list")
     with needs_eval("t2 data"):

@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
         "eval",
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        help="Run lm_eval with the arguments that follow, t2's model and tasks included.",
+        help="Run lm_eval, with t2's model and tasks. It gets the arguments that follow.",
     )(_eval)
 
 

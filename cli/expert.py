@@ -75,7 +75,10 @@ def _show(
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what one expert says of itself, how far it is from the base model, and what the registry knows of it."""
+    """Show an expert: what it says of itself and the registry knows.
+
+    Of a file also how far it is from the base model.
+    """
     file = local_file(expert)
     if file is not None and (versions or lineage):
         raise ArgumentError(f"{expert} is a file; --versions and --lineage are for experts of a registry")
@@ -98,7 +101,7 @@ def _verify(
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check experts against the strict profile, in files or in a registry; exits with 2 when one breaks it."""
+    """Check experts against the strict profile. Exits with 2 when one breaks it."""
     checked = [_check(expert, registry_) for expert in experts]
     if as_json:
         print_json([entry for entry, _ in checked])
@@ -134,9 +137,9 @@ def _list(
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """List experts of the registry, and those of yours that are not in it.
+    """List experts of the registry, and your own.
 
-    Files that are not valid are named on standard error, and the exit code is then 2.
+    Your own are those in T2_EXPERTS_DIR that are not in it. Files that are not valid are named on standard error, and the exit code is then 2.
     """
     given = {
         "namespace": namespace,

@@ -47,7 +47,10 @@ def _push(
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish an expert as a new version, with the curve and the scores that lie beside its file."""
+    """Publish an expert as a new version.
+
+    The curve and the scores that lie beside its file go with it.
+    """
     file = find_expert(expert)
     found = read_expert(file)
     if name is None and not is_name(found.manifest.name):
@@ -88,7 +91,7 @@ def _pull(
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an expert of the registry to a file, checked against its digest."""
+    """Write an expert of the registry to a file, and check its digest."""
     wanted = parse_reference(reference)
     found = fetch(wanted, registry_)
     name = wanted.expert.name if wanted.expert is not None else found.file.digest[:12]
@@ -155,7 +158,7 @@ def _alias(
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias of an expert to a version, remove it, or list aliases and their history."""
+    """Point an alias to a version, remove it, or list aliases."""
     expert = parse_name(name)
     if (version is not None or delete) and history:
         raise ArgumentError("--history only lists; leave out the version and --delete")
@@ -215,7 +218,7 @@ def _delete(
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take an expert, or one version, out of all lists; it can be restored."""
+    """Take an expert or a version out of all lists. It can be restored."""
     expert, version = _named(name)
     with registry(registry_) as client:
         client.delete(expert, version)

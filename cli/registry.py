@@ -30,7 +30,7 @@ def _serve(
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; more than one needs PostgreSQL.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")] = None,
 ) -> None:
-    """Serve the registry over HTTP; with nothing configured, the embedded one on this machine."""
+    """Serve the registry over HTTP. With nothing configured, the embedded one on this machine."""
     from t2.registry.server.serve import serve
 
     serve(config, host=host, port=port, workers=workers)

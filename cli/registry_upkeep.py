@@ -51,7 +51,7 @@ def _migrate(
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
-    """Bring the database to the newest schema, or to another; make it where there is none."""
+    """Bring the database to the newest schema, or to another. It is made where there is none."""
     from t2.registry.db import migrate
     from t2.registry.open import open_database
 
@@ -84,7 +84,7 @@ def _create(
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
-    """Make a token and print it, this once: only its hash is kept."""
+    """Make a token and print it. This once: only its hash is kept."""
     with _registry(config) as service:
         token = service.create_token(name, scope, days=days)  # type: ignore[arg-type]  # the service checks them
     if as_json:
@@ -143,7 +143,7 @@ def _gc(
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
-    """Remove what was deleted long ago, and files that no version has."""
+    """Remove what was deleted long ago, and files of no version."""
     from t2.registry.services.garbage import Policy, collect
 
     settings = _settings(config, gc_grace_seconds=grace, retention_days=retention)
@@ -172,7 +172,7 @@ def _doctor(
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
-    """Check that everything that the registry promises is there; exits with 2 where something is wrong."""
+    """Check that all that the registry promises is there. Exits with 2 where something is wrong."""
     from t2.registry.open import open_blobs, open_database
     from t2.registry.services.doctor import Examined, examine
 
@@ -213,7 +213,7 @@ def _export(
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
-    """Write the registry, or a namespace of it, to one file that any registry can import."""
+    """Write the registry or a namespace to one file. Any registry can import it."""
     from t2.registry.portable.exporting import export
 
     if file.exists() and not overwrite:
@@ -231,7 +231,7 @@ def _import(
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
-    """Read an archive into the registry, which may be empty or not; the same archive again changes nothing."""
+    """Read an archive into the registry, empty or not. The same again changes nothing."""
     from t2.registry.portable.importing import restore
 
     with _registry(config) as service:

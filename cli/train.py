@@ -148,7 +148,7 @@ def _train(
         str | None, typer.Option(help="With --push, the registry: a URL or a folder; without it T2_REGISTRY_URL.")
     ] = None,
 ) -> None:
-    """Train an expert on a task by reinforcement; an interrupted run goes on when it is given the same options."""
+    """Train an expert on a task by reinforcement. An interrupted run goes on when it is given the same options."""
     with needs_eval("t2 train"):
         from t2.training.api import finished, train
         from t2.training.config_file import read_config_file, to_yaml

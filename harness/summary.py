@@ -15,7 +15,7 @@ _armed = False
 
 
 def format_summary(records: Sequence[AdaptationRecord], paths: Mapping[str, Path]) -> str:
-    """A Markdown table with a line per task, and the place of each record under it.
+    """A Markdown table with a line per task; under it versions of a registry that took part, and where records lie.
 
     Args:
         records: of one run.
@@ -39,7 +39,14 @@ def format_summary(records: Sequence[AdaptationRecord], paths: Mapping[str, Path
         for r in records
         for one in r.overlap
     ]
-    return "\n".join(["t2: what was adapted", *table, *marks, *notes])
+    # The name in a file says nothing of its version.
+    origins = {
+        f"{one.name}: {one.reference}" + ("" if one.digest in one.reference else f" (sha256 {one.digest[:12]})"): None
+        for r in records
+        for one in r.experts
+        if one.reference is not None
+    }
+    return "\n".join(["t2: what was adapted", *table, *origins, *marks, *notes])
 
 
 def arm(records: Sequence[AdaptationRecord], paths: Mapping[str, Path]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from t2.cli.main import app
 from t2.core.expertfile import encode_expert, write_expert
 from t2.core.manifest import BaseModelRef, Manifest, pack_hashes
 
@@ -76,6 +77,16 @@ def test_help_lists_the_commands_without_loading_the_model_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert {"eval", "data", "expert"} <= set(done.stdout.split())
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "group", [[], ["expert"], ["data"], ["registry"], ["registry", "token"]], ids=lambda group: " ".join(group) or "t2"
+)
+def test_lists_of_commands_are_whole_sentences(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    app([*group, "--help"], standalone_mode=False, terminal_width=80)
+    commands = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()
+    assert len(commands) > 1
+    assert [line for line in commands if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_show_tells_what_an_expert_is(expert: tuple[Path, str]) -> None:

@@ -15,6 +15,7 @@ from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import load_expert
 from t2.core.curve import CurvePoint, append_point, read_curve
 from t2.core.errors import ArgumentError, ConflictError, NotFoundError, StorageError, T2Error, UnavailableError
+from t2.core.record import AdaptationRecord
 from t2.core.references import ExpertName, parse_name, parse_reference
 from t2.harness.args import parse_args
 from t2.harness.catalogue import shipped_experts
@@ -25,6 +26,7 @@ from t2.harness.publishing import push
 from t2.harness.registry import registry
 from t2.harness.seeding import seed
 from t2.harness.shipped import demo_dir
+from t2.harness.summary import format_summary
 from t2.registry.client.base import RegistryClient
 from t2.registry.open import open_embedded
 from t2.registry.schemas import VALIDATION_SCORE, ExpertQuery
@@ -369,6 +371,8 @@ def test_the_record_says_what_was_chosen_and_why_but_its_digest_does_not(shelf: 
     (ref,) = by_default["records"][0]["experts"]
     assert (ref["reference"], ref["digest"]) == ("team/math@1", digest)
     assert ref["reason"] == "the only one for math, validation score 0.5"
+    record = AdaptationRecord.model_validate(by_default["records"][0])
+    assert f"{ref['name']}: team/math@1 (sha256 {digest[:12]})" in format_summary([record, record], {}).splitlines()
     named = run(tiny_folder, adapt="mix", experts="team/math")
     (again,) = named["records"][0]["experts"]
     assert (again["reference"], again["reason"]) == ("team/math@1", None)
