@@ -32,7 +32,7 @@ from t2.core.errors import (
     UnavailableError,
     nearest,
 )
-from t2.core.expertfile import ExpertFile, decode_expert, read_expert, unfinished
+from t2.core.expertfile import ExpertFile, decode_expert, is_no_expert, read_expert
 from t2.core.manifest import Kind, Parent, unpack_hashes
 from t2.core.references import Reference, parse_name, parse_reference
 from t2.core.settings import experts_dir, is_registry_configured
@@ -139,7 +139,8 @@ def _list(
 ) -> None:
     """List experts of the registry, and your own.
 
-    Your own are those in T2_EXPERTS_DIR that are not in it. Files that are not valid are named on standard error, and the exit code is then 2.
+    Your own are those in T2_EXPERTS_DIR that are not in it. Files that are not valid are named on standard error, and
+    the exit code is then 2.
     """
     given = {
         "namespace": namespace,
@@ -284,7 +285,7 @@ def _score(file: Path) -> str:
 def _read_files(paths: Sequence[Path], failed: list[str]) -> Iterator[tuple[Path, ExpertFile]]:
     for path in paths:
         inside = path.is_dir()
-        files = [file for file in sorted(path.rglob("*.safetensors")) if not unfinished(file)] if inside else [path]
+        files = [file for file in sorted(path.rglob("*.safetensors")) if not is_no_expert(file)] if inside else [path]
         if not inside and not path.exists() and path == experts_dir():
             continue
         for file in files:

@@ -133,11 +133,14 @@ def read_expert(path: Path) -> ExpertFile:
     return decode_expert(data, str(path))
 
 
-def unfinished(path: Path) -> bool:
-    """Whether a file belongs to a training that has not ended, or to an expert about to be replaced.
+def is_no_expert(path: Path) -> bool:
+    """Whether a file belongs to a training that has not ended, or to an expert about to be replaced, or is no expert.
 
-    A sweep's runs lie two folders deeper, as ``<name>.training/sweep/kl-0.1/``.
+    A sweep's runs lie two folders deeper, as ``<name>.training/sweep/kl-0.1/``. Beside the expert of a training that
+    has ended lies the state after its last step, from which it may go on.
     """
+    if path.name == "checkpoint.safetensors" and (path.parent / "expert.safetensors").is_file():
+        return True
     folders = [path.parent, *([path.parents[2]] if path.parent.parent.name == "sweep" else [])]
     return any(folder.suffix in (".training", ".replaced", ".copy") for folder in folders)
 

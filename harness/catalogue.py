@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from t2.core.errors import ArgumentError, ExpertError, nearest
-from t2.core.expertfile import unfinished
+from t2.core.expertfile import is_no_expert
 from t2.core.settings import experts_dir
 from t2.harness.shipped import PREFIX, demo_dir
 
@@ -98,7 +98,7 @@ def list_folder(folder: Path, prefix: str) -> dict[str, Path]:
         if not folder.is_dir():
             return found
         for path in sorted(folder.rglob("*.safetensors")):
-            if unfinished(path):
+            if is_no_expert(path):
                 continue
             if path.name == FILE_NAME:
                 name = path.parent.relative_to(folder).as_posix()

@@ -140,6 +140,17 @@ def test_list_passes_over_a_training_that_has_not_ended(expert: tuple[Path, str]
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2 + len(DEMO))
 
 
+def test_list_passes_over_the_state_that_a_training_leaves_beside_its_expert(expert: tuple[Path, str]) -> None:
+    path, _ = expert
+    folder = path.parent / "science"
+    folder.mkdir()
+    path.rename(folder / "expert.safetensors")
+    (folder / "checkpoint.safetensors").write_bytes(b"not an expert")
+    for done in (t2("expert", "list", T2_EXPERTS_DIR=str(path.parent)), t2("expert", "list", folder)):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "checkpoint" not in done.stdout
+
+
 def test_list_without_experts_of_ones_own_shows_those_that_come_with_t2(tmp_path: Path) -> None:
     done = t2("expert", "list", "--json", T2_EXPERTS_DIR=str(tmp_path / "none"))
     assert done.returncode == 0
