@@ -25,10 +25,12 @@ import pytest
 from t2.core.digests import sha256
 from t2.core.errors import RegistryError
 from t2.core.references import parse_reference
+from t2.registry.blobs.base import BlobStore
+from t2.registry.blobs.local import LocalBlobs
 from t2.registry.client.http import HttpRegistry
 from t2.registry.client.retry import RetryPolicy
 from t2.registry.db import migrate
-from t2.registry.open import open_configured, open_database
+from t2.registry.open import open_blobs, open_configured, open_database
 from t2.registry.services.doctor import examine
 from t2.registry.services.garbage import Policy, collect
 from t2.registry.services.service import Service
@@ -156,6 +158,8 @@ def test_an_embedded_registry(zygote: Zygote, tmp_path: Path) -> None:
         other = {**job, "kind": "collect" if "delete" in point or turn % 3 == 0 else "upload", "seed": f"{turn}b"}
         dying = other if "delete" in point else job
         dying |= {"point": point, "when": when, "count": chosen.randint(1, 12)}
+        if "delete" in point:
+            litter(LocalBlobs(folder / "blobs"))
         pids = zygote.start({**job, "seed": f"{turn}a"}, other)
         # Every third time all die at random; otherwise the other dies soon after the one at its named point.
         end = time.monotonic() + (3.0 if turn % 3 else chosen.uniform(0.02, 0.7))
@@ -211,11 +215,22 @@ def test_a_server(zygote: Zygote, tmp_path: Path, postgres_url: str, s3_server: 
         if named:
             # Preparing the server commits a few times.
             job |= {"point": point, "when": when, "count": chosen.randint(1, 12) + 6 * (point == "commit")}
-        (pid,) = zygote.start(job)
+        jobs = [job]
+        if turn % 5 == 1:
+            litter(open_blobs(settings))
+            late = LAST[turn // 5 % 2]
+            death = {"point": "delete bucket", "when": late, "count": chosen.randint(1, 12)}
+            jobs.append({"kind": "collect", "environment": environment, **death})
+        pid, *collector = zygote.start(*jobs)
         url = address(log, pid)
         if url is not None:
             upload_over_http(url, turn, path, pid, None if named else chosen.uniform(0.05, 1.0))
         lived = kill(pid)
+        for other in collector:
+            end = time.monotonic() + 3
+            while lives(other) and time.monotonic() < end:
+                time.sleep(0.005)
+            points[f"{late} delete bucket" if not kill(other) else "at random"] += 1
         kills += killed(zygote.wait())
         points[f"{when} {point}" if named and not lived else "at random"] += 1
         with open_configured(settings) as service:
@@ -225,6 +240,13 @@ def test_a_server(zygote: Zygote, tmp_path: Path, postgres_url: str, s3_server: 
         turn += 1
     print(f"{kills} kills of a server: {dict(points)}; {uploads} acknowledged; orphans {dict(orphans)}")
     assert uploads > 0
+
+
+def litter(store: BlobStore) -> None:
+    """Bytes that no row knows, for a collection to find."""
+    for _ in range(12):
+        data = os.urandom(20)
+        store.put(sha256(data), data)
 
 
 def address(log: Path, pid: int) -> str | None:
