@@ -45,6 +45,8 @@ def upgrade() -> None:
     op.create_index("ix_expert_deleted", "expert", ["updated_at", "id"], postgresql_where=where, sqlite_where=where)
     for name, columns in _VERSIONS.items():
         op.create_index(name, "version", columns)
+    where = sa.text("action = 'expert.purge'")
+    op.create_index("ix_audit_purged", "audit", ["object", "id"], postgresql_where=where, sqlite_where=where)
     connection = op.get_bind()
     if connection.dialect.name != "postgresql":
         return
@@ -68,6 +70,7 @@ def downgrade() -> None:
         # The extension stays: others may use it by now.
         op.execute("DROP INDEX IF EXISTS ix_expert_search")
         op.execute("DROP STATISTICS IF EXISTS st_expert_columns")
+    op.drop_index("ix_audit_purged", table_name="audit")
     for name in _VERSIONS:
         op.drop_index(name, table_name="version")
     op.drop_index("ix_expert_deleted", table_name="expert")

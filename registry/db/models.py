@@ -29,6 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 _PATH = String(129).with_variant(String(129, collation="C"), "postgresql")
 """Sorted by code point on both databases."""
 _DELETED = text("deleted_at IS NOT NULL")
+_PURGED = text("action = 'expert.purge'")
 
 
 class Utc(TypeDecorator[datetime]):
@@ -317,6 +318,9 @@ class AuditEntry(Table):
     action: Mapped[str] = mapped_column(String(64))
     object: Mapped[str]
     detail: Mapped[dict[str, Any]]
+
+    # What number the versions of a purged name had reached.
+    __table_args__ = (Index("ix_audit_purged", "object", "id", postgresql_where=_PURGED, sqlite_where=_PURGED),)
 
 
 class IdempotencyKey(Table):

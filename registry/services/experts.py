@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Row, Select, and_, bindparam, delete, exists, select
+from sqlalchemy import ColumnElement, Integer, Row, Select, and_, bindparam, delete, exists, select, text
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -87,12 +87,25 @@ def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> model
     )
     row = find(session, name, deleted=True, lock=True)
     if made:
+        row.last = _last_of_purged(session, name)
         audit.record(session, actor, "expert.create", str(name), kind=kind)
     if row.deleted_at is not None:
         raise ConflictError(f"the expert {name} is deleted; restore it first")
     if row.kind != kind:
         raise ConflictError(f"{name} is of kind {row.kind}, the file of kind {kind}; upload it under another name")
     return row
+
+
+def _last_of_purged(session: Session, name: ExpertName) -> int:
+    """The highest number that versions under a name had before it was purged; none of them may come to mean another."""
+    table = models.AuditEntry
+    detail = session.scalar(
+        select(table.detail)
+        .where(text("action = 'expert.purge'"), table.object == str(name))
+        .order_by(table.id.desc())
+        .limit(1)
+    )
+    return int(detail["last"]) if detail is not None else 0
 
 
 def refresh(session: Session, row: models.Expert, *, live: int = 0) -> None:

@@ -111,14 +111,16 @@ def _purge(database: Database, actor: Actor, before: datetime, dry_run: bool) ->
         if not dry_run:
             with database.write() as session:
                 # Looked at again under the lock: somebody may have restored it.
-                if session.scalar(select(expert).where(expert.id == expert_id).with_for_update()) is None:
+                row = session.scalar(select(expert).where(expert.id == expert_id).with_for_update())
+                if row is None:
                     continue
+                last = row.last
                 if not session.scalar(select(exists().where(expert.id == expert_id, _expired(expert, before)))):
                     continue
                 for table in (models.Alias, version):
                     session.execute(delete(table).where(table.expert_id == expert_id))
                 session.execute(delete(expert).where(expert.id == expert_id))
-                audit.record(session, actor, "expert.purge", path)
+                audit.record(session, actor, "expert.purge", path, last=last)
         yield Removed("expert", path)
     for version_id, expert_id, path, number in versions:
         if not dry_run:
