@@ -176,7 +176,7 @@ def test_the_wheel_holds_every_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     sources = {
         f"t2/{path.relative_to(environments.REPOSITORY)}"
-        for folder in ("core", "adapters", "harness", "training", "registry", "api", "cli", "tasks_yaml")
+        for folder in ("core", "adapters", "harness", "training", "registry", "api", "cli", "tasks_yaml", "migrations")
         for path in (environments.REPOSITORY / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
