@@ -5,7 +5,6 @@ Times are UTC. A field that is None is not known or does not apply; it is always
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -64,7 +63,7 @@ class Page(_Frozen, Generic[T]):
         next: give it as ``cursor`` for the page after this one; None on the last. Opaque, and good for the same query.
     """
 
-    items: Sequence[T]
+    items: list[T]
     next: str | None = None
 
 

@@ -71,6 +71,9 @@ class Database:
             # The server's own timeouts do not help where the network swallows its answers.
             network = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
             arguments = {
+                # One moment's state for all queries of a read, as SQLite gives it anyway: an alias and what it points
+                # to agree. Reads are many, so what they need is what a connection has.
+                "isolation_level": "REPEATABLE READ",
                 "connect_args": {
                     "connect_timeout": max(2, int(timeout)),
                     "tcp_user_timeout": milliseconds,
@@ -98,10 +101,10 @@ class Database:
 
             event.listen(self.engine, "do_connect", connect)
             event.listen(self.engine, "do_execute", _plan_anew)
-        # One moment's state for all queries of a read, as SQLite gives it anyway: an alias and what it points to agree.
-        reader = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="REPEATABLE READ")
-        self._read = sessionmaker(reader, expire_on_commit=False)
-        self._write = sessionmaker(self.engine.execution_options(t2_write=True), expire_on_commit=False)
+        of_writers: dict[str, Any] = {"t2_write": True} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}
+        self._writer = self.engine.execution_options(**of_writers)
+        self._read = sessionmaker(self.engine, expire_on_commit=False)
+        self._write = sessionmaker(self._writer, expire_on_commit=False)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
@@ -153,7 +156,7 @@ class Database:
         Raises:
             UnavailableError: as :meth:`read`.
         """
-        with self.translated(), self.engine.execution_options(t2_write=write).connect() as connection:
+        with self.translated(), (self._writer if write else self.engine).connect() as connection:
             yield connection
 
     def _foreign(self, error: Exception) -> RegistryError:
