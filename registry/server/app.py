@@ -37,8 +37,8 @@ from t2.registry.server.uploads import Uploads
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
 
-THREADS = 40
-"""In which operations run, of each process; those that find no connection to the database free wait for one."""
+THREADS = 10
+"""In which operations run, of each process. They take turns anyway: more of them make all answers late under load."""
 DOWNLOAD_BYTES = 256 * 1024 * 1024
 """Downloads that are in memory at once."""
 CURVES = 4
