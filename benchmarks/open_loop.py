@@ -90,7 +90,7 @@ class _Loop:
         self._address = host, port
         self._tail = f" HTTP/1.1\r\nHost: {host}:{port}\r\n".encode()
         self._tail += b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items()) + b"\r\n"
-        self._free: list[_Connection] = []
+        self._free: deque[_Connection] = deque()
         self._waiting: deque[tuple[float, Request]] = deque()
         self._open = 0
         self._done = asyncio.Event()
@@ -110,7 +110,7 @@ class _Loop:
                 await asyncio.sleep(pause)
             if self._free:
                 self.result.late = max(self.result.late, self._now() - due)
-                self._send(self._free.pop(), request, due)
+                self._send(self._free.popleft(), request, due)
             else:
                 self._waiting.append((due, request))
         await self._done.wait()
