@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import transformers
 from lm_eval.api.instance import Instance
 
-from t2.adapters.engine.transformers import seeded
+from t2.adapters.engine.decoding import seeded
 from t2.adapters.strategies import Choice
 from t2.core.errors import ArgumentError, nearest
 from t2.core.seeds import derive_seed

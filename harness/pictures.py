@@ -14,7 +14,7 @@ from lm_eval.models.utils import resize_image
 from tqdm import tqdm
 
 from t2.adapters.engine import Engine
-from t2.adapters.engine.transformers import seeded
+from t2.adapters.engine.decoding import seeded
 from t2.adapters.expert import Z
 from t2.core.errors import TaskError
 

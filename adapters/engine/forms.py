@@ -1,0 +1,169 @@
+"""The two forms in which a model runs under mixtures: changed weights, or hooks on what its layers take and give."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from t2.adapters.basis import Basis, load_bases
+from t2.adapters.expert import Z
+from t2.adapters.targets import Target
+from t2.core.errors import ModelError
+
+
+class Forms:
+    """A model's adaptable matrices, their bases, and the two forms over them.
+
+    *Weight form* (:meth:`applied`): each adapted parameter is replaced by W′ = W + Q·diag(z−1)·QᵀW (or its input-side
+    twin), summed in float32 and rounded once into the model's dtype; leaving the context puts the original tensors
+    back. A quantised matrix is not replaced: hooks act on it as in activation form.
+
+    *Activation form* (:meth:`activation`): the weights stay, hooks compute y′ = y + Q((z−1)⊙Qᵀy) on the output side,
+    where y = Wx before the bias, or x′ = x + Q((z−1)⊙Qᵀx) on the input side. Every row of a batch has its own z.
+
+    Both hold :attr:`lock`, so threads that ask one model under several mixtures take turns.
+
+    Args:
+        base_id: the model's name, for messages.
+        targets: its adaptable matrices, by parameter name.
+        digests: :func:`t2.adapters.basis.matrix_digest` of each.
+    """
+
+    def __init__(self, base_id: str, targets: Mapping[str, Target], digests: Mapping[str, str]) -> None:
+        self.lock = threading.RLock()
+        self.targets = targets
+        self._base_id = base_id
+        self._digests = digests
+        self._bases: dict[str, Basis] = {}
+        self._factors: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def bases(self, names: Iterable[str], progress: bool = True) -> dict[str, Basis]:
+        """The bases of some matrices, from memory, else from the cache, else built.
+
+        Raises:
+            ModelError: the model has no such matrix.
+            StorageError: a basis could not be written to the cache.
+        """
+        wanted = list(names)
+        missing = [name for name in wanted if name not in self._bases]
+        for name in missing:
+            if name not in self.targets:
+                raise ModelError(f"{self._base_id} has no adaptable matrix {name}")
+        if missing:
+            targets = {name: self.targets[name] for name in missing}
+            with self.lock:  # not of weights that another thread has adapted
+                self._bases.update(load_bases(targets, self._digests, progress=progress))
+        return {name: self._bases[name] for name in wanted}
+
+    @contextlib.contextmanager
+    def applied(self, z: Z | None) -> Iterator[None]:
+        """Weight form: inside the context the model is the base under ``z``, for any caller; None is the base.
+
+        The base comes back bit for bit, also after an error.
+
+        Raises:
+            ModelError: the model has no matrix of that name.
+        """
+        moving = {name: vector for name, vector in (z or {}).items() if bool((vector != 1).any())}
+        self.bases(moving)
+        hooked = {name: vector for name, vector in moving.items() if self.targets[name].form is not None}
+        originals: dict[str, torch.Tensor] = {}
+        with self.lock:
+            try:
+                for name, vector in moving.items():
+                    if name not in hooked:
+                        parameter = self.targets[name].parameter
+                        originals[name] = parameter.data
+                        parameter.data = self._adapted(name, vector)
+                with self.activation([hooked]):
+                    yield
+            finally:
+                for name, original in originals.items():
+                    self.targets[name].parameter.data = original
+
+    def _adapted(self, name: str, vector: torch.Tensor) -> torch.Tensor:
+        """W′ in the layout and dtype of the parameter."""
+        target, basis = self.targets[name], self.bases([name])[name]
+        w = target.matrix.float()
+        q = basis.q.to(w.device)
+        shift = (vector.to(w.device, torch.float32) - 1).unsqueeze(1)
+        delta = q @ (shift * (q.T @ w)) if basis.side == "out" else (q @ (shift * (q.T @ w.T))).T
+        adapted = (w + delta).to(target.parameter.dtype)
+        return (adapted.T if target.transposed else adapted).contiguous()
+
+    @contextlib.contextmanager
+    def activation(
+        self, mixtures: Sequence[Mapping[str, torch.Tensor] | None], rows: torch.Tensor | None = None
+    ) -> Iterator[None]:
+        """Activation form: inside the context, row b of every forward call runs under ``mixtures[rows[b]]``.
+
+        Args:
+            mixtures: z by parameter name, each of shape (r,); None is the base. Vectors that require gradients get
+            them. rows: shape (batch,), integer; None means that all rows use the only mixture.
+
+        Raises:
+            ModelError: a layer's input has another leading dimension than ``rows``.
+        """
+        if rows is None and len(mixtures) != 1:
+            raise ValueError(f"{len(mixtures)} mixtures need rows")
+        names = dict.fromkeys(name for mixture in mixtures for name in (mixture or {}))
+        moving = [name for name in names if any(_moves((mixture or {}).get(name)) for mixture in mixtures)]
+        bases = self.bases(moving)
+        handles = []
+        with self.lock:
+            try:
+                for name in moving:
+                    rank = self.targets[name].rank
+                    shifts = [
+                        torch.zeros(rank) if vector is None else vector.float() - 1
+                        for vector in ((mixture or {}).get(name) for mixture in mixtures)
+                    ]
+                    shift = torch.stack([shift.to(self.targets[name].parameter.device) for shift in shifts])
+                    if rows is not None:
+                        shift = shift[rows.to(shift.device)]
+                    handles.append(self._hook(name, bases[name], shift))
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    def _hook(self, name: str, basis: Basis, shift: torch.Tensor) -> torch.utils.hooks.RemovableHandle:
+        module = self.targets[name].module
+
+        def move(x: torch.Tensor) -> torch.Tensor:
+            q = self._factor(name, x.dtype)
+            moved, rows = x @ q, shift.shape[0]
+            if rows == 1 or x.shape[0] == rows:
+                return (moved * shift.to(x.dtype).view(rows, *([1] * (x.dim() - 2)), -1)) @ q.T
+            if x.dim() != 2 or x.shape[0] % rows:
+                raise ModelError(
+                    f"{name} sees {x.shape[0]} rows in a batch of {rows}; this layer mixes rows, "
+                    "so it can only be adapted in weight form"
+                )
+            # Mixture-of-experts layers flatten (rows, positions), row after row.
+            return (moved * shift.to(x.dtype).repeat_interleave(x.shape[0] // rows, 0)) @ q.T
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0] + move(args[0]), *args[1:])
+
+        def after(layer: nn.Module, _: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor:
+            bias = layer.bias
+            return y + move(y - bias if isinstance(bias, torch.Tensor) else y)
+
+        return module.register_forward_hook(after) if basis.side == "out" else module.register_forward_pre_hook(before)
+
+    def _factor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        key = (name, dtype)
+        if key not in self._factors:
+            parameter = self.targets[name].parameter
+            self._factors[key] = self._bases[name].q.to(parameter.device, dtype)
+        return self._factors[key]
+
+
+def _moves(vector: torch.Tensor | None) -> bool:
+    return vector is not None and (vector.requires_grad or bool((vector != 1).any()))
