@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed [NAME …] [--device cuda] [--repeats 3] [--quick] [--output FILE]
 
-A name is that of a module of ``benchmarks/speed``; without one all run. Both sides of each ratio are measured in turn in
-the same run. `--quick` uses the smallest sizes, to see whether everything works; its figures mean nothing.
+A name is that of a module of ``benchmarks/speed``; without one all run. Both sides of each ratio are measured in turn
+in the same run. ``--quick`` uses the smallest sizes, to see whether everything works; its figures mean nothing.
 """
 
 from __future__ import annotations

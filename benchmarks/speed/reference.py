@@ -1,8 +1,8 @@
 """The procedure of Transformer²'s public code, written anew: the yardstick of most ratios.
 
-Every matrix is decomposed once into U, σ and Vᵀ, kept in the model's dtype. A mixture is applied by composing each matrix
-densely, U·diag(σ⊙z)·Vᵀ, and copying every weight of the model, the adapted ones and all others. Mixtures are evaluated in
-turn.
+Every matrix is decomposed once into U, σ and Vᵀ, kept in the model's dtype. A mixture is applied by composing each
+matrix densely, U·diag(σ⊙z)·Vᵀ, and copying every weight of the model, the adapted ones and all others. Mixtures are
+evaluated in turn.
 """
 
 from __future__ import annotations
