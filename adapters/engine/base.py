@@ -21,12 +21,14 @@ class GenerateRequest:
         max_new_tokens: at most so many tokens are generated.
         stop: generation of a row ends when its text contains one of these.
         kwargs: further arguments of ``transformers``' ``generate``, for example ``do_sample`` and ``temperature``.
+        seed: of sampling this answer; None derives it from the call's seed and the request's place in the call.
     """
 
     context: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,9 @@ class TransformersEngine:
             for number, batch in enumerate(batches):
                 used, index = _compact(mixtures, _pick(rows, batch))
                 with self.activation(used, index):
-                    tokens = self._decoder.run([requests[i] for i in batch], derive_seed(seed, "generate", number))
+                    first = requests[batch[0]].seed
+                    of_batch = derive_seed(seed, "generate", number) if first is None else first
+                    tokens = self._decoder.run([requests[i] for i in batch], of_batch)
                 for i, row in zip(batch, tokens, strict=True):
                     answers[i] = Generated(row)
                 bar.update(len(batch))
