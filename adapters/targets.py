@@ -47,6 +47,13 @@ class Target:
     form: str | None = None
 
     @property
+    def kind(self) -> str:
+        """``mlp`` or ``attn``, the set that it is in."""
+        kind = _kind(self.name.split("."))
+        assert kind is not None
+        return kind
+
+    @property
     def parameter(self) -> nn.Parameter:
         """The parameter as the layer stores it."""
         weight = self.module.weight
@@ -77,7 +84,11 @@ class Target:
 
 
 def find_targets(
-    model: nn.Module, targets: str = "all", layers: Sequence[int] | None = None, moe: str = "refuse"
+    model: nn.Module,
+    targets: str = "all",
+    layers: Sequence[int] | None = None,
+    moe: str = "refuse",
+    weights: bool = True,
 ) -> dict[str, Target]:
     """The adaptable matrices of a model, by parameter name, in the order of the model's modules.
 
@@ -90,6 +101,8 @@ def find_targets(
         layers: keep these decoder layers only; None keeps all.
         moe: ``refuse`` a model with mixture-of-experts layers, or ``skip`` their routers and routed experts and adapt
             the rest: attention, shared experts, and the layers that have no experts.
+        weights: whether their weights are to be there; without, of a model on the ``meta`` device too, names and
+            shapes can be asked for.
 
     Raises:
         ArgumentError: an unknown target set, or layers that the model does not have.
@@ -101,7 +114,6 @@ def find_targets(
     if moe not in MOE:
         raise ArgumentError(f"moe={moe} is not a way to treat mixtures of experts{nearest(moe, MOE)}")
     found: dict[str, Target] = {}
-    kinds: dict[str, str] = {}
     routed = None
     for module_name, module in language_modules(model):
         parts = module_name.split(".")
@@ -110,12 +122,10 @@ def find_targets(
         if layer is None:
             continue
         routed = routed or (module_name if _holds_experts(parts, module) else None)
-        kind = next((kind for kind, words in _KINDS.items() if any(part in words for part in parts)), None)
-        if kind is None or not _is_linear(module):
+        if _kind(parts) is None or not _is_linear(module):
             continue
-        _check(name, module)
+        _check(name, module, weights)
         found[name] = Target(name, module, layer, isinstance(module, Conv1D), quantised_form(module))
-        kinds[name] = kind
     if routed is not None:
         if moe == "refuse":
             raise ModelError(
@@ -135,7 +145,7 @@ def find_targets(
     return {
         name: target
         for name, target in found.items()
-        if (targets == "all" or kinds[name] == targets) and (layers is None or target.layer in layers)
+        if (targets == "all" or target.kind == targets) and (layers is None or target.layer in layers)
     }
 
 
@@ -171,14 +181,19 @@ def _is_linear(module: nn.Module) -> bool:
     return leaf or isinstance(module, (nn.Linear, Conv1D))
 
 
-def _check(name: str, module: nn.Module) -> None:
+def _kind(parts: Sequence[str]) -> str | None:
+    """The set of matrices that a module's path puts it in."""
+    return next((kind for kind, words in _KINDS.items() if any(part in words for part in parts)), None)
+
+
+def _check(name: str, module: nn.Module, weights: bool) -> None:
     """Refuse a layer whose matrix cannot be read.
 
     Raises:
         ModelError: it is not in memory, or quantised in a way that is not known.
     """
     weight = module.weight if isinstance(module, (nn.Linear, Conv1D)) else None
-    if isinstance(weight, torch.Tensor) and weight.is_meta:
+    if weights and isinstance(weight, torch.Tensor) and weight.is_meta:
         raise ModelError(f"{name} is not in memory (offloaded); load the model without offloading")
     if weight is None or not (is_plain(module) or quantised_form(module)):
         how = type(module).__name__ if weight is None else weight.dtype
