@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from t2.adapters.basis import Basis, load_bases
+from t2.adapters.engine.weights import Directions, KeptWeights, adapted
 from t2.adapters.expert import Z
 from t2.adapters.targets import Target
 from t2.core.errors import ModelError
@@ -21,7 +23,9 @@ class Forms:
 
     *Weight form* (:meth:`applied`): each adapted parameter is replaced by W′ = W + Q·diag(z−1)·QᵀW (or its input-side
     twin), summed in float32 and rounded once into the model's dtype; leaving the context puts the original tensors
-    back. A quantised matrix is not replaced: hooks act on it as in activation form.
+    back. The weights of mixtures that come back stay in memory as far as a quarter of what is free holds them, and
+    applying one of these again only changes pointers; :meth:`switching` makes many new mixtures of known experts cheap.
+    A quantised matrix is not replaced: hooks act on it as in activation form.
 
     *Activation form* (:meth:`activation`): the weights stay, hooks compute y′ = y + Q((z−1)⊙Qᵀy) on the output side,
     where y = Wx before the bias, or x′ = x + Q((z−1)⊙Qᵀx) on the input side. Every row of a batch has its own z.
@@ -41,6 +45,10 @@ class Forms:
         self._digests = digests
         self._bases: dict[str, Basis] = {}
         self._factors: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._kept = KeptWeights(targets)
+        self._directions: Directions | None = None
+        self._last: Directions | None = None
+        self._depth = 0
 
     def bases(self, names: Iterable[str], progress: bool = True) -> dict[str, Basis]:
         """The bases of some matrices, from memory, else from the cache, else built.
@@ -72,29 +80,84 @@ class Forms:
         moving = {name: vector for name, vector in (z or {}).items() if bool((vector != 1).any())}
         self.bases(moving)
         hooked = {name: vector for name, vector in moving.items() if self.targets[name].form is not None}
+        changed = {name: vector for name, vector in moving.items() if name not in hooked}
         originals: dict[str, torch.Tensor] = {}
         with self.lock:
+            self._depth += 1
             try:
-                for name, vector in moving.items():
-                    if name not in hooked:
-                        parameter = self.targets[name].parameter
-                        originals[name] = parameter.data
-                        parameter.data = self._adapted(name, vector)
+                for name, weight in self._weights(changed).items():
+                    parameter = self.targets[name].parameter
+                    originals[name] = parameter.data
+                    parameter.data = weight
                 with self.activation([hooked]):
                     yield
             finally:
+                self._depth -= 1
                 for name, original in originals.items():
                     self.targets[name].parameter.data = original
 
-    def _adapted(self, name: str, vector: torch.Tensor) -> torch.Tensor:
-        """W′ in the layout and dtype of the parameter."""
-        target, basis = self.targets[name], self.bases([name])[name]
-        w = target.matrix.float()
-        q = basis.q.to(w.device)
-        shift = (vector.to(w.device, torch.float32) - 1).unsqueeze(1)
-        delta = q @ (shift * (q.T @ w)) if basis.side == "out" else (q @ (shift * (q.T @ w.T))).T
-        adapted = (w + delta).to(target.parameter.dtype)
-        return (adapted.T if target.transposed else adapted).contiguous()
+    @contextlib.contextmanager
+    def switching(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> Iterator[None]:
+        """Context in which many mixtures are :meth:`applied` one after another, at little cost each.
+
+        Where more of them are mixtures of ``experts`` than there are experts, and memory holds it, each expert's ΔW is
+        computed once (:class:`~t2.adapters.engine.weights.Directions`) and such a mixture costs a weighted sum, which
+        moves about as many bytes as K + 2 copies of the matrices; any other z costs what it costs outside. ΔW stays in
+        memory for the next such context over the same experts; :meth:`release` lets it go.
+
+        W′ is the same up to rounding of the float32 sum, about 1e-6 of W. Outside the context weights are always
+        computed from z alone, so that what an answer is does not depend on what was applied before.
+        """
+        with self.lock:
+            outer = self._directions
+            self._directions = self._directions_of(experts, mixtures)
+            try:
+                yield
+            finally:
+                self._directions = outer
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of adapted weights and directions that are held outside any context."""
+        directions = {id(d): d.size for d in (self._directions, self._last) if d is not None and d.built}
+        return self._kept.size + sum(directions.values())
+
+    def release(self) -> None:
+        """Let go what is in memory only to make changes of the mixture cheap: after it memory is as it was at first."""
+        with self.lock:
+            self._kept.clear()
+            for directions in (self._directions, self._last):
+                if directions is not None:
+                    directions.clear()
+
+    def _directions_of(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> Directions | None:
+        last = self._last
+        if last is None or len(last.experts) != len(experts) or any(map(operator.is_not, last.experts, experts)):
+            last = Directions(self.targets, lambda names: self.bases(names, progress=False), experts)
+        own = sum(1 for z in mixtures if z and last.coefficients(self._moving(z)) is not None)
+        if not last.built and own <= len(experts):
+            return None
+        if self._last is not None and self._last is not last:
+            self._last.clear()
+        self._last = last
+        return last if last.build() else None
+
+    def _moving(self, z: Z) -> Z:
+        """What is applied in weights."""
+        return {name: v for name, v in z.items() if self.targets[name].form is None and bool((v != 1).any())}
+
+    def _weights(self, z: Z) -> Mapping[str, torch.Tensor]:
+        """W′ of each matrix."""
+        # In a nested context the weights to adapt are not the base's.
+        if self._depth > 1 or not z:
+            return {name: adapted(self.targets[name], self._bases[name], vector) for name, vector in z.items()}
+        if self._directions is not None and (coefficients := self._directions.coefficients(z)) is not None:
+            return self._directions.weights(coefficients)
+        if (kept := self._kept.find(z)) is not None:
+            return kept
+        weights = {name: adapted(self.targets[name], self._bases[name], vector) for name, vector in z.items()}
+        self._kept.keep(z, weights)
+        return weights
 
     @contextlib.contextmanager
     def activation(

@@ -98,6 +98,10 @@ class TransformersEngine:
         """Weight form; see :meth:`t2.adapters.engine.forms.Forms.applied`."""
         return self.forms.applied(z)
 
+    def switching(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> contextlib.AbstractContextManager[None]:
+        """Many mixtures in weight form; see :meth:`t2.adapters.engine.forms.Forms.switching`."""
+        return self.forms.switching(experts, mixtures)
+
     def activation(
         self, mixtures: Sequence[Mapping[str, torch.Tensor] | None], rows: torch.Tensor | None = None
     ) -> contextlib.AbstractContextManager[None]:
