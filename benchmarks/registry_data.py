@@ -18,10 +18,11 @@ import sqlalchemy
 
 from t2.core.digests import sha256
 from t2.core.expertfile import encode_expert
-from t2.core.manifest import BaseModelRef, Manifest
+from t2.core.manifest import BaseModelRef, Kind, Manifest
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db import models
 from t2.registry.db.database import Database
+from t2.registry.schemas import Expert, Version
 
 TASKS = ("gsm8k", "math500", "arc_easy", "arc_challenge", "mbpp", "humaneval", "boolq", "hellaswag")
 DOMAINS = ("math", "math", "reasoning", "reasoning", "code", "code", "reading", "commonsense")
@@ -102,6 +103,7 @@ def fill(
     versions_of = np.where(random.random(experts) < 0.25, random.integers(min(2, versions), versions + 1, experts), 1)
     seconds = np.sort(random.random(experts)) * 400 * 86400
     manifests = _manifests(bases)
+    fingerprints = [fingerprint(base) for base in range(bases)]
 
     tables = ("expert", "blob", "version", "metric", "tag", "alias", "alias_event")
     rows: dict[str, list[Sequence[Any]]] = {table: [] for table in tables}
@@ -113,7 +115,7 @@ def fill(
         path = f"team-{space}/{name}"
         made = start + timedelta(seconds=float(seconds[i]))
         updated = made + timedelta(seconds=float(random.random() * 20 * 86400))
-        kind = "mixture" if i % 10 == 9 else "classifier" if i % 10 == 8 else "expert"
+        kind: Kind = "mixture" if i % 10 == 9 else "classifier" if i % 10 == 8 else "expert"
         description = f"{TASKS[task]} run {i % 997} with {ADJECTIVES[(i // 7) % 12]} settings"
         number = int(versions_of[i])
         score = None
@@ -130,11 +132,11 @@ def fill(
             ))
             # fmt: on
             score = round(float(random.beta(5, 3)), 4) if random.random() < 0.9 else None
-            if score is not None:
-                rows["metric"].append((version_id, "validation.score", score))
-            rows["metric"].append((version_id, f"{TASKS[task]}/acc,none", float(random.random())))
+            metrics = {"validation.score": score} if score is not None else {}
+            metrics[f"{TASKS[task]}/acc,none"] = float(random.random())
             alone = i == experts // 2 and each == number
-            rows["metric"].append((version_id, "latency", ALONE if alone else float(random.random() * 10)))
+            metrics["latency"] = ALONE if alone else float(random.random() * 10)
+            rows["metric"] += [(version_id, *metric) for metric in metrics.items()]
             if each == 1 and i % 51 != 50:
                 curved.append((version_id, path))
         chosen = {tag for tag, share in zip(TAGS, TAG_SHARES, strict=True) if random.random() < share}
@@ -145,11 +147,44 @@ def fill(
         if i % 2 == 0:
             rows["alias"].append((expert, "production", number, updated, "api:seed"))
             rows["alias_event"].append((expert, "production", number, None, updated, "api:seed", ""))
+        deleted = updated if i % 51 == 50 else None
+        latest = Version(
+            name=path,
+            version=number,
+            digest=digest,
+            size=size,
+            kind=kind,
+            task=TASKS[task],
+            domain=DOMAINS[task],
+            method="reinforce",
+            description="",
+            base_model=f"org/model-{base}",
+            base_fingerprint=fingerprints[base],
+            matrices=len(_RANKS) * _LAYERS,
+            values=sum(_RANKS.values()) * _LAYERS,
+            training_docs=1000,
+            aliases=("production",) if i % 2 == 0 else (),
+            metrics=dict(sorted(metrics.items())),
+            created_at=made,
+            created_by="api:seed",
+            deleted_at=None,
+        )
+        card = Expert(
+            name=path,
+            kind=kind,
+            description=description,
+            tags=tuple(sorted(chosen)),
+            versions=number,
+            latest=latest,
+            created_at=made,
+            updated_at=updated,
+            deleted_at=deleted,
+        )
         # fmt: off
         rows["expert"].append((
             expert, space + 1, name, path, kind, description, f"{path} {TASKS[task]} {description}".lower(),
             number, number, number, TASKS[task], DOMAINS[task], base + 1, score, made, updated,
-            updated if i % 51 == 50 else None,
+            deleted, card.model_dump_json(), updated,
         ))
         # fmt: on
 
@@ -167,7 +202,7 @@ def fill(
             connection,
             "expert",
             "id namespace_id name path kind description search_text last live latest task domain base_model_id score "
-            "created_at updated_at deleted_at",
+            "created_at updated_at deleted_at card carded_at",
             rows["expert"],
         )
         _copy(

@@ -169,17 +169,28 @@ def _doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Read and hash every file, instead of looking at sizes.")
     ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="First write anew the copies in experts' rows that are wrong.")
+    ] = False,
     config: _Config = None,
     as_json: _Json = False,
 ) -> None:
     """Check that all that the registry promises is there. Exits with 2 where something is wrong."""
-    from t2.registry.open import open_blobs, open_database
-    from t2.registry.services.doctor import Examined, examine
+    from t2.registry.db import migrate
+    from t2.registry.open import open_blobs, open_database, user_name
+    from t2.registry.services.actor import Actor
+    from t2.registry.services.doctor import Examined, examine, mend
 
     settings = _settings(config)
     database, store = open_database(settings), open_blobs(settings)
-    seen, wrong, findings = Examined(), False, []
+    seen, wrong, findings, mended = Examined(), False, [], list[str]()
     try:
+        if fix:
+            migrate.check_current(database)
+            mended = mend(database, Actor("cli", user_name()))
+            if not as_json:
+                for path in mended:
+                    print(f"fixed  row: {path}: what its row copies is written anew")
         for finding in examine(
             database, store, deep=deep, grace=timedelta(seconds=settings.gc_grace_seconds), seen=seen
         ):
@@ -190,7 +201,7 @@ def _doctor(
     finally:
         database.close()
     if as_json:
-        print_json({"healthy": not wrong, "findings": findings, "examined": asdict(seen)})
+        print_json({"healthy": not wrong, "fixed": mended, "findings": findings, "examined": asdict(seen)})
     else:
         print_fields(
             [

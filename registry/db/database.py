@@ -13,15 +13,18 @@ import sqlalchemy
 from sqlalchemy import Connection, event, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError as UrlError
-from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from t2.core.errors import ArgumentError, InvalidRequestError, RegistryError, StorageError, UnavailableError
 from t2.registry.db.models import Table
 
 BUSY_SECONDS = 30
 """How long a writer of SQLite waits for another one."""
+IDLE_SECONDS = 0.5
+"""How long a connection may lie idle before it is looked at on its next use. That costs as much as a small query."""
 SILENT_SECONDS = 2.0
 """How long PostgreSQL may be silent beyond the time in which it should have given up a statement by itself."""
 
@@ -71,16 +74,17 @@ class Database:
             # The server's own timeouts do not help where the network swallows its answers.
             network = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
             arguments = {
-                # One moment's state for all queries of a read, as SQLite gives it anyway: an alias and what it points
-                # to agree. Reads are many, so what they need is what a connection has.
-                "isolation_level": "REPEATABLE READ",
+                # A statement alone sees one moment's state by itself, and needs no beginning and no end told to the
+                # server. Such reads are by far the most, so what they need is what a connection has.
+                "isolation_level": "AUTOCOMMIT",
                 "connect_args": {
                     "connect_timeout": max(2, int(timeout)),
                     "tcp_user_timeout": milliseconds,
                     "options": options,
                     **network,
                 },
-                "pool_pre_ping": True,
+                # Few connections, used one after the other, know all statements and are found alive by their use.
+                "pool_use_lifo": True,
             }
         else:
             raise ArgumentError(f"the registry's database is SQLite or PostgreSQL, not {kind}")
@@ -101,9 +105,14 @@ class Database:
 
             event.listen(self.engine, "do_connect", connect)
             event.listen(self.engine, "do_execute", _plan_anew)
+            event.listen(self.engine, "checkin", _remember_use)
+            event.listen(self.engine, "checkout", self._find_alive)
         of_writers: dict[str, Any] = {"t2_write": True} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}
+        # One moment's state for all queries, as SQLite gives it anyway: an alias and what it points to agree.
+        of_readers: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._writer = self.engine.execution_options(**of_writers)
-        self._read = sessionmaker(self.engine, expire_on_commit=False)
+        self._reader = self.engine.execution_options(**of_readers)
+        self._read = sessionmaker(self._reader, expire_on_commit=False)
         self._write = sessionmaker(self._writer, expire_on_commit=False)
 
     @contextlib.contextmanager
@@ -116,6 +125,17 @@ class Database:
         """
         with self.translated(), self._read() as session, session.begin():
             yield session
+
+    @contextlib.contextmanager
+    def glance(self) -> Iterator[Connection]:
+        """A connection for reads of which each is right by itself: on PostgreSQL each sees what is newest.
+
+        Raises:
+            UnavailableError: as :meth:`read`.
+            InvalidRequestError: as :meth:`read`.
+        """
+        with self.translated(), self.engine.connect() as connection:
+            yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
@@ -156,7 +176,7 @@ class Database:
         Raises:
             UnavailableError: as :meth:`read`.
         """
-        with self.translated(), (self._writer if write else self.engine).connect() as connection:
+        with self.translated(), (self._writer if write else self._reader).connect() as connection:
             yield connection
 
     def _foreign(self, error: Exception) -> RegistryError:
@@ -164,6 +184,15 @@ class Database:
             f"the database {self.location} is damaged, or no registry's: {_first_line(error)}; restore it from a "
             "backup, or choose another folder"
         )
+
+    def _find_alive(self, connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        """Look whether the server still knows a connection that has lain idle, as a restart ends all of them."""
+        used = record.info.get(_USED)
+        if used is not None and time.monotonic() - used > IDLE_SECONDS:
+            try:
+                self.engine.dialect.do_ping(connection)
+            except self.engine.dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -187,6 +216,13 @@ def _errorname(error: Exception) -> str:
 def _hint(error: Exception) -> str:
     name = _errorname(error)
     return "".join(f"; {hint}" for code, hint in _HINTS.items() if name == code or name.startswith(f"{code}_"))
+
+
+_USED = "t2_used"
+
+
+def _remember_use(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_USED] = time.monotonic()
 
 
 VARIED = "t2_varied"

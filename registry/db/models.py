@@ -124,8 +124,10 @@ def _live(name: str, *columns: str) -> Index:
 class Expert(Table):
     """A name, and copies of what lists go by from its latest live version, so that a page needs one index.
 
-    ``latest`` is the number of that version, NULL when all are deleted; ``last`` the highest number ever given. On
-    PostgreSQL there is one index more, of the trigrams of ``search_text``, where the extension for it may be created.
+    ``latest`` is the number of that version, NULL when all are deleted; ``last`` the highest number ever given.
+    ``card`` is all that a list tells of the expert, as JSON, so that a page needs one table too; it holds where
+    ``carded_at`` is ``updated_at`` (see ``services/cards.py``). On PostgreSQL there is one index more, of the trigrams
+    of ``search_text``, where the extension for it may be created.
     """
 
     __tablename__ = "expert"
@@ -147,6 +149,8 @@ class Expert(Table):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
+    card: Mapped[str | None] = mapped_column(deferred=True)
+    carded_at: Mapped[datetime | None]
 
     namespace: Mapped[Namespace] = relationship(lazy="raise")
 

@@ -147,6 +147,11 @@ def answer(value: BaseModel, status: int = 200) -> Response:
     return Response(value.__pydantic_serializer__.to_json(value), status, media_type=JSON)
 
 
+def ready(text: str) -> Response:
+    """A JSON answer that is there as text."""
+    return Response(text, media_type=JSON)
+
+
 def answer_list(adapter: TypeAdapter[Any], values: Sequence[BaseModel]) -> Response:
     """A JSON answer of several."""
     return Response(adapter.dump_json(values), media_type=JSON)

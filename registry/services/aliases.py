@@ -9,7 +9,7 @@ from t2.core.errors import InvalidRequestError, NotFoundError, nearest
 from t2.core.references import ExpertName
 from t2.registry.db import models
 from t2.registry.schemas import AliasEvent, AliasInfo, Page
-from t2.registry.services import audit, experts, versions
+from t2.registry.services import audit, cards, experts, versions
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
 
@@ -107,12 +107,12 @@ def _remember(
     reason: str,
 ) -> None:
     at = audit.now()
-    expert.updated_at = at
     session.add(
         models.AliasEvent(
             expert_id=expert.id, alias=alias, number=number, previous=previous, at=at, by=str(actor), reason=reason
         )
     )
+    cards.write(session, expert, at)
     action = "alias.delete" if number is None else "alias.set"
     audit.record(session, actor, action, f"{expert.path}@{alias}", version=number, previous=previous)
 

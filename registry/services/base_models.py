@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import or_, select
+from sqlalchemy import Connection, or_, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -77,7 +77,7 @@ def find(session: Session, fingerprint: str) -> models.BaseModel:
     return row
 
 
-def ids_of(session: Session, base: str) -> list[int]:
+def ids_of(session: Session | Connection, base: str) -> list[int]:
     """The ids of the base models with a fingerprint or an id."""
     table = models.BaseModel
     return list(session.scalars(select(table.id).where(or_(table.fingerprint == base, table.model_id == base))))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import pydantic
 from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
@@ -14,11 +15,13 @@ from t2.core.expertfile import decode_expert
 from t2.registry.blobs.base import BlobInfo, BlobStore
 from t2.registry.db import migrate, models
 from t2.registry.db.database import Database
-from t2.registry.schemas import VALIDATION_SCORE
-from t2.registry.services import audit, garbage
+from t2.registry.schemas import VALIDATION_SCORE, Expert
+from t2.registry.services import audit, cards, experts, garbage
+from t2.registry.services.actor import Actor
 
 CLOCK = timedelta(minutes=1)
 """How far clocks may be apart before it is told: what is garbage is judged by them."""
+_FIX = "t2 registry doctor --fix writes it anew"
 _PAGE = 500
 _SHOWN = 20
 """Findings of one kind that are told one by one; of more the number is told."""
@@ -133,40 +136,7 @@ def _rows(session: Session, seen: Examined) -> Iterator[Finding]:
     expert, version = models.Expert, models.Version
     seen.experts = session.scalar(select(func.count()).select_from(expert)) or 0
     seen.versions = session.scalar(select(func.count()).select_from(version)) or 0
-    numbers = (
-        select(
-            version.expert_id,
-            func.max(version.number).label("last"),
-            func.count(version.id).filter(version.deleted_at.is_(None)).label("live"),
-            func.max(version.number).filter(version.deleted_at.is_(None)).label("latest"),
-        )
-        .group_by(version.expert_id)
-        .subquery()
-    )
-    odd = or_(
-        expert.live != func.coalesce(numbers.c.live, 0),
-        expert.latest.is_distinct_from(numbers.c.latest),
-        expert.last < func.coalesce(numbers.c.last, 0),
-    )
-    for path in session.scalars(
-        select(expert.path).outerjoin(numbers, numbers.c.expert_id == expert.id).where(odd).order_by(expert.path)
-    ):
-        yield Finding(True, "row", f"{path}: the counts of its versions are not those of its versions")
-    latest = aliased(version)
-    copies = or_(
-        expert.task.is_distinct_from(latest.task),
-        expert.domain.is_distinct_from(latest.domain),
-        expert.base_model_id.is_distinct_from(latest.base_model_id),
-        expert.score.is_distinct_from(models.Metric.value),
-    )
-    for path in session.scalars(
-        select(expert.path)
-        .outerjoin(latest, and_(latest.expert_id == expert.id, latest.number == expert.latest))
-        .outerjoin(models.Metric, and_(models.Metric.version_id == latest.id, models.Metric.name == VALIDATION_SCORE))
-        .where(copies)
-        .order_by(expert.path)
-    ):
-        yield Finding(True, "row", f"{path}: what lists go by is not what its latest version says")
+    yield from (Finding(True, "row", f"{path}: {what}; {_FIX}") for path, what in _copies(session))
     for path, alias, number in session.execute(
         select(expert.path, models.Alias.alias, models.Alias.number)
         .join(expert, expert.id == models.Alias.expert_id)
@@ -189,6 +159,85 @@ def _rows(session: Session, seen: Examined) -> Iterator[Finding]:
         .order_by(expert.path, models.Alias.alias)
     ):
         yield Finding(True, "row", f"{path}@{alias} does not point to where its history says")
+
+
+def _copies(session: Session) -> Iterator[tuple[str, str]]:
+    """Experts whose rows hold copies that are not what they were copied from, and what is wrong."""
+    expert, version = models.Expert, models.Version
+    numbers = (
+        select(
+            version.expert_id,
+            func.max(version.number).label("last"),
+            func.count(version.id).filter(version.deleted_at.is_(None)).label("live"),
+            func.max(version.number).filter(version.deleted_at.is_(None)).label("latest"),
+        )
+        .group_by(version.expert_id)
+        .subquery()
+    )
+    odd = or_(
+        expert.live != func.coalesce(numbers.c.live, 0),
+        expert.latest.is_distinct_from(numbers.c.latest),
+        expert.last < func.coalesce(numbers.c.last, 0),
+    )
+    for path in session.scalars(
+        select(expert.path).outerjoin(numbers, numbers.c.expert_id == expert.id).where(odd).order_by(expert.path)
+    ):
+        yield path, "the counts of its versions are not those of its versions"
+    latest = aliased(version)
+    copies = or_(
+        expert.task.is_distinct_from(latest.task),
+        expert.domain.is_distinct_from(latest.domain),
+        expert.base_model_id.is_distinct_from(latest.base_model_id),
+        expert.score.is_distinct_from(models.Metric.value),
+    )
+    for path in session.scalars(
+        select(expert.path)
+        .outerjoin(latest, and_(latest.expert_id == expert.id, latest.number == expert.latest))
+        .outerjoin(models.Metric, and_(models.Metric.version_id == latest.id, models.Metric.name == VALIDATION_SCORE))
+        .where(copies)
+        .order_by(expert.path)
+    ):
+        yield path, "what lists go by is not what its latest version says"
+    found = 0
+    while page := session.execute(
+        select(expert.id, expert.path, cards.CARD).where(expert.id > found).order_by(expert.id).limit(_PAGE)
+    ).all():
+        found = page[-1].id
+        said = cards.made(session, [row.id for row in page])
+        for row in page:
+            if row.card is not None and not _says(row.card, said[row.id]):
+                yield row.path, "its card in lists is not what the tables say"
+
+
+def _says(card: str, said: Expert) -> bool:
+    try:
+        return Expert.model_validate_json(card) == said
+    except pydantic.ValidationError:
+        return False
+
+
+def mend(database: Database, actor: Actor) -> list[str]:
+    """Write anew the copies that experts' rows hold, where they are not what they were copied from.
+
+    Returns:
+        The experts, sorted.
+
+    Raises:
+        UnavailableError: the database cannot be reached.
+    """
+    with database.read() as session:
+        wrong = sorted({path for path, _ in _copies(session)})
+    for path in wrong:
+        with database.write() as session:
+            row = session.scalar(select(models.Expert).where(models.Expert.path == path).with_for_update())
+            if row is None:
+                continue
+            of_expert = models.Version.expert_id == row.id
+            live = select(func.count()).where(of_expert, models.Version.deleted_at.is_(None))
+            row.last = max(row.last, session.scalar(select(func.max(models.Version.number)).where(of_expert)) or 0)
+            experts.refresh(session, row, live=(session.scalar(live) or 0) - row.live, at=row.updated_at)
+            audit.record(session, actor, "expert.mend", path)
+    return wrong
 
 
 def _blobs(database: Database, store: BlobStore, seen: Examined) -> Iterator[Finding]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Row, Select, and_, bindparam, delete, exists, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, bindparam, delete, exists, select, text
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from t2.core.references import ExpertName
@@ -14,15 +15,15 @@ from t2.registry.db import models
 from t2.registry.db.database import VARIED, insert_once
 from t2.registry.db.lookups import columns
 from t2.registry.names import known_name
-from t2.registry.schemas import VALIDATION_SCORE, Expert, ExpertQuery, MetricRange, Page, known
-from t2.registry.services import audit, base_models, namespaces, versions
+from t2.registry.schemas import VALIDATION_SCORE, ExpertQuery, MetricRange
+from t2.registry.services import audit, base_models, cards, namespaces
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
 
 MAX_TAGS = 50
 _FEW = 1000
 
-_SORTS = {
+_SORTS: dict[str, InstrumentedAttribute[Any]] = {
     "updated": models.Expert.updated_at,
     "created": models.Expert.created_at,
     "name": models.Expert.path,
@@ -31,10 +32,6 @@ _SORTS = {
 
 
 _EXPERT = columns(models.Expert)
-_ROW = [
-    _EXPERT[name]
-    for name in ["id", "path", "kind", "description", "live", "score", "created_at", "updated_at", "deleted_at"]
-]
 
 
 def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: bool = False) -> models.Expert:
@@ -57,10 +54,27 @@ def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: boo
     return row
 
 
-def get(session: Session, name: ExpertName) -> Expert:
-    """An expert that is not deleted."""
-    rows = session.execute(select(*_ROW).where(_EXPERT.path == str(name), _EXPERT.deleted_at.is_(None))).all()
-    return shape(session, rows or [find(session, name)])[0]
+def id_of(session: Session, name: ExpertName) -> int:
+    """The id of an expert that is not deleted.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    known_name(name)
+    found = session.scalar(select(_EXPERT.id).where(_EXPERT.path == str(name), _EXPERT.deleted_at.is_(None)))
+    return found if found is not None else find(session, name).id
+
+
+def get(reader: Connection, name: ExpertName) -> str:
+    """The card of an expert that is not deleted."""
+    known_name(name)
+    statement = select(_EXPERT.id, _EXPERT.deleted_at, cards.CARD).where(_EXPERT.path == str(name))
+    row = reader.execute(statement).first()
+    if row is None:
+        raise NotFoundError(f"there is no expert {name}")
+    if row.deleted_at is not None:
+        raise NotFoundError(f"the expert {name} is deleted; it can be restored")
+    return cards.told(reader, [row])[0]
 
 
 def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> models.Expert:
@@ -108,12 +122,13 @@ def _last_of_purged(session: Session, name: ExpertName) -> int:
     return int(detail["last"]) if detail is not None else 0
 
 
-def refresh(session: Session, row: models.Expert, *, live: int = 0) -> None:
-    """Copy to the expert what lists go by, after its versions, metrics or description have changed.
+def refresh(session: Session, row: models.Expert, *, live: int = 0, at: datetime | None = None) -> None:
+    """Copy to the expert what lists go by and tell, after its versions, metrics or description have changed.
 
     Args:
         row: held locked.
         live: how many versions came to be, or came back, less those that were deleted.
+        at: when it was last updated; now where None.
     """
     row.live += live
     session.flush()
@@ -134,19 +149,20 @@ def refresh(session: Session, row: models.Expert, *, live: int = 0) -> None:
     row.base_model_id = latest.base_model_id if latest is not None else None
     row.score = score
     row.search_text = " ".join(filter(None, (row.path, row.task, row.description))).lower()
-    row.updated_at = audit.now()
+    cards.write(session, row, at)
 
 
-def describe(session: Session, actor: Actor, name: ExpertName, description: str) -> Expert:
+def describe(session: Session, actor: Actor, name: ExpertName, description: str) -> str:
     """Set the description."""
     row = find(session, name, lock=True)
     row.description = description
     refresh(session, row)
     audit.record(session, actor, "expert.describe", str(name))
-    return shape(session, [row])[0]
+    assert row.card is not None
+    return row.card
 
 
-def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[str], remove: Iterable[str]) -> Expert:
+def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[str], remove: Iterable[str]) -> str:
     """Add and remove tags.
 
     Raises:
@@ -159,61 +175,39 @@ def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[
         insert_once(session, models.Tag, expert_id=row.id, tag=tag)
     if len(session.scalars(select(models.Tag.tag).where(models.Tag.expert_id == row.id)).all()) > MAX_TAGS:
         raise InvalidRequestError(f"{name} would have more than {MAX_TAGS} tags; remove some")
-    row.updated_at = audit.now()
     audit.record(session, actor, "expert.tag", str(name), add=added, remove=removed)
-    return shape(session, [row])[0]
+    return cards.write(session, row)
 
 
-def list_experts(session: Session, query: ExpertQuery, *, cursor: str | None, limit: int) -> Page[Expert]:
-    """Experts that meet a query."""
+def list_experts(
+    reader: Connection, query: ExpertQuery, *, cursor: str | None, limit: int
+) -> tuple[list[str], str | None]:
+    """The cards of experts that meet a query, and the cursor of the next page."""
     descending, sort = query.sort.startswith("-"), query.sort.lstrip("-")
     column = _SORTS[sort]
     rows, next_cursor = fetch_page(
-        session,
-        _narrowed(session, query).execution_options(**{VARIED: True}),
+        reader,
+        _narrowed(reader, query, column).execution_options(**{VARIED: True}),
         Order(column, models.Expert.id, descending),
         query=query.model_dump(mode="json"),
         cursor=cursor,
         limit=limit,
         position=lambda row: (getattr(row, column.key), row.id),
     )
-    return Page(items=shape(session, rows), next=next_cursor)
+    return cards.told(reader, rows), next_cursor
 
 
-def shape(session: Session, rows: Sequence[models.Expert | Row[*tuple[Any, ...]]]) -> list[Expert]:
-    """Experts as clients see them, in two queries however many they are."""
-    if not rows:
-        return []
-    ids = [row.id for row in rows]
-    latest, tags = versions.latest(session, ids)
-    return [
-        known(
-            Expert,
-            {
-                "name": row.path,
-                "kind": row.kind,
-                "description": row.description,
-                "tags": tuple(sorted(tags.get(row.id, ()))),
-                "versions": row.live,
-                "latest": latest.get(row.id),
-                "created_at": row.created_at,
-                "updated_at": row.updated_at,
-                "deleted_at": row.deleted_at,
-            },
-        )
-        for row in rows
-    ]
-
-
-def _narrowed(session: Session, query: ExpertQuery) -> Select[*tuple[Any, ...]]:
+def _narrowed(reader: Connection, query: ExpertQuery, sort: InstrumentedAttribute[Any]) -> Select[*tuple[Any, ...]]:
     table = models.Expert
-    statement = select(*_ROW).where(table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None))
+    statement = select(_EXPERT.id, sort, cards.CARD).where(
+        table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None)
+    )
     if query.sort.lstrip("-") == "score":
         statement = statement.where(table.score.is_not(None))
     if query.namespace is not None:
-        statement = statement.where(table.namespace_id == namespaces.id_of(session, query.namespace))
+        statement = statement.where(table.namespace_id == namespaces.id_of(reader, query.namespace))
     if query.base is not None:
-        statement = statement.where(table.base_model_id.in_(base_models.ids_of(session, query.base)))
+        statement = statement.where(table.base_model_id.in_(base_models.ids_of(reader, query.base)))
     for column, wanted in ((table.task, query.task), (table.domain, query.domain), (table.kind, query.kind)):
         if wanted is not None:
             statement = statement.where(column == wanted)
@@ -222,11 +216,11 @@ def _narrowed(session: Session, query: ExpertQuery) -> Select[*tuple[Any, ...]]:
     for tag in query.tags:
         statement = statement.where(table.id.in_(select(models.Tag.expert_id).where(models.Tag.tag == tag)))
     for wanted_range in query.metrics:
-        statement = statement.where(_in_range(session, wanted_range))
+        statement = statement.where(_in_range(reader, wanted_range))
     return statement
 
 
-def _in_range(session: Session, wanted: MetricRange) -> ColumnElement[bool]:
+def _in_range(reader: Connection, wanted: MetricRange) -> ColumnElement[bool]:
     """Whether an expert's latest version has a metric in a range.
 
     The database knows how the values of all metrics together are spread, and not those of one: it takes a range that
@@ -238,7 +232,7 @@ def _in_range(session: Session, wanted: MetricRange) -> ColumnElement[bool]:
         inside = inside.where(metric.value >= wanted.minimum)
     if wanted.maximum is not None:
         inside = inside.where(metric.value <= wanted.maximum)
-    few = session.scalars(inside.limit(_FEW + 1).execution_options(**{VARIED: True})).all()
+    few = reader.scalars(inside.limit(_FEW + 1).execution_options(**{VARIED: True})).all()
     latest = version.number == models.Expert.latest
     if len(few) <= _FEW:
         known = bindparam(None, few, expanding=True, literal_execute=True, type_=Integer)

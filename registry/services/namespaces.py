@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, NotFoundError
@@ -41,7 +41,7 @@ def find(session: Session, name: str) -> models.Namespace:
     return row
 
 
-def id_of(session: Session, name: str) -> int:
+def id_of(session: Session | Connection, name: str) -> int:
     """The id of a namespace; one that no row has where there is none.
 
     A list is narrowed by the number itself: the database chooses its way by how common that one is.

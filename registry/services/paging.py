@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.digests import canonical_json, digest_of
@@ -33,7 +33,7 @@ class Order:
 
 
 def fetch_page(
-    session: Session,
+    session: Session | Connection,
     statement: Select[*tuple[Any, ...]],
     order: Order,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -56,6 +57,7 @@ from t2.registry.services.actor import Actor, Limits
 _TEXT = 4000
 _LABEL = 200
 _TRIES = 3
+_EXPERTS = pydantic.TypeAdapter(Page[Expert])
 
 
 class Service:
@@ -135,22 +137,31 @@ class Service:
         return file
 
     def get_expert(self, name: ExpertName) -> Expert:
-        with self.database.read() as session:
-            return experts.get(session, name)
+        return Expert.model_validate_json(self.get_expert_json(name))
+
+    def get_expert_json(self, name: ExpertName) -> str:
+        """:meth:`get_expert` as the JSON of its answer, which lies ready in the database."""
+        with self.database.glance() as connection:
+            return experts.get(connection, name)
 
     def list_experts(
         self, query: ExpertQuery | None = None, *, cursor: str | None = None, limit: int = 50
     ) -> Page[Expert]:
-        query = query or ExpertQuery()
+        return _EXPERTS.validate_json(self.list_experts_json(query or ExpertQuery(), cursor=cursor, limit=limit))
+
+    def list_experts_json(self, query: ExpertQuery, *, cursor: str | None = None, limit: int = 50) -> str:
+        """:meth:`list_experts` as the JSON of its answer, whose items lie ready in the database."""
         for field in ("text", "task", "domain", "base"):
             _text(field, getattr(query, field) or "")
-        with self.database.read() as session:
-            return experts.list_experts(session, query, cursor=cursor, limit=limit)
+        with self.database.glance() as connection:
+            items, following = experts.list_experts(connection, query, cursor=cursor, limit=limit)
+        return f'{{"items":[{",".join(items)}],"next":{json.dumps(following)}}}'
 
     def describe_expert(self, name: ExpertName, description: str) -> Expert:
         _text("description", description)
         with self.database.write() as session:
-            return experts.describe(session, self.actor, name, description)
+            card = experts.describe(session, self.actor, name, description)
+        return Expert.model_validate_json(card)
 
     def resolve(self, reference: Reference) -> VersionDetail:
         with self.database.read() as session:
@@ -213,7 +224,8 @@ class Service:
         for tag in (*add, *remove):
             check_tag(tag)
         with self.database.write() as session:
-            return experts.change_tags(session, self.actor, name, add, remove)
+            card = experts.change_tags(session, self.actor, name, add, remove)
+        return Expert.model_validate_json(card)
 
     def delete(self, name: ExpertName, version: int | None = None) -> None:
         with self.database.write() as session:

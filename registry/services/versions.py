@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Double, Integer, Row, Select, cast, func, literal, null, select, union_all
+from sqlalchemy import Connection, Double, Integer, Row, Select, cast, func, literal, null, select, union_all
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, nearest
@@ -19,7 +19,7 @@ from t2.registry.db.database import VARIED, insert_once
 from t2.registry.db.lookups import any_of, columns
 from t2.registry.names import MAX_NUMBER
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery, known
-from t2.registry.services import audit, base_models, experts
+from t2.registry.services import audit, base_models, cards, experts
 from t2.registry.services.actor import Actor, Limits
 from t2.registry.services.paging import Order, fetch_page
 
@@ -55,7 +55,13 @@ _JOINED = (
     .join(models.Blob.__table__, _VERSION.digest == _BLOB.digest)
     .join(models.BaseModel.__table__, _VERSION.base_model_id == _BASE.id)
 )
-_RESOLVED = _JOINED.add_columns(_VERSION.manifest).where(_EXPERT.deleted_at.is_(None), _VERSION.deleted_at.is_(None))
+_ALIVE = _EXPERT.deleted_at.is_(None), _VERSION.deleted_at.is_(None)
+_RESOLVED = _JOINED.add_columns(_VERSION.manifest).where(*_ALIVE)
+_LIVE_ID = (
+    select(_VERSION.id)
+    .join_from(models.Version.__table__, models.Expert.__table__, _VERSION.expert_id == _EXPERT.id)
+    .where(*_ALIVE)
+)
 _LATEST = _JOINED.where(any_of(_VERSION.expert_id, "experts"), _VERSION.number == _EXPERT.latest)
 _DETAILS = (
     select(literal("metric"), _METRIC.version_id, cast(null(), Integer), _METRIC.name, _METRIC.value).where(
@@ -148,10 +154,21 @@ def find(session: Session, name: ExpertName, number: int, *, deleted: bool = Fal
     return row
 
 
+def id_of(session: Session, name: ExpertName, number: int) -> int:
+    """The id of a version that is not deleted.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    found = None
+    if 1 <= number <= MAX_NUMBER:
+        found = session.scalar(_LIVE_ID.where(_EXPERT.path == str(name), _VERSION.number == number))
+    return found if found is not None else find(session, name, number).id
+
+
 def get(session: Session, name: ExpertName, number: int) -> Version:
     """A version that is not deleted."""
-    version = find(session, name, number)
-    return shape(session, session.execute(joined().where(models.Version.id == version.id)).all())[0]
+    return shape(session, session.execute(joined().where(_VERSION.id == id_of(session, name, number))).all())[0]
 
 
 def resolve(session: Session, reference: Reference) -> VersionDetail:
@@ -182,12 +199,12 @@ def resolve(session: Session, reference: Reference) -> VersionDetail:
 
 def list_versions(session: Session, name: ExpertName, *, cursor: str | None, limit: int) -> Page[Version]:
     """Versions of one expert, newest first."""
-    expert = experts.find(session, name)
+    expert_id = experts.id_of(session, name)
     rows, next_cursor = fetch_page(
         session,
-        joined().where(models.Version.expert_id == expert.id),
+        joined().where(models.Version.expert_id == expert_id),
         Order(models.Version.number, models.Version.number, descending=True),
-        query=["versions", expert.id],
+        query=["versions", expert_id],
         cursor=cursor,
         limit=limit,
         position=lambda row: (row.number, row.number),
@@ -256,7 +273,8 @@ def delete(session: Session, actor: Actor, name: ExpertName, number: int | None)
     """
     expert = experts.find(session, name, lock=True)
     if number is None:
-        expert.deleted_at = expert.updated_at = audit.now()
+        expert.deleted_at = at = audit.now()
+        cards.write(session, expert, at)
         audit.record(session, actor, "expert.delete", str(name))
         return
     version = find(session, name, number)
@@ -276,7 +294,7 @@ def restore(session: Session, actor: Actor, name: ExpertName, number: int | None
     if number is None:
         if expert.deleted_at is not None:
             expert.deleted_at = None
-            expert.updated_at = audit.now()
+            cards.write(session, expert)
             audit.record(session, actor, "expert.restore", str(name))
         return
     version = find(session, name, number, deleted=True)
@@ -291,7 +309,7 @@ def joined() -> Select[*tuple[Any, ...]]:
     return _JOINED
 
 
-def latest(session: Session, experts: Sequence[int]) -> tuple[dict[int, Version], dict[int, list[str]]]:
+def latest(session: Session | Connection, experts: Sequence[int]) -> tuple[dict[int, Version], dict[int, list[str]]]:
     """The latest versions and the tags of experts, by the experts' ids; those without any are not there."""
     rows = session.execute(_LATEST, {"experts": experts}).all()
     tags: dict[int, list[str]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from t2.cli.main import app
 from t2.core.errors import ArgumentError, ConflictError, InvalidRequestError, NotFoundError, RegistryError, StorageError
@@ -114,6 +115,11 @@ def test_doctor(t2: Program, filled: Path) -> None:
     assert t2.code == 2
     assert report["healthy"] is False
     assert report["examined"]["versions"] == 6
+    with open_embedded(filled) as service, service.database.write() as session:
+        session.execute(sqlalchemy.text("UPDATE expert SET card = '{}'"))
+    assert "team/mix: its card in lists is not what the tables say; t2 registry doctor --fix" in t2("doctor")
+    assert t2("doctor", "--fix").startswith("fixed  row: others/code: ")
+    assert t2.json("doctor", "--fix")["fixed"] == []
 
 
 def test_export_and_import(t2: Program, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,14 @@ from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
 from t2.registry.services import blobs
-from t2.registry.services.doctor import Examined, Finding, examine
+from t2.registry.services.doctor import Examined, Finding, examine, mend
 from t2.registry.services.service import Service
-from tests.registry.registries import STORAGES, fill, registry
+from tests.registry.registries import MATH, STORAGES, contents, fill, registry
 from tests.registry.samples import expert_bytes
 from tests.registry.servers import free_port
 
 NOW = timedelta(0)
+FIX = "; t2 registry doctor --fix writes it anew"
 
 
 @pytest.fixture(params=STORAGES)
@@ -76,11 +77,12 @@ def overwrite(service: Service, digest: str, data: bytes) -> None:
 def test_rows_that_disagree(service: Service) -> None:
     run(service, "UPDATE expert SET live = live - 1 WHERE path = 'team/math'")
     assert [finding.text for finding in visit(service)] == [
-        "team/math: the counts of its versions are not those of its versions"
+        f"team/math: the counts of its versions are not those of its versions{FIX}",
+        f"team/math: its card in lists is not what the tables say{FIX}",
     ]
     run(service, "UPDATE expert SET live = live + 1, score = 0.9 WHERE path = 'team/math'")
     assert [finding.text for finding in visit(service)] == [
-        "team/math: what lists go by is not what its latest version says"
+        f"team/math: what lists go by is not what its latest version says{FIX}"
     ]
     run(
         service,
@@ -93,10 +95,37 @@ def test_rows_that_disagree(service: Service) -> None:
     ]
 
 
+def test_a_card_that_is_not_what_the_tables_say_is_mended(service: Service) -> None:
+    before = contents(service)
+    run(service, "UPDATE metric SET value = 7", "UPDATE metric SET value = 0.30000000000000004 WHERE name <> 'x'")
+    run(service, "UPDATE expert SET card = '{}' WHERE path = 'team/mix'", "DELETE FROM tag WHERE tag = 'best'")
+    texts = [finding.text for finding in visit(service)]
+    assert texts == [f"{path}: its card in lists is not what the tables say{FIX}" for path in ("team/math", "team/mix")]
+    assert mend(service.database, service.actor) == ["team/math", "team/mix"]
+    assert visit(service) == []
+    assert mend(service.database, service.actor) == []
+    after = contents(service)
+    assert after["experts"]["team/mix"] == before["experts"]["team/mix"]
+    math = service.get_expert(MATH)
+    assert math.tags == ("team:ours",)
+    assert math.latest is not None
+    assert math.latest.metrics == {"validation.score": 0.1 + 0.2, "x": 7}
+
+
+def test_counts_and_copies_are_mended(service: Service) -> None:
+    before = contents(service)
+    run(service, "UPDATE expert SET live = 0, last = 0, latest = NULL, task = 'x', score = 1 WHERE path = 'team/math'")
+    assert mend(service.database, service.actor) == ["team/math"]
+    assert visit(service) == []
+    assert contents(service) == before
+    assert service.publish(MATH, expert_bytes(77)).version == 4
+
+
 def test_an_alias_against_its_history(service: Service) -> None:
     run(service, "UPDATE alias SET number = 1")
     assert [finding.text for finding in visit(service)] == [
-        "team/math@production does not point to where its history says"
+        f"team/math: its card in lists is not what the tables say{FIX}",
+        "team/math@production does not point to where its history says",
     ]
 
 

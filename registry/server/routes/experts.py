@@ -14,7 +14,7 @@ from t2.core.manifest import Kind
 from t2.core.references import NAME_PATTERN
 from t2.registry.schemas import Expert, ExpertQuery, MetricRange, Page, Sort, Tag
 from t2.registry.server.bodies import NO_NUL, DescriptionBody, TagsBody
-from t2.registry.server.operations import JSON, Operation, answer, done, expert_name, registry
+from t2.registry.server.operations import JSON, Operation, answer, done, expert_name, ready, registry
 from t2.registry.server.parameters import Cursor, Limit, NamePath, NamespacePath
 
 _END = r"([-+]?[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?)?"
@@ -61,12 +61,12 @@ def list_experts(
         deleted=deleted,
         **with_ranges,
     )
-    return answer(registry(request).list_experts(query, cursor=cursor, limit=limit))
+    return ready(registry(request).list_experts_json(query, cursor=cursor, limit=limit))
 
 
 def get_expert(request: Request, namespace: NamespacePath, name: NamePath) -> Response:
     """Show an expert and its latest version."""
-    return answer(registry(request).get_expert(expert_name(namespace, name)))
+    return ready(registry(request).get_expert_json(expert_name(namespace, name)))
 
 
 def describe_expert(request: Request, namespace: NamespacePath, name: NamePath, body: DescriptionBody) -> Response:

@@ -1,0 +1,77 @@
+"""Cards: all that a list tells of an expert, ready as JSON in its row.
+
+A list of fifty experts is then one query of fifty rows, and not the versions, metrics, aliases and tags of each.
+Whoever changes something of these writes the card anew, in the same transaction and with the expert's row locked. A
+card is good where its time is that of the expert's last change: one that a server of an older t2 left behind, while the
+database was at this schema already, is passed over, and what it would say is looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, select
+from sqlalchemy.orm import Session
+
+from t2.registry.db import models
+from t2.registry.db.lookups import any_of, columns
+from t2.registry.schemas import Expert, known
+from t2.registry.services import audit, versions
+
+_EXPERT = columns(models.Expert)
+CARD = case((_EXPERT.carded_at == _EXPERT.updated_at, _EXPERT.card)).label("card")
+"""The card of an expert for :func:`told`; NULL where it is not good."""
+_ROWS = select(
+    *(_EXPERT[name] for name in ("id", "path", "kind", "description", "live", "created_at", "updated_at", "deleted_at"))
+).where(any_of(_EXPERT.id, "ids"))
+
+
+def write(session: Session, row: models.Expert, at: datetime | None = None) -> str:
+    """Write the card of an expert that has changed.
+
+    Args:
+        row: held locked.
+        at: when it has changed; now where None.
+    """
+    row.updated_at = row.carded_at = at or audit.now()
+    session.flush()
+    row.card = made(session, [row.id])[row.id].model_dump_json()
+    return row.card
+
+
+def told(reader: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[str]:
+    """The cards of rows that have ``id`` and :data:`CARD`."""
+    missing = [row.id for row in rows if row.card is None]
+    if not missing:
+        return [row.card for row in rows]
+    looked_up = made(reader, missing)
+    # An expert that was purged since its row was read is gone.
+    return [
+        row.card if row.card is not None else looked_up[row.id].model_dump_json()
+        for row in rows
+        if row.card is not None or row.id in looked_up
+    ]
+
+
+def made(reader: Session | Connection, ids: Sequence[int]) -> dict[int, Expert]:
+    """What the tables say of experts, by id, in three queries however many they are."""
+    latest, tags = versions.latest(reader, ids)
+    return {
+        row.id: known(
+            Expert,
+            {
+                "name": row.path,
+                "kind": row.kind,
+                "description": row.description,
+                "tags": tuple(sorted(tags.get(row.id, ()))),
+                "versions": row.live,
+                "latest": latest.get(row.id),
+                "created_at": row.created_at,
+                "updated_at": row.updated_at,
+                "deleted_at": row.deleted_at,
+            },
+        )
+        for row in reader.execute(_ROWS, {"ids": ids}).all()
+    }
