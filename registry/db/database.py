@@ -176,7 +176,7 @@ class Database:
         Raises:
             UnavailableError: as :meth:`read`.
         """
-        with self.translated(), (self._writer if write else self._reader).connect() as connection:
+        with self.translated(), (self._writer if write else self.engine).connect() as connection:
             yield connection
 
     def _foreign(self, error: Exception) -> RegistryError:

@@ -21,7 +21,7 @@ from t2.registry.services.actor import Actor
 
 CLOCK = timedelta(minutes=1)
 """How far clocks may be apart before it is told: what is garbage is judged by them."""
-_FIX = "t2 registry doctor --fix writes it anew"
+_FIX = "t2 registry doctor --fix writes that anew"
 _PAGE = 500
 _SHOWN = 20
 """Findings of one kind that are told one by one; of more the number is told."""
@@ -137,6 +137,9 @@ def _rows(session: Session, seen: Examined) -> Iterator[Finding]:
     seen.experts = session.scalar(select(func.count()).select_from(expert)) or 0
     seen.versions = session.scalar(select(func.count()).select_from(version)) or 0
     yield from (Finding(True, "row", f"{path}: {what}; {_FIX}") for path, what in _copies(session))
+    late = session.scalar(select(func.count()).where(cards.CARD.is_(None)).select_from(expert))
+    if late:
+        yield Finding(False, "row", f"{late} experts were changed by an older t2, which makes lists slow; {_FIX}")
     for path, alias, number in session.execute(
         select(expert.path, models.Alias.alias, models.Alias.number)
         .join(expert, expert.id == models.Alias.expert_id)
@@ -217,7 +220,7 @@ def _says(card: str, said: Expert) -> bool:
 
 
 def mend(database: Database, actor: Actor) -> list[str]:
-    """Write anew the copies that experts' rows hold, where they are not what they were copied from.
+    """Write anew the copies that experts' rows hold, where they are not what they were copied from, or not there.
 
     Returns:
         The experts, sorted.
@@ -226,7 +229,8 @@ def mend(database: Database, actor: Actor) -> list[str]:
         UnavailableError: the database cannot be reached.
     """
     with database.read() as session:
-        wrong = sorted({path for path, _ in _copies(session)})
+        late = session.scalars(select(models.Expert.path).where(cards.CARD.is_(None)))
+        wrong = sorted({path for path, _ in _copies(session)} | set(late))
     for path in wrong:
         with database.write() as session:
             row = session.scalar(select(models.Expert).where(models.Expert.path == path).with_for_update())

@@ -22,7 +22,7 @@ from tests.registry.samples import expert_bytes
 from tests.registry.servers import free_port
 
 NOW = timedelta(0)
-FIX = "; t2 registry doctor --fix writes it anew"
+FIX = "; t2 registry doctor --fix writes that anew"
 
 
 @pytest.fixture(params=STORAGES)
@@ -110,6 +110,18 @@ def test_a_card_that_is_not_what_the_tables_say_is_mended(service: Service) -> N
     assert math.tags == ("team:ours",)
     assert math.latest is not None
     assert math.latest.metrics == {"validation.score": 0.1 + 0.2, "x": 7}
+
+
+def test_experts_that_an_older_server_has_changed_are_told_and_mended(service: Service) -> None:
+    before = contents(service)
+    run(service, "UPDATE expert SET carded_at = created_at WHERE path <> 'others/code'")
+    (finding,) = visit(service)
+    assert not finding.wrong
+    assert finding.text == f"2 experts were changed by an older t2, which makes lists slow{FIX}"
+    assert contents(service) == before
+    assert mend(service.database, service.actor) == ["team/math", "team/mix"]
+    assert visit(service) == []
+    assert contents(service) == before
 
 
 def test_counts_and_copies_are_mended(service: Service) -> None:

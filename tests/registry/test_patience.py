@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy
 
 from t2.core.errors import UnavailableError
+from t2.registry.db import database as database_module
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
 from t2.registry.open import open_server
@@ -118,3 +119,23 @@ def test_a_migration_may_take_longer_than_a_request(gate: Gate, monkeypatch: pyt
         assert migrate.current(database) == migrate.head()
     finally:
         database.close()
+
+
+def test_connections_that_the_server_ended_while_they_lay_idle_are_replaced(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "IDLE_SECONDS", 0.0)
+    with contextlib.closing(Database(postgres_url)) as database:
+        one = sqlalchemy.text("SELECT 1")
+        others = sqlalchemy.text(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+        with contextlib.closing(Database(postgres_url)) as killer:
+            for way in (database.read, database.write, database.glance):
+                with way() as reader:
+                    reader.execute(one)
+                with killer.glance() as connection:
+                    assert connection.scalar(others) == 1
+                with way() as reader:
+                    assert reader.scalar(one) == 1
