@@ -26,6 +26,7 @@ from t2.core.manifest import unpack_hashes
 from t2.core.record import AdaptationRecord, Calibration, ExpertRef, Overlap, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.args import DISPATCHING, Settings
+from t2.harness.calibrations import Calibrations
 from t2.harness.held_out import held_out_prompts
 from t2.harness.overlap import DocMarks, marks_of
 from t2.harness.pool import Pool, draw
@@ -51,6 +52,11 @@ class Runtime:
     settings: Settings
     classifier: Expert | None = None
     memory: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def calibrations(self) -> Calibrations:
+        """The answers about held-out prompts that earlier runs of this base left."""
+        return Calibrations([self.engine.base.fingerprint, self.dtype])
 
     def expert_refs(self) -> tuple[ExpertRef, ...]:
         """The experts as a record names them, the classifier last."""
@@ -383,6 +389,7 @@ class TaskAdaptation:
             template=template,
             decode=lm.tok_decode,
             memory=self._runtime.memory,
+            calibrations=self._runtime.calibrations,
         )
 
     def _encode_pair(self, context: str, text: str) -> tuple[list[int], list[int]]:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 _PAD = 0
 _ROW = 256
@@ -70,6 +72,27 @@ class Spans:
         return [bool(span.all()) for span in torch.split(right, self.lengths)]
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """What a model has computed of tokens that many contexts begin with.
+
+    Attributes:
+        length: number of tokens.
+        layers: keys and values of each layer, shape (copies, heads, length, width); a copy for each mixture.
+    """
+
+    length: int
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+    def cache(self, copies: torch.Tensor) -> DynamicCache:
+        """The cache of a batch that begins with it; ``copies``, shape (rows,), holds the copy of each row."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.layers):
+            index = copies.to(keys.device)
+            cache.update(keys[index], values[index], layer)
+        return cache
+
+
 class LikelihoodModel:
     """Runs :class:`Branches` through a causal language model under whatever mixture is active.
 
@@ -82,6 +105,7 @@ class LikelihoodModel:
     def __init__(self, model: Any, share: bool | None = None) -> None:
         self.model = model
         self._share = share
+        self._prefixes: bool | None = None
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
 
     @property
@@ -101,6 +125,46 @@ class LikelihoodModel:
             return False
         tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 0.1
         return torch.allclose(shared.loglikelihoods(), alone.loglikelihoods(), atol=tolerance)
+
+    @property
+    def prefixes(self) -> bool:
+        """Whether :meth:`prefix` can be used; the first use may run a probe, as :attr:`share`."""
+        if self._prefixes is None:
+            self._prefixes = self.share and self._probe_prefix()
+        return self._prefixes
+
+    @torch.no_grad()
+    def _probe_prefix(self) -> bool:
+        whole, rest = Branches((1, 2, 3, 4), ((5,), (6, 7, 8))), Branches((3, 4), ((5,), (6, 7, 8)))
+        plain = self._packed([whole], [[0]])
+        try:
+            reused = self._packed([rest], [[0]], self.prefix((1, 2)), [0])
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+            return False
+        tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 0.1
+        return torch.allclose(reused.loglikelihoods(), plain.loglikelihoods(), atol=tolerance)
+
+    @torch.no_grad()
+    def prefix(self, tokens: Sequence[int], copies: int = 1) -> Prefix:
+        """Compute tokens that contexts begin with, once for each of the mixtures that are active.
+
+        Args:
+            tokens: at least one.
+            copies: rows of the forward pass; row i is of the i-th mixture.
+
+        Raises:
+            TypeError: the model keeps something else than keys and values of all tokens.
+        """
+        ids = torch.tensor([list(tokens)] * copies)
+        cache = self._forward(ids, torch.tensor([0]), use_cache=True).past_key_values
+        if type(cache) is not DynamicCache:
+            raise TypeError(f"a {type(cache).__name__} cannot be shared")
+        layers = []
+        for layer in cache.layers:
+            if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+                raise TypeError(f"a {type(layer).__name__} cannot be shared")
+            layers.append((layer.keys, layer.values))
+        return Prefix(len(tokens), tuple(layers))
 
     def batches(
         self, units: Sequence[Sequence[Branches]], micro_tokens: int, most_units: int | None = None
@@ -154,18 +218,33 @@ class LikelihoodModel:
             packed += [[members[k] for k in row] for row in _pack([batch[i].inputs for i in members])]
         return packed
 
-    def run(self, batch: Sequence[Branches], rows: Sequence[Sequence[int]] | None = None) -> Spans:
+    def run(
+        self,
+        batch: Sequence[Branches],
+        rows: Sequence[Sequence[int]] | None = None,
+        prefix: Prefix | None = None,
+        copies: Sequence[int] | None = None,
+    ) -> Spans:
         """One forward pass; differentiable in z where gradients are enabled.
 
         Args:
             batch: the work.
             rows: the items of each row, from :meth:`rows`; None packs them all alike.
+            prefix: what all contexts begin with, and do not hold; only where :attr:`prefixes` is true.
+            copies: for each row the prefix's copy; None means the first.
         """
         if not self.share:
             return self._rows(batch)
-        return self._packed(batch, rows if rows is not None else self.rows(batch, [0] * len(batch)))
+        rows = rows if rows is not None else self.rows(batch, [0] * len(batch))
+        return self._packed(batch, rows, prefix, copies or [0] * len(rows))
 
-    def _packed(self, batch: Sequence[Branches], rows: Sequence[Sequence[int]]) -> Spans:
+    def _packed(
+        self,
+        batch: Sequence[Branches],
+        rows: Sequence[Sequence[int]],
+        prefix: Prefix | None = None,
+        copies: Sequence[int] = (),
+    ) -> Spans:
         width = max(sum(batch[i].inputs for i in row) for row in rows)
         ids = torch.full((len(rows), width), _PAD, dtype=torch.long)
         positions = torch.zeros_like(ids)
@@ -193,10 +272,19 @@ class LikelihoodModel:
         same = owner.unsqueeze(2) == owner.unsqueeze(1)
         query, key = branch.unsqueeze(2), branch.unsqueeze(1)
         seen = same & ((key == 0) | (key == query)) & torch.ones(width, width, dtype=torch.bool).tril()
+        kwargs: dict[str, Any] = {"use_cache": False}
+        if prefix is not None:
+            seen = torch.cat([torch.ones(len(rows), width, prefix.length, dtype=torch.bool), seen], dim=2)
+            positions += prefix.length
+            kwargs = {"use_cache": True, "past_key_values": prefix.cache(torch.tensor(copies))}
         dtype = self.model.get_input_embeddings().weight.dtype
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
-        kept = torch.tensor([place for found in places for place in found])
-        logits = self._logits(ids, kept, attention_mask=mask, position_ids=positions)
+        # Continuations of one context begin at one place.
+        once = {place: i for i, place in enumerate(dict.fromkeys(place for found in places for place in found))}
+        logits = self._logits(ids, torch.tensor(list(once)), attention_mask=mask, position_ids=positions, **kwargs)
+        again = [once[place] for found in places for place in found]
+        if len(once) < len(again):
+            logits = logits[torch.tensor(again, device=logits.device)]
         return _spans(logits, [continuation for item in batch for continuation in item.continuations])
 
     def _rows(self, batch: Sequence[Branches]) -> Spans:
@@ -210,8 +298,13 @@ class LikelihoodModel:
         ]
         return _spans(self._logits(ids, torch.tensor(kept)), [continuation for _, continuation in pairs])
 
-    def _logits(self, ids: torch.Tensor, kept: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-        """Logits at some places of the flattened (rows, columns), shape (places, vocabulary), float32.
+    def _logits(self, ids: torch.Tensor, kept: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Logits at some places of the flattened (rows, columns), shape (places, vocabulary), float32."""
+        logits: torch.Tensor = self._forward(ids, kept, **{"use_cache": False, **kwargs}).logits
+        return logits[0].float()
+
+    def _forward(self, ids: torch.Tensor, kept: torch.Tensor, **kwargs: Any) -> Any:
+        """What the model gives for some places.
 
         The hidden states are picked where they enter the output embedding, so whatever the model does to its logits
         after it is done to these.
@@ -223,11 +316,10 @@ class LikelihoodModel:
 
         handle = self.model.get_output_embeddings().register_forward_pre_hook(pick)
         try:
-            moved = {name: value.to(device) for name, value in kwargs.items()}
-            logits: torch.Tensor = self.model(input_ids=ids.to(device), use_cache=False, **moved).logits
+            moved = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in kwargs.items()}
+            return self.model(input_ids=ids.to(device), **moved)
         finally:
             handle.remove()
-        return logits[0].float()
 
 
 def _pack(sizes: Sequence[int]) -> list[list[int]]:

@@ -24,6 +24,8 @@ from t2.core.seeds import derive_seed
 
 _BATCH_TOKENS = (4096, 65536)
 """Padded prompt tokens of a batch on a CPU, where larger ones fall out of the caches, and on a GPU."""
+_PREFIX = 16
+"""Tokens that contexts share at their beginning, from which on these are computed once."""
 
 
 class TransformersEngine:
@@ -156,20 +158,40 @@ class TransformersEngine:
         for i, request in enumerate(requests):
             shared.setdefault((request.context, picked[i]) if self.likelihood.share else (i,), []).append(i)
         units = list(shared.values())
-        branches = [Branches(requests[u[0]].context, tuple(requests[i].continuation for i in u)) for u in units]
+        begin = self._shared_prefix([requests[u[0]].context for u in units], len(set(picked)))
+        cut = len(begin)
+        branches = [Branches(requests[u[0]].context[cut:], tuple(requests[i].continuation for i in u)) for u in units]
+        prefix, prefix_of = None, [-1]
         with _bar(progress, len(requests)) as bar:
             most = _BATCH_TOKENS[self.device.type == "cuda"]
-            for batch in self.likelihood.batches([[item] for item in branches], most, self.batch_size):
+            # A row holds the keys and values of the prefix too.
+            rows_of_batch = min(self.batch_size, max(1, most // max(1, cut)))
+            for batch in self.likelihood.batches([[item] for item in branches], most, rows_of_batch):
                 work = [branches[unit] for unit in batch]
                 packed = self.likelihood.rows(work, [picked[units[unit][0]] for unit in batch])
-                used, index = _compact(mixtures, [picked[units[batch[row[0]]][0]] for row in packed])
+                own = [picked[units[batch[row[0]]][0]] for row in packed]
+                used, index = _compact(mixtures, own)
+                if begin and prefix_of != sorted(set(own)):
+                    prefix_of = sorted(set(own))
+                    with self.activation(used, None if index is None else torch.arange(len(used))):
+                        prefix = self.likelihood.prefix(begin, len(used))
                 with self.activation(used, index):
-                    spans = self.likelihood.run(work, packed)
+                    spans = self.likelihood.run(work, packed, prefix, None if index is None else index.tolist())
                 order = [i for unit in batch for i in units[unit]]
                 for i, value, greedy in zip(order, spans.loglikelihoods().tolist(), spans.greedy(), strict=True):
                     answers[i] = Scored(value, greedy)
                 bar.update(len(order))
         return [answer for answer in answers if answer is not None]
+
+    def _shared_prefix(self, contexts: Sequence[tuple[int, ...]], mixtures: int) -> tuple[int, ...]:
+        """The tokens that all contexts begin with, where computing them once for each mixture saves work."""
+        if len(contexts) < max(2, 2 * mixtures):
+            return ()
+        first, last = min(contexts), max(contexts)
+        most = min(map(len, contexts)) - 1  # something is left of each
+        length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
+        common = first[: min(length, most)]
+        return common if len(common) >= _PREFIX and self.likelihood.prefixes else ()
 
     def _batches(self, indices: list[int], length: Callable[[int], int]) -> list[list[int]]:
         """Longest first, at most ``batch_size`` rows and a bounded number of padded tokens a batch."""

@@ -14,6 +14,8 @@ from t2.core.digests import digest_of, doc_hash
 from t2.core.record import Calibration, Considered, Generation, HeldOut, Preselection, SearchReport
 
 Per = Literal["expert", "layer", "matrix"]
+Memory = MutableMapping[tuple[str, str], tuple[float, ...]]
+"""Answers to the questions of a dispatch: log-likelihoods of the labels, or the number of the generated one."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,9 @@ class Job:
             dispatch is calibrated and judged on them.
         template: wraps a user message in the chat template.
         decode: the text of generated tokens.
-        memory: what a dispatch was answered before, by who was asked and the question as it was put, so that jobs that
-            share held-out prompts ask once.
+        memory: what a dispatch was answered before, by who was asked and a digest of the question's tokens, so that
+            nothing is asked twice.
+        calibrations: the same of the held-out prompts, where it is to outlive the run; None puts it into ``memory``.
     """
 
     task: str
@@ -166,7 +169,8 @@ class Job:
     held_out: Callable[[Sequence[str], Expert | None], DomainPrompts] | None = None
     template: Callable[[str], str] = lambda text: text
     decode: Callable[[Sequence[int]], str] = lambda tokens: ""
-    memory: MutableMapping[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
+    calibrations: Memory | None = None
 
 
 @dataclass(frozen=True)

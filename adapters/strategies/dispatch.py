@@ -8,6 +8,7 @@ the base. Transformer², section 3.2 A and B.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 
 from t2.adapters.engine.base import GenerateRequest, ScoreRequest
 from t2.adapters.expert import Expert, Z
-from t2.adapters.strategies.base import Choice, DomainPrompts, Job, Plan
+from t2.adapters.strategies.base import Choice, DomainPrompts, Job, Memory, Plan
 from t2.adapters.strategies.calibration import fit_temperature, fit_threshold, tenths
 from t2.adapters.strategies.mixing import choose
 from t2.adapters.strategies.question import OTHERS, parse, question
@@ -109,12 +110,15 @@ def route(job: Job, prompts: Sequence[str]) -> Route:
     texts = [text for text, _ in held_out.prompts]
     right = [labels.index(domain) for _, domain in held_out.prompts]
     if job.options.dispatch == "generate":
-        named, unparsed = _generated(job, asked, [*texts, *prompts])
-        calibration = _judged(asked, held_out, named[: len(texts)])
-        calibration = calibration.model_copy(update={"unparsed": sum(unparsed[len(texts) :])})
-        own = named[len(texts) :]
+        known_names, _ = _generated(job, asked, texts, _kept(job))
+        own, unparsed = _generated(job, asked, prompts, job.memory)
+        calibration = _judged(asked, held_out, known_names).model_copy(update={"unparsed": sum(unparsed)})
         return _compact(alone, own, labels, own, (False,) * len(own), calibration)
-    scores = _scores(job, asked, [*texts, *prompts])
+    # Apart, so that no answer about a prompt depends on whether those about the held-out ones are kept.
+    known = _asked(job, asked, ["", *texts] if asked.prior else texts, _kept(job))
+    scores = torch.cat([known, _asked(job, asked, prompts, job.memory)])
+    if asked.prior:
+        scores = scores[1:] - scores[0]
     known = scores[: len(texts)]
     temperature = fit_temperature(known, right) if texts else 1.0
     posteriors = torch.softmax(scores / temperature, dim=1)
@@ -226,27 +230,36 @@ def _judged(asked: Asked, held_out: DomainPrompts, guesses: Sequence[int]) -> Ca
     )
 
 
-def _scores(job: Job, asked: Asked, texts: Sequence[str]) -> torch.Tensor:
-    """Log-likelihoods of the labels after the question about each text, shape (texts, labels), the prior taken off."""
-    memory = job.memory
-    # The labels are part of the question.
-    contexts = {text: _render(job, asked, text) for text in ["", *texts]}
-    new = [context for context in dict.fromkeys(contexts.values()) if (asked.name, context) not in memory]
-    requests = []
-    for context in new:
-        for label in asked.labels:
-            left, right = job.encode_pair(context, f" {label}")
-            requests.append(ScoreRequest(tuple(left), tuple(right)))
-    with job.engine.applied(asked.z):
-        scored = job.engine.score(requests, progress=_progress(job)) if requests else []
-    width = len(asked.labels)
-    for i, context in enumerate(new):
-        memory[asked.name, context] = tuple(found.loglikelihood for found in scored[i * width : (i + 1) * width])
-    table = torch.tensor([memory[asked.name, contexts[text]] for text in texts]).view(len(texts), width)
-    return table - torch.tensor(memory[asked.name, contexts[""]]) if asked.prior else table
+def _kept(job: Job) -> Memory:
+    return job.memory if job.calibrations is None else job.calibrations
 
 
-def _generated(job: Job, asked: Asked, texts: Sequence[str]) -> tuple[list[int], list[bool]]:
+def _asked(job: Job, asked: Asked, texts: Sequence[str], memory: Memory) -> torch.Tensor:
+    """Log-likelihoods of the labels, shape (texts, labels): those in memory, and one forward pass for each other."""
+    keys: dict[str, tuple[str, str]] = {}
+    new: dict[tuple[str, str], list[ScoreRequest]] = {}
+    for text in dict.fromkeys(texts):
+        context = _render(job, asked, text)
+        pairs = [job.encode_pair(context, f" {label}") for label in asked.labels]
+        keys[text] = key = (asked.name, _digest("likelihood", pairs))
+        if key not in memory:
+            new[key] = [ScoreRequest(tuple(left), tuple(right)) for left, right in pairs]
+    if new:
+        requests = [request for group in new.values() for request in group]
+        with job.engine.applied(asked.z):
+            scored = job.engine.score(requests, progress=_progress(job))
+        width = len(asked.labels)
+        found = [tuple(one.loglikelihood for one in scored[i : i + width]) for i in range(0, len(scored), width)]
+        memory.update(zip(new, found, strict=True))
+    return torch.tensor([memory[keys[text]] for text in texts]).view(len(texts), len(asked.labels))
+
+
+def _digest(kind: str, tokens: object) -> str:
+    """A short name of what was asked: of the tokens, which hold the labels and the template."""
+    return hashlib.sha256(f"{kind} {tokens!r}".encode()).hexdigest()[:32]
+
+
+def _generated(job: Job, asked: Asked, texts: Sequence[str], memory: Memory) -> tuple[list[int], list[bool]]:
     """The label that the model's own answer names for each text, and whether it names none, which counts as others.
 
     Raises:
@@ -257,22 +270,21 @@ def _generated(job: Job, asked: Asked, texts: Sequence[str]) -> tuple[list[int],
             f"dispatch=generate needs the label 'others' for answers that name no domain; the classifier has "
             f"{', '.join(asked.labels)}: use dispatch=likelihood"
         )
-    new = list(dict.fromkeys(texts))
-    requests = [
-        GenerateRequest(
-            tuple(job.encode_pair(_render(job, asked, text), f" {asked.labels[0]}")[0]),
-            _ANSWER_TOKENS,
-            ("\n",),
-            {"do_sample": False},
-        )
-        for text in new
-    ]
-    with job.engine.applied(asked.z):
-        found = job.engine.generate(requests, progress=_progress(job))
-    answers = {text: parse(job.decode(answer.tokens), asked.labels) for text, answer in zip(new, found, strict=True)}
+    keys: dict[str, tuple[str, str]] = {}
+    new: dict[tuple[str, str], GenerateRequest] = {}
+    for text in dict.fromkeys(texts):
+        context = tuple(job.encode_pair(_render(job, asked, text), f" {asked.labels[0]}")[0])
+        keys[text] = key = (asked.name, _digest("generate", [context, asked.labels]))
+        if key not in memory:
+            new[key] = GenerateRequest(context, _ANSWER_TOKENS, ("\n",), {"do_sample": False})
+    if new:
+        with job.engine.applied(asked.z):
+            answers = job.engine.generate(list(new.values()), progress=_progress(job))
+        named = [parse(job.decode(answer.tokens), asked.labels) for answer in answers]
+        memory.update((key, (-1.0 if x is None else asked.labels.index(x),)) for key, x in zip(new, named, strict=True))
+    found = [int(memory[keys[text]][0]) for text in texts]
     others = asked.labels.index(OTHERS)
-    labels = [answers[text] for text in texts]
-    return [others if label is None else asked.labels.index(label) for label in labels], [x is None for x in labels]
+    return [others if label < 0 else label for label in found], [label < 0 for label in found]
 
 
 def _render(job: Job, asked: Asked, text: str) -> str:

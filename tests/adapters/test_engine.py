@@ -246,3 +246,16 @@ def test_a_model_without_layers_to_adapt_is_told() -> None:
     config = transformers.MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=4)
     with pytest.raises(ModelError, match="MambaForCausalLM has no linear layers under an 'mlp' or 'attn' module"):
         TransformersEngine(transformers.AutoModelForCausalLM.from_config(config), make_tokenizer(), "mamba")
+
+
+def test_prompts_that_begin_alike_score_as_alone_under_mixtures_of_their_own(engine: TransformersEngine) -> None:
+    begin = "abcdefghijklmnopqrstuvwxyz "
+    asked = [ScoreRequest(encode(begin + prompt), encode(choice)) for prompt in PROMPTS for choice in CHOICES]
+    mixtures = [random_z(engine, 1), None, random_z(engine, 2)]
+    rows = [i // len(CHOICES) % 3 for i in range(len(asked))]
+    together = engine.score(asked, mixtures, rows)
+    assert engine.likelihood.prefixes
+    for request, row, found in zip(asked, rows, together, strict=True):
+        alone = engine.score([request], mixtures, [row])[0]
+        assert found.loglikelihood == pytest.approx(alone.loglikelihood, abs=1e-3)
+        assert found.greedy == alone.greedy

@@ -52,6 +52,34 @@ def test_packed_rows_give_the_likelihoods_of_single_rows(kind, attention):
     torch.testing.assert_close(packed.loglikelihoods(), torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_prefix_that_was_computed_before_gives_the_same_likelihoods(kind, attention):
+    model = model_of(kind)
+    model.set_attn_implementation(attention)
+    runner, begin = LikelihoodModel(model), (9, 8, 7, 6)
+    assert runner.prefixes
+    whole = [Branches((*begin, *item.context), item.continuations) for item in BATCH]
+    rows = runner.rows(BATCH, [0, 1, 1])
+    with torch.no_grad():
+        reused = runner.run(BATCH, rows, runner.prefix(begin, 2), [0, 1])
+        plain = runner.run(whole)
+    torch.testing.assert_close(reused.loglikelihoods(), plain.loglikelihoods(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_keeps_only_a_window_shares_no_prefix():
+    config: Any = transformers.MistralConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        sliding_window=4,
+    )
+    torch.manual_seed(0)
+    assert not LikelihoodModel(transformers.AutoModelForCausalLM.from_config(config).eval()).prefixes
+
+
 def test_temperature_divides_the_logits():
     spans = LikelihoodModel(model_of("llama")).run(BATCH)
     token = spans.tokens[3]
