@@ -16,6 +16,8 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from t2.adapters.engine import Engine
+from t2.adapters.engine.pool import PooledEngine
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, Z
 from t2.adapters.strategies import STRATEGIES, Choice, DomainPrompts, Job, Plan
@@ -52,6 +54,12 @@ class Runtime:
     settings: Settings
     classifier: Expert | None = None
     memory: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    pool: PooledEngine | None = None
+
+    @property
+    def asked(self) -> Engine:
+        """What answers during searches and dispatches: the workers where there are any."""
+        return self.pool if self.pool is not None else self.engine
 
     @cached_property
     def calibrations(self) -> Calibrations:
@@ -171,7 +179,7 @@ class TaskAdaptation:
             trained = {mark for marks in runtime.trained.values() for mark in marks}
             drawn = draw(pool, docs, settings.shots, settings.adapt_seed, trained)
             prompts = [prompt_text(task, doc) for doc in drawn]
-            self._scorer = TaskScorer(docs, drawn, runtime.engine, prompts=prompts, seed=settings.adapt_seed)
+            self._scorer = TaskScorer(docs, drawn, runtime.asked, prompts=prompts, seed=settings.adapt_seed)
             self._adaptation_docs = tuple(doc_hash(doc) for doc in drawn)
             marks = DocMarks(task)
             seen = sum(not trained.isdisjoint(marks.of(doc)) for doc in drawn) if trained else 0
@@ -378,7 +386,7 @@ class TaskAdaptation:
             task=self.name,
             prompts=[prompt_text(self.task, doc) for doc in self._docs.values()],
             experts=self._runtime.experts,
-            engine=self._runtime.engine,
+            engine=self._runtime.asked,
             options=self._runtime.settings.options(),
             encode_pair=self._encode_pair,
             render=template if chat else lambda text: text,

@@ -195,6 +195,13 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     ),
     "record": ArgSpec("file", None, "a JSON file for the adaptation records, besides results and cache"),
     "batch": ArgSpec("integer", 32, "rows of a batch during a search or dispatch", low=1),
+    "workers": ArgSpec(
+        "integer",
+        None,
+        "so many workers with models of their own (Ray) answer during searches and dispatches; by default none",
+        low=1,
+        strategies=EXPERTS,
+    ),
 }
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
@@ -202,7 +209,7 @@ LATER_VALUES: dict[str, tuple[str, ...]] = {
     "adapt": ("peft",),
     "transfer": ("resample",),
 }
-LATER_ARGS = ("peft", "workers")
+LATER_ARGS = ("peft",)
 
 FROM_PRETRAINED: dict[str, str] = {
     "attn_implementation": "attention kernel: eager, sdpa, flash_attention_2",
@@ -220,7 +227,7 @@ FROM_PRETRAINED: dict[str, str] = {
 }
 """Arguments of ``from_pretrained`` that are passed on."""
 
-_NOT_BEARING = ("record", "batch", "light", "overlap", "registry")
+_NOT_BEARING = ("record", "batch", "light", "overlap", "registry", "workers")
 _ABSENT = object()
 
 
@@ -260,6 +267,7 @@ class Settings:
     overlap: Literal["mark", "refuse"]
     record: Path | None
     batch: int
+    workers: int | None
     hf: Mapping[str, Any]
 
     def options(self) -> Options:

@@ -30,6 +30,7 @@ from t2.harness.base import base_id, open_base
 from t2.harness.compat import Evaluation
 from t2.harness.experts import prepare_classifier, prepare_experts, read_experts
 from t2.harness.pool import Pool, carved, find_pool
+from t2.harness.workers import start_workers
 
 RequestType = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 _CACHE_KEY = "t2-identity"
@@ -109,7 +110,8 @@ class T2LM(LM):  # type: ignore[misc]
             classifier = prepare_classifier(self.settings, read, engine.base, engine.ranks())
             if self.settings.adapt in ("prompt", "classifier"):
                 asked_of(experts, classifier)
-            self._runtime = Runtime(self.inner, engine, tuple(experts), self.settings, classifier)
+            pool = start_workers(self.settings, engine) if strategy.needs_experts and self.settings.workers else None
+            self._runtime = Runtime(self.inner, engine, tuple(experts), self.settings, classifier, pool=pool)
             self.base = engine.base
         self.records: list[AdaptationRecord] = []
         self._paths: dict[str, Any] = {}
@@ -261,10 +263,20 @@ class T2LM(LM):  # type: ignore[misc]
                 self._check_uncached(adaptation.task, requests)
         if missing and self.settings.adapt not in ("expert", "mix"):
             check_experts_move(self._runtime)
-        for adaptation in missing:
-            adaptation.plan()
+        self._plan(missing)
         run.ready.update(adaptation.name for adaptation in wanted)
         return run
+
+    def _plan(self, adaptations: Sequence[TaskAdaptation]) -> None:
+        """Plan one task after another, or several beside each other where workers do their searches."""
+        assert self._runtime is not None
+        pool = self._runtime.pool
+        # The other strategies put mixtures into the model of this process, which is one.
+        if pool is not None and self.settings.adapt == "cem":
+            pool.workers.turns.run([adaptation.plan for adaptation in adaptations])
+            return
+        for adaptation in adaptations:
+            adaptation.plan()
 
     def _check_uncached(self, task: Any, requests: Sequence[Instance] = ()) -> None:
         """A new search must not meet answers that another one has left in lm-eval's cache.
