@@ -20,6 +20,7 @@ class LocalBlobs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.location = str(folder)
+        self._durable: set[str] = set()
 
     def put(self, digest: str, data: bytes) -> bool:
         path = self._path(digest)
@@ -35,7 +36,7 @@ class LocalBlobs:
             atomic_write(path, data)
         except StorageError as error:
             raise UnavailableError(str(error)) from error
-        self._sync(path)
+        self._sync_parent(path)
         return True
 
     def get(self, digest: str) -> bytes:
@@ -95,9 +96,15 @@ class LocalBlobs:
             raise UnavailableError(str(error)) from error
 
     def _sync(self, path: Path) -> None:
-        """Make the entry of a file durable, and that of its folder, which may be new."""
+        """Make the entry of a file durable, and that of its folder."""
         sync_folder(path.parent)
-        sync_folder(self._folder)
+        self._sync_parent(path)
+
+    def _sync_parent(self, path: Path) -> None:
+        """Make the entry of a file's folder durable, which may be new; once, as folders stay."""
+        if path.parent.name not in self._durable:
+            sync_folder(self._folder)
+            self._durable.add(path.parent.name)
 
     def _path(self, digest: str) -> Path:
         if not is_digest(digest):

@@ -26,7 +26,7 @@ from t2.registry.db import models
 from t2.registry.db.database import Database, insert_once
 from t2.registry.portable import records
 from t2.registry.portable.records import Record
-from t2.registry.services import audit, base_models, blobs, cards, experts, versions
+from t2.registry.services import audit, base_models, blobs, experts, versions
 from t2.registry.services.actor import Actor
 
 _TOLD = 100
@@ -257,7 +257,7 @@ class _Importer:
             self.result.add("experts")
             experts.refresh(session, row, at=row.updated_at)
         else:
-            cards.write(session, row, row.updated_at)
+            experts.refresh(session, row, at=row.updated_at)
             row.last = max(row.last, record.last)
             if row.description != record.description:
                 self.result.keep(f"the description of {record.expert}")
@@ -301,7 +301,8 @@ class _Importer:
                 there = session.get(models.Metric, (version.id, name))
                 if there is not None and there.value != value:
                     self.result.keep(f"{name} of {record.expert}@{record.number}, which is {there.value} here")
-        experts.refresh(session, expert, live=int(new and record.deleted_at is None), at=expert.updated_at)
+        live = int(new and record.deleted_at is None)
+        experts.refresh(session, expert, live=live, last=record.number, at=expert.updated_at)
 
     def _curve(self, session: Session, record: records.PointsRecord) -> None:
         version = _version(session, record.expert, record.number)
@@ -353,7 +354,7 @@ class _Importer:
             else:
                 for name, value in values.items():
                     setattr(rows[alias], name, value)
-        cards.write(session, expert, expert.updated_at)
+        experts.refresh(session, expert, at=expert.updated_at)
 
     def _token(self, session: Session, record: records.TokenRecord) -> None:
         if not self._tokens:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ HEAD_BYTES = 32 * 1024
 """Of a request's first line and headers."""
 GARBAGE = 20_000
 """Objects made and still there that set off a collection of the youngest; a page of a list makes thousands."""
+TURN_SECONDS = 0.0005
+"""How long a thread computes while others wait to; Python's own 5 ms are longer than most answers take."""
 _WORKER = "_T2_REGISTRY_WORKER"
 
 
@@ -138,13 +141,16 @@ def worker() -> FastAPI:
 
 
 def settle() -> None:
-    """Leave what is loaded to the end of the process out of the collection of cycles, and collect less often.
+    """Leave what is loaded to the end of the process out of the collection of cycles, and let threads take short turns.
 
-    Otherwise some requests wait 50 ms and more while hundreds of thousands of objects are looked at that never go.
+    Otherwise some requests wait 50 ms and more while hundreds of thousands of objects are looked at that never go. And
+    a thread that has its answer from the database waits until the one that computes gives way: an upload has a dozen
+    answers, and with several uploads at once that came to more than all the work.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE)
+    sys.setswitchinterval(TURN_SECONDS)
 
 
 def log_config(level: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from t2.core.errors import InvalidRequestError, NotFoundError, nearest
 from t2.core.references import ExpertName
 from t2.registry.db import models
 from t2.registry.schemas import AliasEvent, AliasInfo, Page
-from t2.registry.services import audit, cards, experts, versions
+from t2.registry.services import audit, experts, versions
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
 
@@ -112,7 +112,7 @@ def _remember(
             expert_id=expert.id, alias=alias, number=number, previous=previous, at=at, by=str(actor), reason=reason
         )
     )
-    cards.write(session, expert, at)
+    experts.refresh(session, expert, at=at)
     action = "alias.delete" if number is None else "alias.set"
     audit.record(session, actor, action, f"{expert.path}@{alias}", version=number, previous=previous)
 

@@ -110,7 +110,10 @@ def shape(row: models.BaseModel) -> BaseModelInfo:
 
 
 def _known(session: Session, base: BaseModelRef) -> models.BaseModel:
-    """Its row, made when new."""
+    """Its row, made when new, which it hardly ever is."""
+    row = session.scalar(select(models.BaseModel).where(models.BaseModel.fingerprint == base.fingerprint))
+    if row is not None:
+        return row
     insert_once(
         session,
         models.BaseModel,

@@ -8,8 +8,7 @@ database was at this schema already, is passed over, and what it would say is lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, select
@@ -17,8 +16,8 @@ from sqlalchemy.orm import Session
 
 from t2.registry.db import models
 from t2.registry.db.lookups import any_of, columns
-from t2.registry.schemas import Expert, known
-from t2.registry.services import audit, versions
+from t2.registry.schemas import Expert, Version, known
+from t2.registry.services import versions
 
 _EXPERT = columns(models.Expert)
 CARD = case((_EXPERT.carded_at == _EXPERT.updated_at, _EXPERT.card)).label("card")
@@ -26,19 +25,6 @@ CARD = case((_EXPERT.carded_at == _EXPERT.updated_at, _EXPERT.card)).label("card
 _ROWS = select(
     *(_EXPERT[name] for name in ("id", "path", "kind", "description", "live", "created_at", "updated_at", "deleted_at"))
 ).where(any_of(_EXPERT.id, "ids"))
-
-
-def write(session: Session, row: models.Expert, at: datetime | None = None) -> str:
-    """Write the card of an expert that has changed.
-
-    Args:
-        row: held locked.
-        at: when it has changed; now where None.
-    """
-    row.updated_at = row.carded_at = at or audit.now()
-    session.flush()
-    row.card = made(session, [row.id])[row.id].model_dump_json()
-    return row.card
 
 
 def told(reader: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[str]:
@@ -59,19 +45,23 @@ def made(reader: Session | Connection, ids: Sequence[int]) -> dict[int, Expert]:
     """What the tables say of experts, by id, in three queries however many they are."""
     latest, tags = versions.latest(reader, ids)
     return {
-        row.id: known(
-            Expert,
-            {
-                "name": row.path,
-                "kind": row.kind,
-                "description": row.description,
-                "tags": tuple(sorted(tags.get(row.id, ()))),
-                "versions": row.live,
-                "latest": latest.get(row.id),
-                "created_at": row.created_at,
-                "updated_at": row.updated_at,
-                "deleted_at": row.deleted_at,
-            },
-        )
-        for row in reader.execute(_ROWS, {"ids": ids}).all()
+        row.id: of(row, latest.get(row.id), tags.get(row.id, ())) for row in reader.execute(_ROWS, {"ids": ids}).all()
     }
+
+
+def of(row: models.Expert | Row[*tuple[Any, ...]], latest: Version | None, tags: Iterable[str]) -> Expert:
+    """An expert as clients see it: its row, the latest version that is not deleted, and its tags."""
+    return known(
+        Expert,
+        {
+            "name": row.path,
+            "kind": row.kind,
+            "description": row.description,
+            "tags": tuple(sorted(tags)),
+            "versions": row.live,
+            "latest": latest,
+            "created_at": row.created_at,
+            "updated_at": row.updated_at,
+            "deleted_at": row.deleted_at,
+        },
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, and_, bindparam, delete, exists, select, text
+from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, delete, exists, select, text
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -15,8 +15,8 @@ from t2.registry.db import models
 from t2.registry.db.database import VARIED, insert_once
 from t2.registry.db.lookups import columns
 from t2.registry.names import known_name
-from t2.registry.schemas import VALIDATION_SCORE, ExpertQuery, MetricRange
-from t2.registry.services import audit, base_models, cards, namespaces
+from t2.registry.schemas import VALIDATION_SCORE, ExpertQuery, MetricRange, Version
+from t2.registry.services import audit, base_models, cards, namespaces, versions
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
 
@@ -122,34 +122,33 @@ def _last_of_purged(session: Session, name: ExpertName) -> int:
     return int(detail["last"]) if detail is not None else 0
 
 
-def refresh(session: Session, row: models.Expert, *, live: int = 0, at: datetime | None = None) -> None:
-    """Copy to the expert what lists go by and tell, after its versions, metrics or description have changed.
+def refresh(
+    session: Session, row: models.Expert, *, live: int = 0, last: int = 0, at: datetime | None = None
+) -> Version | None:
+    """Copy to the expert what lists go by and tell, after anything of it has changed.
 
     Args:
         row: held locked.
         live: how many versions came to be, or came back, less those that were deleted.
+        last: the number of a version that came to be.
         at: when it was last updated; now where None.
+
+    Returns:
+        The latest version that is not deleted.
     """
-    row.live += live
     session.flush()
-    found = session.execute(
-        select(models.Version, models.Metric.value)
-        .outerjoin(
-            models.Metric,
-            and_(models.Metric.version_id == models.Version.id, models.Metric.name == VALIDATION_SCORE),
-        )
-        .where(models.Version.expert_id == row.id, models.Version.deleted_at.is_(None))
-        .order_by(models.Version.number.desc())
-        .limit(1)
-    ).first()
-    latest, score = found if found is not None else (None, None)
-    row.latest = latest.number if latest is not None else None
+    latest, base_model_id, tags = versions.newest(session, row.id)
+    row.live += live
+    row.last = max(row.last, last)
+    row.latest = latest.version if latest is not None else None
     row.task = latest.task if latest is not None else None
     row.domain = latest.domain if latest is not None else None
-    row.base_model_id = latest.base_model_id if latest is not None else None
-    row.score = score
+    row.base_model_id = base_model_id
+    row.score = latest.metrics.get(VALIDATION_SCORE) if latest is not None else None
     row.search_text = " ".join(filter(None, (row.path, row.task, row.description))).lower()
-    cards.write(session, row, at)
+    row.updated_at = row.carded_at = at or audit.now()
+    row.card = cards.of(row, latest, tags).model_dump_json()
+    return latest
 
 
 def describe(session: Session, actor: Actor, name: ExpertName, description: str) -> str:
@@ -176,7 +175,9 @@ def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[
     if len(session.scalars(select(models.Tag.tag).where(models.Tag.expert_id == row.id)).all()) > MAX_TAGS:
         raise InvalidRequestError(f"{name} would have more than {MAX_TAGS} tags; remove some")
     audit.record(session, actor, "expert.tag", str(name), add=added, remove=removed)
-    return cards.write(session, row)
+    refresh(session, row)
+    assert row.card is not None
+    return row.card
 
 
 def list_experts(

@@ -28,6 +28,10 @@ def create(session: Session, actor: Actor, name: str, description: str) -> Names
 
 def ensure(session: Session, actor: Actor, name: str) -> models.Namespace:
     """The namespace, made when new."""
+    # Nearly always it is there.
+    row = session.scalar(select(models.Namespace).where(models.Namespace.name == name))
+    if row is not None:
+        return row
     if insert_once(session, models.Namespace, name=name, description="", created_at=audit.now()):
         audit.record(session, actor, "namespace.create", name)
     return find(session, name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Double, Integer, Row, Select, cast, func, literal, null, select, union_all
+from sqlalchemy import Connection, Double, Integer, Row, Select, bindparam, cast, func, literal, null, select, union_all
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, nearest
@@ -19,7 +19,7 @@ from t2.registry.db.database import VARIED, insert_once
 from t2.registry.db.lookups import any_of, columns
 from t2.registry.names import MAX_NUMBER
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery, known
-from t2.registry.services import audit, base_models, cards, experts
+from t2.registry.services import audit, base_models, experts
 from t2.registry.services.actor import Actor, Limits
 from t2.registry.services.paging import Order, fetch_page
 
@@ -63,6 +63,12 @@ _LIVE_ID = (
     .where(*_ALIVE)
 )
 _LATEST = _JOINED.where(any_of(_VERSION.expert_id, "experts"), _VERSION.number == _EXPERT.latest)
+_NEWEST = (
+    _JOINED.add_columns(_VERSION.base_model_id)
+    .where(_VERSION.expert_id == bindparam("expert"), _VERSION.deleted_at.is_(None))
+    .order_by(_VERSION.number.desc())
+    .limit(1)
+)
 _DETAILS = (
     select(literal("metric"), _METRIC.version_id, cast(null(), Integer), _METRIC.name, _METRIC.value).where(
         any_of(_METRIC.version_id, "versions")
@@ -111,25 +117,26 @@ def publish(
     )
     if same is not None and same.deleted_at is not None:
         raise ConflictError(f"{name}@{same.number} has this content and is deleted; restore it instead")
-    created = same is None
+    published = None
     if same is None:
+        number = expert.last + 1
         same = insert(
             session,
             expert,
             base,
             file,
-            number=expert.last + 1,
+            number=number,
             description=description,
             created_at=at,
             created_by=str(actor),
         )
-        experts.refresh(session, expert, live=1)
-        audit.record(session, actor, "version.create", f"{name}@{same.number}", digest=file.digest)
+        audit.record(session, actor, "version.create", f"{name}@{number}", digest=file.digest)
+        published = experts.refresh(session, expert, live=1, last=number)
     if key is not None:
         session.add(
             models.IdempotencyKey(subject=str(actor), key=key, request=request, version_id=same.id, created_at=at)
         )
-    return get(session, name, same.number).model_copy(update={"created": created})
+    return published or get(session, name, same.number).model_copy(update={"created": False})
 
 
 def find(session: Session, name: ExpertName, number: int, *, deleted: bool = False) -> models.Version:
@@ -274,7 +281,7 @@ def delete(session: Session, actor: Actor, name: ExpertName, number: int | None)
     expert = experts.find(session, name, lock=True)
     if number is None:
         expert.deleted_at = at = audit.now()
-        cards.write(session, expert, at)
+        experts.refresh(session, expert, at=at)
         audit.record(session, actor, "expert.delete", str(name))
         return
     version = find(session, name, number)
@@ -294,7 +301,7 @@ def restore(session: Session, actor: Actor, name: ExpertName, number: int | None
     if number is None:
         if expert.deleted_at is not None:
             expert.deleted_at = None
-            cards.write(session, expert)
+            experts.refresh(session, expert)
             audit.record(session, actor, "expert.restore", str(name))
         return
     version = find(session, name, number, deleted=True)
@@ -315,6 +322,15 @@ def latest(session: Session | Connection, experts: Sequence[int]) -> tuple[dict[
     tags: dict[int, list[str]] = {}
     found = _shape(rows, session.execute(_OF_EXPERTS, {"versions": [row.id for row in rows], "experts": experts}), tags)
     return {row.expert_id: version for row, version in zip(rows, found, strict=True)}, tags
+
+
+def newest(session: Session, expert_id: int) -> tuple[Version | None, int | None, Sequence[str]]:
+    """The latest version of an expert that is not deleted, the id of its base model, and the expert's tags."""
+    rows = session.execute(_NEWEST, {"expert": expert_id}).all()
+    tags: dict[int, list[str]] = {}
+    ids = {"versions": [row.id for row in rows], "experts": [expert_id]}
+    found = _shape(rows, session.execute(_OF_EXPERTS, ids), tags)
+    return (found[0] if found else None), (rows[0].base_model_id if rows else None), tags.get(expert_id, ())
 
 
 def shape(session: Session, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Version]:
@@ -361,7 +377,7 @@ def insert(
     created_by: str,
     deleted_at: datetime | None = None,
 ) -> models.Version:
-    """Make a version's row and those of its parents, with what its file says of it."""
+    """Make a version's row and those of its parents, with what its file says of it; the expert is then refreshed."""
     manifest = file.manifest
     summary: dict[str, Any] = manifest.model_dump(mode="json", exclude={"training_docs"})
     version = models.Version(
@@ -382,7 +398,6 @@ def insert(
         created_by=created_by,
         deleted_at=deleted_at,
     )
-    expert.last = max(expert.last, number)
     session.add(version)
     session.flush()
     session.add_all(
