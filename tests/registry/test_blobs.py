@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from t2.core import files
 from t2.core.digests import sha256
 from t2.core.errors import ArgumentError, NotFoundError, RegistryError, UnavailableError
 from t2.core.files import sync_folder
@@ -295,13 +296,19 @@ def test_what_is_acknowledged_is_synced_also_where_another_upload_put_it(
         sync_folder(folder)
 
     monkeypatch.setattr(local, "sync_folder", sync)
+    monkeypatch.setattr(files, "sync_folder", sync)
     store = LocalBlobs(tmp_path)
     data = b"the bytes of an expert"
     digest = sha256(data)
-    for made in (True, False):
+    entry, folder = tmp_path / digest[:2], tmp_path
+    # A folder is new at most once; that its entry is durable another process cannot know.
+    for of, made, expected in ((store, True, [entry, folder]), (store, False, [entry])):
         synced.clear()
-        assert store.put(digest, data) is made
-        assert synced == [tmp_path / digest[:2], tmp_path]
+        assert of.put(digest, data) is made
+        assert synced == expected
+    synced.clear()
+    assert not LocalBlobs(tmp_path).put(digest, data)
+    assert synced == [entry, folder]
 
 
 def test_a_file_made_this_moment_is_not_swept_whatever_is_asked_for(tmp_path: Path) -> None:
