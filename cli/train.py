@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -17,6 +17,7 @@ from t2.harness.registry import registry as open_registry
 from t2.registry.schemas import Version
 from t2.training.config import (
     BASELINES,
+    CHECKPOINTING,
     KINDS,
     NORMALISES,
     OBJECTIVES,
@@ -26,6 +27,7 @@ from t2.training.config import (
     SCHEDULES,
     SELECTS,
     UPDATES,
+    CheckpointingName,
     TrainConfig,
     make_config,
 )
@@ -134,6 +136,9 @@ def _train(
     go_on: Annotated[
         bool, typer.Option("--continue", help="Train the finished expert of that name further, from its last step.")
     ] = False,
+    checkpointing: Annotated[
+        str, typer.Option(help=f"Compute activations twice to save memory: {', '.join(CHECKPOINTING)}.")
+    ] = "auto",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 5,
     include_path: Annotated[Path | None, typer.Option(help="A folder of further lm-eval tasks.")] = None,
     tracker: Annotated[
@@ -174,6 +179,7 @@ def _train(
         overwrite=overwrite,
         continue_=go_on,
         checkpoint_every=checkpoint_every,
+        checkpointing=cast(CheckpointingName, checkpointing),
         include_path=include_path,
         trackers=tracker or (),
         tracker_dir=tracker_dir,

@@ -14,19 +14,21 @@ from accelerate.tracking import GeneralTracker
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
+from t2.adapters.engine.base import Engine
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.targets import find_targets, parse_layers
 from t2.core.curve import CurvePoint
-from t2.core.errors import ArgumentError, StorageError, TaskError
+from t2.core.errors import ArgumentError, StorageError, TaskError, nearest
 from t2.core.settings import experts_dir
 from t2.harness.args import check_hf_args
 from t2.harness.base import base_id, open_base
 from t2.harness.tasks import PromptForm, TaskDocs, load_task
 from t2.training import folders
 from t2.training.choices import ChoiceProblem
-from t2.training.config import TrainConfig
+from t2.training.config import CHECKPOINTING, CheckpointingName, TrainConfig
 from t2.training.next_token import NextTokenProblem
 from t2.training.parameters import Parameters
+from t2.training.passes import Passes
 from t2.training.problem import Problem, Setup
 from t2.training.rollouts import GenerationProblem
 from t2.training.runs import Workplace, run_one, run_sweep
@@ -66,6 +68,8 @@ def train(
     include_path: Path | None = None,
     trackers: Sequence[str | GeneralTracker] = (),
     tracker_dir: Path | None = None,
+    checkpointing: CheckpointingName = "auto",
+    rollouts: Engine | None = None,
     lm: HFLM | None = None,
     task: Task | None = None,
     progress: bool = True,
@@ -86,6 +90,9 @@ def train(
         include_path: a folder of further lm-eval tasks.
         trackers: names of accelerate's trackers, or trackers, that get the curve's points as they come.
         tracker_dir: where trackers that need a folder write; None is ``<folder>/logs``.
+        checkpointing: compute each layer's activations again in the backward pass, which changes memory and time and no
+            gradient: ``on``, ``off``, or ``auto``, as soon as a document does not fit into memory without.
+        rollouts: another engine over the same base model, to generate answers with; None takes the one that is trained.
         lm: the base model when it is already loaded; None loads it by ``config.model_args``.
         task: the task when it is already loaded; None loads it by name.
         progress: show progress bars.
@@ -98,6 +105,11 @@ def train(
         TrainingError: the reward is constant, nothing improved, or training diverged.
         StorageError: a file cannot be written.
     """
+    if checkpointing not in CHECKPOINTING:
+        raise ArgumentError(
+            f"checkpointing={checkpointing} is not one of {', '.join(CHECKPOINTING)}"
+            f"{nearest(checkpointing, CHECKPOINTING)}"
+        )
     home = (folder or experts_dir()).absolute()
     final, working = home / config.name, home / f"{config.name}.training"
     layers = parse_layers(config.layers) if config.layers is not None else None
@@ -125,7 +137,7 @@ def train(
         ranks = {
             name: target.rank for name, target in find_targets(lm.model, config.targets, layers, config.moe).items()
         }
-        problem = build_problem(config, engine, lm, task, halves)
+        problem = build_problem(config, engine, lm, task, halves, checkpointing=checkpointing, rollouts=rollouts)
         bases = engine.bases(ranks, progress=progress)
         place = Workplace(
             engine=engine,
@@ -177,11 +189,21 @@ def build_engine(lm: HFLM, config: TrainConfig, *, given: bool = True) -> Transf
     return TransformersEngine(lm.model, lm.tokenizer, name, revision, batch_size=batch, moe=config.moe)
 
 
-def build_problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, task: Task, halves: Halves) -> Problem:
-    """What is to be learned from a task's documents.
+def build_problem(
+    config: TrainConfig,
+    engine: TransformersEngine,
+    lm: HFLM,
+    task: Task,
+    halves: Halves,
+    *,
+    checkpointing: CheckpointingName = "auto",
+    rollouts: Engine | None = None,
+) -> Problem:
+    """What is to be learned from a task's documents; the last two arguments are those of :func:`train`.
 
     Raises:
-        ArgumentError: the task has no such metric or filter, or the objective does not suit its answers.
+        ArgumentError: the task has no such metric or filter, the objective does not suit its answers, or
+            ``rollouts`` is over another base model.
         TaskError: the task's answers cannot be rewarded.
     """
     form = PromptForm(
@@ -191,7 +213,13 @@ def build_problem(config: TrainConfig, engine: TransformersEngine, lm: HFLM, tas
         gen_kwargs=config.gen_kwargs,
     )
     docs = TaskDocs(task, lm, form, metric=config.metric, filter=config.filter)
-    setup = Setup(config, engine, engine.likelihood, docs, halves.train, halves.validation)
+    if rollouts is not None and rollouts.base.fingerprint != engine.base.fingerprint:
+        raise ArgumentError(
+            f"rollouts come from {rollouts.base.id}, whose weights are not those of {engine.base.id}, which is "
+            "trained; load the same base model into both"
+        )
+    passes = Passes(engine, engine.likelihood, config.micro_tokens, config.rank, checkpointing)
+    setup = Setup(config, engine, engine.likelihood, passes, rollouts or engine, docs, halves.train, halves.validation)
     chosen = docs.output_type != "generate_until"
     if chosen and (config.reward != "outcome" or config.reward_format):
         option = "reward_format" if config.reward == "outcome" else f"reward={config.reward}"

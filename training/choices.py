@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from t2.training.objective import (
     expected_reward,
     reinforce,
 )
+from t2.training.passes import Gradient, Result, accumulate, gradient
 from t2.training.problem import Measured, Setup
 
 _NEVER = -1e4
@@ -51,6 +52,16 @@ class ChoiceDoc:
     rewards: torch.Tensor
     lengths: torch.Tensor
     single: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one pass adds to a step; sums over its documents, the gradient of the loss."""
+
+    gradient: Gradient
+    reward: float
+    penalty: float
+    metrics: list[dict[str, Any]]
 
 
 class ChoiceProblem:
@@ -98,9 +109,8 @@ class ChoiceProblem:
             self.setup.engine.applied(z),
             tqdm(total=len(docs), desc=progress, unit="doc", disable=progress is None, delay=1, leave=False) as bar,
         ):
-            for batch in self._batches(docs):
-                picked = [docs[i] for i in batch]
-                for i, (found, responses) in zip(batch, self._run(picked), strict=True):
+            for batch, results in self._passes(docs, lambda batch: self._run([docs[i] for i in batch])):
+                for i, (found, responses) in zip(batch, results, strict=True):
                     scores[i] = found.cpu()
                     metrics[i] = self._metrics(docs[i], responses)
                 bar.update(len(batch))
@@ -119,20 +129,37 @@ class ChoiceProblem:
         """See :class:`Problem`."""
         picked = self._training_docs(docs)
         weights = None if self.exact else self._sampled(z, picked, step)
-        config = self.setup.config
-        temperature = config.temperature or 1.0
         reward = penalty = 0.0
         metrics: list[dict[str, Any]] = [{} for _ in picked]
-        for batch in self._batches(picked):
-            part = [picked[i] for i in batch]
-            with self.setup.engine.activation([z]):
-                found = self._run(part)
-            base = [None] * len(part) if self.kl == 0 else self._base_scores(part)
+
+        def work(batch: list[int]) -> _Part:
+            return self._part(z, [picked[i] for i in batch], [weights[i] for i in batch] if weights else None)
+
+        for batch, part in self._passes(picked, work):
+            accumulate(z, tuple(None if own is None else own / len(picked) for own in part.gradient))
+            reward += part.reward
+            penalty += part.penalty
+            for i, found in zip(batch, part.metrics, strict=True):
+                metrics[i] = found
+        return Measured(reward / len(picked), self.setup.score(metrics), penalty / len(picked) if self.kl else None)
+
+    def _part(
+        self, z: Mapping[str, torch.Tensor], docs: Sequence[ChoiceDoc], weights: Sequence[torch.Tensor] | None
+    ) -> _Part:
+        temperature = self.setup.config.temperature or 1.0
+        base: Sequence[torch.Tensor | None] = [None] * len(docs)
+        if self.kl:
+            with self.setup.passes.base(z):
+                base = [scores for scores, _ in self._run(docs)]
+        reward = penalty = 0.0
+        metrics = []
+        with self.setup.passes.trained(z):
+            found = self._run(docs)
             gain = torch.zeros((), device=found[0][0].device)
-            for i, doc, (scores, responses), base_scores in zip(batch, part, found, base, strict=True):
+            for i, (doc, (scores, responses), base_scores) in enumerate(zip(docs, found, base, strict=True)):
                 expected = expected_reward(scores, doc.rewards.to(scores), temperature)
                 reward += float(expected.detach())
-                metrics[i] = self._metrics(doc, responses)
+                metrics.append(self._metrics(doc, responses))
                 if weights is None:
                     gain = gain + expected
                 else:
@@ -141,8 +168,7 @@ class ChoiceProblem:
                     kl = choice_kl(scores, base_scores, temperature)
                     penalty += float(kl.detach())
                     gain = gain - self.kl * kl
-            torch.autograd.backward(-gain / len(picked), inputs=list(z.values()))
-        return Measured(reward / len(picked), self.setup.score(metrics), penalty / len(picked) if self.kl else None)
+            return _Part(gradient(-gain, z), reward, penalty, metrics)
 
     @torch.no_grad()
     def _sampled(self, z: Mapping[str, torch.Tensor], docs: Sequence[ChoiceDoc], step: int) -> list[torch.Tensor]:
@@ -150,9 +176,9 @@ class ChoiceProblem:
         config = self.setup.config
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "choices", step))
         scores: list[torch.Tensor] = [torch.empty(0)] * len(docs)
-        for batch in self._batches(docs):
-            with self.setup.engine.activation([z]):
-                for i, (found, _) in zip(batch, self._run([docs[i] for i in batch]), strict=True):
+        with self.setup.passes.trained(z):
+            for batch, results in self._passes(docs, lambda batch: self._run([docs[i] for i in batch])):
+                for i, (found, _) in zip(batch, results, strict=True):
                     scores[i] = found.cpu()
         taken = torch.stack([sample_choices(s, config.temperature, config.samples, generator) for s in scores])
         rewards = torch.stack([doc.rewards[row] for doc, row in zip(docs, taken, strict=True)])
@@ -161,10 +187,6 @@ class ChoiceProblem:
             torch.zeros(len(doc.rewards)).index_add_(0, row, gain)
             for doc, row, gain in zip(docs, taken, gains, strict=True)
         ]
-
-    @torch.no_grad()
-    def _base_scores(self, docs: Sequence[ChoiceDoc]) -> list[torch.Tensor]:
-        return [scores for scores, _ in self._run(docs)]
 
     def _run(self, docs: Sequence[ChoiceDoc]) -> list[tuple[torch.Tensor, list[tuple[float, bool]]]]:
         """For each document the scores of its choices and the answers to its requests."""
@@ -193,8 +215,10 @@ class ChoiceProblem:
     def _metrics(self, doc: ChoiceDoc, responses: Sequence[tuple[float, bool]]) -> dict[str, Any]:
         return self.setup.docs.metrics(doc.doc, doc.instances, responses)
 
-    def _batches(self, docs: Sequence[ChoiceDoc]) -> list[list[int]]:
-        return self.setup.model.batches([doc.unit for doc in docs], self.setup.config.micro_tokens)
+    def _passes(
+        self, docs: Sequence[ChoiceDoc], work: Callable[[list[int]], Result]
+    ) -> Iterator[tuple[list[int], Result]]:
+        return self.setup.passes.run([doc.unit for doc in docs], work)
 
     def _training_docs(self, indices: Sequence[int]) -> list[ChoiceDoc]:
         missing = sorted({i for i in indices if i not in self._train})

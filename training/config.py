@@ -22,6 +22,7 @@ RescaleName = Literal["auto", "none", "nuclear"]
 KindName = Literal["expert", "classifier"]
 TargetsName = Literal["mlp", "attn", "all"]
 MoeName = Literal["refuse", "skip"]
+CheckpointingName = Literal["auto", "on", "off"]
 
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 NORMALISES: tuple[str, ...] = get_args(NormaliseName)
@@ -33,6 +34,7 @@ UPDATES: tuple[str, ...] = get_args(UpdateName)
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 PARAMETRISATIONS: tuple[str, ...] = get_args(ParametrisationName)
 RESCALES: tuple[str, ...] = get_args(RescaleName)
+CHECKPOINTING: tuple[str, ...] = get_args(CheckpointingName)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
 Count = Annotated[int, Field(ge=1)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,18 @@ from t2.adapters.expert import Z
 from t2.core.errors import TaskError
 from t2.harness.tasks import encode_pair
 from t2.training.objective import vocabulary_kl
+from t2.training.passes import Gradient, Result, accumulate, gradient
 from t2.training.problem import Measured, Problem, Setup
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one pass adds to a step: its share of J, of the penalty and of the gradient, and the tokens it got right."""
+
+    gradient: Gradient
+    reward: float
+    penalty: float
+    likeliest: int
 
 
 class NextTokenProblem:
@@ -50,8 +62,10 @@ class NextTokenProblem:
         score = self._answers.measure(z, progress).score
         total = 0.0
         with self.setup.engine.applied(z):
-            for batch in self._batches(self._validation):
-                total += float(self._run([self._validation[i] for i in batch]).token_logprobs().sum())
+            for _, spans in self._passes(
+                self._validation, lambda batch: self._run([self._validation[i] for i in batch])
+            ):
+                total += float(spans.token_logprobs().sum())
         return Measured(total / sum(item.positions for item in self._validation), score)
 
     def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:
@@ -62,27 +76,36 @@ class NextTokenProblem:
         tokens = sum(item.positions for item in answers)
         reward = penalty = 0.0
         likeliest = 0
-        for batch in self._batches(answers):
-            part = [answers[i] for i in batch]
-            with self.setup.engine.activation([z]):
-                spans = self._run(part)
-            gain = spans.token_logprobs().sum() / tokens
-            reward += float(gain.detach())
-            likeliest += int((spans.logits.detach().argmax(dim=-1) == spans.tokens).sum())
-            if self.kl > 0:
-                with torch.no_grad():
-                    base = self._run(part)
-                kl = vocabulary_kl(spans.logits, base.logits).sum() / tokens
-                penalty += float(kl.detach())
-                gain = gain - self.kl * kl
-            torch.autograd.backward(-gain, inputs=list(z.values()))
+        for _, part in self._passes(answers, lambda batch: self._part(z, [answers[i] for i in batch], tokens)):
+            accumulate(z, part.gradient)
+            reward += part.reward
+            penalty += part.penalty
+            likeliest += part.likeliest
         return Measured(reward, likeliest / tokens, penalty if self.kl > 0 else None)
+
+    def _part(self, z: Mapping[str, torch.Tensor], answers: Sequence[Branches], tokens: int) -> _Part:
+        base = None
+        if self.kl > 0:
+            with self.setup.passes.base(z):
+                base = self._run(answers)
+        with self.setup.passes.trained(z):
+            spans = self._run(answers)
+            gain = spans.token_logprobs().sum() / tokens
+            reward, penalty = float(gain.detach()), 0.0
+            likeliest = int((spans.logits.detach().argmax(dim=-1) == spans.tokens).sum())
+            if base is not None:
+                kl = vocabulary_kl(spans.logits, base.logits).sum() / tokens
+                penalty = float(kl.detach())
+                gain = gain - self.kl * kl
+            return _Part(gradient(-gain, z), reward, penalty, likeliest)
 
     def _run(self, part: Sequence[Branches]) -> Spans:
         return self.setup.model.run(part)
 
-    def _batches(self, answers: Sequence[Branches]) -> list[list[int]]:
-        return self.setup.model.batches([[item] for item in answers], self.setup.config.micro_tokens)
+    def _passes(
+        self, answers: Sequence[Branches], work: Callable[[list[int]], Result]
+    ) -> Iterator[tuple[list[int], Result]]:
+        return self.setup.passes.run([[item] for item in answers], work)
 
     def _prepare(self, docs: Sequence[Any]) -> list[Branches]:
         built = self.setup.docs.instances(docs)

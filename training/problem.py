@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import torch
 from lm_eval.api.instance import Instance
 
+from t2.adapters.engine.base import Engine
 from t2.adapters.engine.likelihood import LikelihoodModel
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
 from t2.harness.tasks import TaskDocs
 from t2.training.config import TrainConfig
+from t2.training.passes import Passes
 from t2.training.rewards import SHAPERS, reward_of, shaped, unit_score, well_formed
 
 LOWEST = -1e9
@@ -61,11 +63,24 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """What every problem needs."""
+    """What every problem needs.
+
+    Attributes:
+        config: the run's configuration.
+        engine: the base model that is trained.
+        model: gives likelihoods of it.
+        passes: cuts work into passes over it.
+        rollouts: generates answers; the same base model, in whichever engine.
+        docs: the task.
+        train: its training documents.
+        validation: its validation documents.
+    """
 
     config: TrainConfig
     engine: TransformersEngine
     model: LikelihoodModel
+    passes: Passes
+    rollouts: Engine
     docs: TaskDocs
     train: Sequence[Any]
     validation: Sequence[Any]

@@ -16,6 +16,7 @@ from t2.adapters.expert import Z
 from t2.core.errors import TaskError
 from t2.core.seeds import derive_seed
 from t2.training.objective import advantages, reinforce, vocabulary_kl
+from t2.training.passes import Gradient, accumulate, gradient
 from t2.training.problem import Measured, Setup
 from t2.training.rewards import check_form
 
@@ -67,9 +68,9 @@ class GenerationProblem:
     def measure(self, z: Z | None, progress: str | None = None) -> Measured:
         """See :class:`Problem`; answers are those of the task's own generation arguments. KL is not measured here."""
         docs = self.setup.docs
-        with self.setup.engine.applied(z):
+        with self.setup.rollouts.applied(z):
             answers = docs.answer(
-                self.setup.engine,
+                self.setup.rollouts,
                 [[instance] for instance in self._validation],
                 seed=derive_seed(self.setup.config.seed, "validation"),
                 progress=progress,
@@ -104,31 +105,57 @@ class GenerationProblem:
     def _gradient(
         self, z: Mapping[str, torch.Tensor], rollouts: Sequence[Rollout], gains: Sequence[float]
     ) -> float | None:
-        config = self.setup.config
-        temperature = config.temperature or 1.0
         total = sum(len(rollout.tokens) for rollout in rollouts)
         # An answer without advantage has no gradient, unless the penalty gives it one.
         kept = [i for i, rollout in enumerate(rollouts) if rollout.tokens and (gains[i] != 0 or self.kl > 0)]
         answers: dict[int, list[int]] = {}
         for i in kept:
             answers.setdefault(rollouts[i].doc, []).append(i)
-        groups = list(answers.values())
+        groups = [part for group in answers.values() for part in self._chunks(group, rollouts)]
         units = [[Branches(rollouts[g[0]].context, tuple(rollouts[i].tokens for i in g))] for g in groups]
+        weights = [torch.tensor([gains[j] for j in group]) / len(rollouts) for group in groups]
         penalty = 0.0
-        for batch in self.setup.model.batches(units, config.micro_tokens):
-            part = [item for i in batch for item in units[i]]
-            with self.setup.engine.activation([z]):
-                spans = self.setup.model.run(part)
-            weights = torch.tensor([gains[j] for i in batch for j in groups[i]], device=spans.logits.device)
-            gain = reinforce(spans.loglikelihoods(temperature), weights) / len(rollouts)
-            if self.kl > 0:
-                with torch.no_grad():
-                    base = self.setup.model.run(part)
-                kl = vocabulary_kl(spans.logits, base.logits, temperature).sum() / total
-                penalty += float(kl.detach())
-                gain = gain - self.kl * kl
-            torch.autograd.backward(-gain, inputs=list(z.values()))
+        for _, part in self.setup.passes.run(
+            units,
+            lambda batch: self._part(
+                z, [units[i][0] for i in batch], torch.cat([weights[i] for i in batch]), self.kl / total
+            ),
+        ):
+            accumulate(z, part[0])
+            penalty += part[1] / total
         return penalty if self.kl > 0 else None
+
+    def _chunks(self, group: Sequence[int], rollouts: Sequence[Rollout]) -> list[list[int]]:
+        """Answers to one prompt that share its context in a pass, so many that they fill one."""
+        chunks: list[list[int]] = []
+        left = 0
+        for i in group:
+            tokens = len(rollouts[i].tokens)
+            if tokens > left:
+                chunks.append([])
+                left = self.setup.passes.micro_tokens - len(rollouts[i].context)
+            chunks[-1].append(i)
+            left -= tokens
+        return chunks
+
+    def _part(
+        self, z: Mapping[str, torch.Tensor], items: Sequence[Branches], weights: torch.Tensor, kl_weight: float
+    ) -> tuple[Gradient, float]:
+        """The gradient of one pass's share of the loss, and the sum of KL over its positions."""
+        temperature = self.setup.config.temperature or 1.0
+        base = None
+        if self.kl > 0:
+            with self.setup.passes.base(z):
+                base = self.setup.model.run(items)
+        with self.setup.passes.trained(z):
+            spans = self.setup.model.run(items)
+            gain = reinforce(spans.loglikelihoods(temperature), weights.to(spans.logits.device))
+            apart = 0.0
+            if base is not None:
+                kl = vocabulary_kl(spans.logits, base.logits, temperature).sum()
+                apart = float(kl.detach())
+                gain = gain - kl_weight * kl
+            return gradient(-gain, z), apart
 
     def _answer(
         self, docs: Sequence[Any], instances: Sequence[Instance], z: Z | None, seed: int, progress: str | None
@@ -136,8 +163,8 @@ class GenerationProblem:
         config, source = self.setup.config, self.setup.docs
         requests = [self._sampling(source.generation(instance)) for instance in instances]
         asked = [request for request in requests for _ in range(config.samples)]
-        with self.setup.engine.applied(z):
-            found = self.setup.engine.generate(asked, seed=seed, progress=progress)
+        with self.setup.rollouts.applied(z):
+            found = self.setup.rollouts.generate(asked, seed=seed, progress=progress)
         rollouts = []
         for i, (request, answer) in enumerate(zip(asked, found, strict=True)):
             doc = i // config.samples

@@ -1,17 +1,20 @@
-"""The two forms in which a model runs under mixtures: changed weights, or hooks on what its layers take and give."""
+"""The forms in which a model runs under mixtures: changed weights, hooks on what its layers take and give, factors."""
 
 from __future__ import annotations
 
 import contextlib
 import operator
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from t2.adapters.basis import Basis, load_bases
+from t2.adapters.engine.gradients import shifted, spectral
+from t2.adapters.engine.memory import free_bytes
 from t2.adapters.engine.weights import Directions, KeptWeights, adapted
 from t2.adapters.expert import Z
 from t2.adapters.targets import Target
@@ -19,7 +22,7 @@ from t2.core.errors import ModelError
 
 
 class Forms:
-    """A model's adaptable matrices, their bases, and the two forms over them.
+    """A model's adaptable matrices, their bases, and the forms over them.
 
     *Weight form* (:meth:`applied`): each adapted parameter is replaced by W′ = W + Q·diag(z−1)·QᵀW (or its input-side
     twin), summed in float32 and rounded once into the model's dtype; leaving the context puts the original tensors
@@ -30,7 +33,9 @@ class Forms:
     *Activation form* (:meth:`activation`): the weights stay, hooks compute y′ = y + Q((z−1)⊙Qᵀy) on the output side,
     where y = Wx before the bias, or x′ = x + Q((z−1)⊙Qᵀx) on the input side. Every row of a batch has its own z.
 
-    Both hold :attr:`lock`, so threads that ask one model under several mixtures take turns.
+    *Training form* (:meth:`trained`): W′ as two factors, for one z that gets gradients.
+
+    All hold :attr:`lock`, so threads that ask one model under several mixtures take turns.
 
     Args:
         base_id: the model's name, for messages.
@@ -45,6 +50,7 @@ class Forms:
         self._digests = digests
         self._bases: dict[str, Basis] = {}
         self._factors: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._kept = KeptWeights(targets)
         self._directions: Directions | None = None
         self._last: Directions | None = None
@@ -118,14 +124,16 @@ class Forms:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of adapted weights and directions that are held outside any context."""
+        """Bytes of adapted weights, directions and factors that are held outside any context."""
         directions = {id(d): d.size for d in (self._directions, self._last) if d is not None and d.built}
-        return self._kept.size + sum(directions.values())
+        pairs = sum(factor.nbytes for pair in self._pairs.values() for factor in pair)
+        return self._kept.size + sum(directions.values()) + pairs
 
     def release(self) -> None:
         """Let go what is in memory only to make changes of the mixture cheap: after it memory is as it was at first."""
         with self.lock:
             self._kept.clear()
+            self._pairs.clear()
             for directions in (self._directions, self._last):
                 if directions is not None:
                     directions.clear()
@@ -198,27 +206,79 @@ class Forms:
     def _hook(self, name: str, basis: Basis, shift: torch.Tensor) -> torch.utils.hooks.RemovableHandle:
         module = self.targets[name].module
 
-        def move(x: torch.Tensor) -> torch.Tensor:
-            q = self._factor(name, x.dtype)
-            moved, rows = x @ q, shift.shape[0]
-            if rows == 1 or x.shape[0] == rows:
-                return (moved * shift.to(x.dtype).view(rows, *([1] * (x.dim() - 2)), -1)) @ q.T
-            if x.dim() != 2 or x.shape[0] % rows:
+        def move(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            # Mixture-of-experts layers flatten (rows, positions), row after row.
+            if shift.shape[0] not in (1, x.shape[0]) and (x.dim() != 2 or x.shape[0] % shift.shape[0]):
                 raise ModelError(
-                    f"{name} sees {x.shape[0]} rows in a batch of {rows}; this layer mixes rows, "
+                    f"{name} sees {x.shape[0]} rows in a batch of {shift.shape[0]}; this layer mixes rows, "
                     "so it can only be adapted in weight form"
                 )
-            # Mixture-of-experts layers flatten (rows, positions), row after row.
-            return (moved * shift.to(x.dtype).repeat_interleave(x.shape[0] // rows, 0)) @ q.T
+            return shifted(x, shift, self._factor(name, x.dtype)[:, : shift.shape[1]], bias)
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0] + move(args[0]), *args[1:])
+            return (move(args[0], None), *args[1:])
 
         def after(layer: nn.Module, _: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor:
-            bias = layer.bias
-            return y + move(y - bias if isinstance(bias, torch.Tensor) else y)
+            return move(y, layer.bias if isinstance(layer.bias, torch.Tensor) else None)
 
         return module.register_forward_hook(after) if basis.side == "out" else module.register_forward_pre_hook(before)
+
+    @contextlib.contextmanager
+    def trained(self, z: Mapping[str, torch.Tensor], rank: int | None = None) -> Iterator[None]:
+        """Training form: inside the context every forward call runs under ``z``, which gets gradients at least cost.
+
+        W′ is run as its two spectral factors (:class:`~t2.adapters.engine.gradients.Spectral`) in place of W. Hooks, as
+        in activation form, serve where these do not: matrices of which fewer than half of the components move,
+        quantised ones, layers of an unknown kind, and all of them where the factors, about as large as the adapted
+        weights, would take more than half of the free memory. The factors stay for the next context;
+        :meth:`release` lets them go. A backward pass that recomputes activations must run inside too.
+
+        Args:
+            z: by parameter name, each of shape (r,); matrices that are not in it are those of the base.
+            rank: only the first so many components of each vector move, the others are 1.
+
+        Raises:
+            ModelError: the model has no matrix of that name.
+        """
+        bases = self.bases(z)
+        with self.lock, contextlib.ExitStack() as stack:
+            pairs = self._spectral([name for name in z if rank is None or 2 * rank >= self.targets[name].rank])
+            for name, shift in self._shifts(z).items():
+                if name in pairs:
+                    module = self.targets[name].module
+                    stack.callback(module.__dict__.pop, "forward", None)
+                    module.__dict__["forward"] = _spectral_forward(module, shift, *pairs[name])
+                else:
+                    handle = self._hook(name, bases[name], shift[: rank or len(shift)].unsqueeze(0))
+                    stack.callback(handle.remove)
+            yield
+
+    def _shifts(self, z: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """z − 1 of each matrix on its device, in float32; one copy, and of the gradients one back, for all."""
+        found: dict[str, torch.Tensor] = {}
+        devices = {name: self.targets[name].parameter.device for name in z}
+        for device in dict.fromkeys(devices.values()):
+            names = [name for name in z if devices[name] == device]
+            flat = torch.cat([z[name].float() for name in names]).to(device) - 1
+            found |= zip(names, torch.split(flat, [len(z[name]) for name in names]), strict=True)
+        return found
+
+    def _spectral(self, names: Iterable[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """The factors (D, U) of the matrices that can be run by them, as far as memory holds them."""
+        able = [name for name in names if _is_plain_layer(self.targets[name])]
+        missing = [name for name in able if name not in self._pairs]
+        wanted = [self.targets[name] for name in missing]
+        size = sum((target.parameter.numel() + target.rank**2) * target.parameter.itemsize for target in wanted)
+        if missing and size > free_bytes(self.targets[missing[0]].parameter.device) // 2:
+            return {}
+        for name in missing:
+            target = self.targets[name]
+            dtype = target.parameter.dtype
+            w = target.matrix.to(torch.promote_types(dtype, torch.float32))
+            q = self._bases[name].q.to(w)
+            down, up = (q.T @ w, q) if self._bases[name].side == "out" else (q.T, w @ q)
+            self._pairs[name] = down.to(dtype).contiguous(), up.to(dtype).contiguous()
+        return {name: self._pairs[name] for name in able}
 
     def _factor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         key = (name, dtype)
@@ -230,3 +290,21 @@ class Forms:
 
 def _moves(vector: torch.Tensor | None) -> bool:
     return vector is not None and (vector.requires_grad or bool((vector != 1).any()))
+
+
+def _is_plain_layer(target: Target) -> bool:
+    """Whether the layer computes x·Wᵀ + b and nothing else."""
+    module = target.module
+    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    return plain and target.form is None and "forward" not in module.__dict__
+
+
+def _spectral_forward(
+    module: nn.Module, shift: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    bias = module.bias if isinstance(module.bias, torch.Tensor) else None
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return spectral(x, shift, down, up, bias)
+
+    return forward

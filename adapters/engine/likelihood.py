@@ -195,6 +195,11 @@ class LikelihoodModel:
             cut[-1].append(i)
         return cut
 
+    def tokens(self, units: Sequence[Sequence[Branches]]) -> int:
+        """Input tokens of a pass, as :meth:`batches` counts them."""
+        width = max(self._width(item) for unit in units for item in unit)
+        return sum(self._tokens(unit, width) for unit in units)
+
     def _width(self, item: Branches) -> int:
         return item.inputs if self.share else len(item.context) + max(map(len, item.continuations)) - 1
 

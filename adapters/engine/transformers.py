@@ -110,6 +110,12 @@ class TransformersEngine:
         """Activation form; see :meth:`t2.adapters.engine.forms.Forms.activation`."""
         return self.forms.activation(mixtures, rows)
 
+    def trained(
+        self, z: Mapping[str, torch.Tensor], rank: int | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Training form; see :meth:`t2.adapters.engine.forms.Forms.trained`."""
+        return self.forms.trained(z, rank)
+
     @torch.no_grad()
     def generate(
         self,
