@@ -141,7 +141,7 @@ def _measure(step: Step, engine: TransformersEngine, dtype: str, args: argparse.
     def ours(checkpointing: bool = False) -> torch.Tensor:
         return _ours(step, engine, z, checkpointing)
 
-    reference = Reference(engine.model, engine.targets)
+    reference = Reference(engine.model, engine.targets, engine.bases(engine.targets))
     side = functools.partial(_reference, step, engine, reference, z)
     (slow, quick), (theirs, own) = in_turn([side, ours], max(1, repeats - 1), device)
     agreement = float(torch.cosine_similarity(theirs, own, dim=0))
@@ -226,17 +226,18 @@ def _reference(
                 likelihoods = [model.run([row]).loglikelihoods()[0] for row in rows]
                 weights = _weights(item, [float(likelihood.detach()) for likelihood in likelihoods])
                 for likelihood, weight in zip(likelihoods, weights, strict=True):
-                    (-weight * likelihood / len(step.items)).backward()
+                    torch.autograd.backward(-weight * likelihood / len(step.items))
             else:
                 for row, weight in zip(rows, _weights(item, [0.0] * len(rows)), strict=True):
-                    (-weight * model.run([row]).loglikelihoods()[0] / len(step.items)).backward()
+                    likelihood = model.run([row]).loglikelihoods()[0]
+                    torch.autograd.backward(-weight * likelihood / len(step.items))
         for name, vector in leaves.items():
             u, sigma, vt = reference.factors[name]
             composed = (u * (sigma * vector.to(sigma.device, sigma.dtype))) @ vt
             target = engine.targets[name]
             grown = parameters[name].grad
             assert grown is not None
-            composed.backward(grown.T if target.transposed else grown)
+            torch.autograd.backward(composed, grown.T if target.transposed else grown)
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
