@@ -175,6 +175,8 @@ class T2LM(LM):  # type: ignore[misc]
                 self._finish(run)
             finally:
                 self._run = None
+                if self._runtime is not None:
+                    self._runtime.engine.forms.release()
 
     def _answer(self, kind: RequestType, requests: list[Instance]) -> Any:
         if not STRATEGIES[self.settings.adapt]().needs_experts:
@@ -192,14 +194,17 @@ class T2LM(LM):  # type: ignore[misc]
             choices[key] = choice
         self._check_cacheable(kind, requests, groups)
         answers: list[Any] = [None] * len(requests)
-        for key, indices in groups.items():
-            own = requests if len(groups) == 1 else [requests[i] for i in indices]
-            start = time.perf_counter()
-            with self._mixed(choices[key]):
-                found = self._ask(kind, own)
-            self._spent(own, time.perf_counter() - start)
-            for i, answer in zip(indices, found, strict=True):
-                answers[i] = answer
+        assert self._runtime is not None
+        experts = [expert.z for expert in self._runtime.experts]
+        with self._runtime.engine.switching(experts, [choice.z for choice in choices.values()]):
+            for key, indices in groups.items():
+                own = requests if len(groups) == 1 else [requests[i] for i in indices]
+                start = time.perf_counter()
+                with self._mixed(choices[key]):
+                    found = self._ask(kind, own)
+                self._spent(own, time.perf_counter() - start)
+                for i, answer in zip(indices, found, strict=True):
+                    answers[i] = answer
         return answers
 
     def _check_cacheable(

@@ -74,6 +74,10 @@ class Forms:
                 self._bases.update(load_bases(targets, self._digests, progress=progress))
         return {name: self._bases[name] for name in wanted}
 
+    def preload(self, bases: Mapping[str, Basis]) -> None:
+        """Take bases that are at hand, instead of reading or building them."""
+        self._bases.update(bases)
+
     @contextlib.contextmanager
     def applied(self, z: Z | None) -> Iterator[None]:
         """Weight form: inside the context the model is the base under ``z``, for any caller; None is the base.
@@ -139,6 +143,8 @@ class Forms:
                     directions.clear()
 
     def _directions_of(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> Directions | None:
+        if len(mixtures) <= len(experts):
+            return None
         last = self._last
         if last is None or len(last.experts) != len(experts) or any(map(operator.is_not, last.experts, experts)):
             last = Directions(self.targets, lambda names: self.bases(names, progress=False), experts)

@@ -21,7 +21,7 @@ from benchmarks.speed.rows import Row
 from t2.core.errors import ArgumentError, nearest
 from t2.core.files import atomic_write
 
-_NOT = ("__main__", "rows", "reference")
+_NOT = ("__main__", "rows", "reference", "shapes")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -51,7 +51,7 @@ class Row:
 class Benchmark(Protocol):
     """A module of ``benchmarks/speed``: its docstring says what is compared, and :func:`run` does it."""
 
-    def run(self, args: argparse.Namespace) -> list[Row]:
+    def run(self, args: argparse.Namespace) -> Iterable[Row]:
         """Measure.
 
         Args:
