@@ -13,12 +13,15 @@ dtype a model is loaded in.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -33,6 +36,8 @@ from t2.core.settings import cache_dir
 Side = Literal["out", "in"]
 _SIDES: tuple[Side, ...] = get_args(Side)
 _FORMAT = 1
+_COLUMNS, _ROWS = 2048, 512
+"""Parts in which a Gram matrix is summed: so many columns of W are in float64 at once, so many rows in a product."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,63 @@ class Basis:
 
 
 def build_basis(matrix: torch.Tensor) -> Basis:
-    """Decompose one matrix of shape (m, n), rounded to bfloat16; O(r²·max(m, n) + r³) in float64."""
-    w = matrix.detach().to(torch.bfloat16).to(torch.float64)
+    """Decompose one matrix of shape (m, n), rounded to bfloat16; O(r²·max(m, n) + r³) in float64.
+
+    Beside the matrix it needs at most :func:`build_bytes` of memory, on the matrix's device.
+    """
+    w = matrix.detach().to(torch.bfloat16)
     side: Side = "out" if w.shape[0] <= w.shape[1] else "in"
-    gram = w @ w.T if side == "out" else w.T @ w
-    values, vectors = torch.linalg.eigh(gram)
-    q = vectors.flip(-1).to(torch.float32).contiguous()
+    values, vectors = eigh(_gram(w if side == "out" else w.T))
+    q = vectors.to(torch.float32).flip(-1).contiguous()
     sigma = values.flip(-1).clamp_min(0).sqrt().to(torch.float32).contiguous()
     return Basis(side, q, sigma)
+
+
+def _gram(w: torch.Tensor) -> torch.Tensor:
+    """The lower triangle of W·Wᵀ in float64, which is all that ``eigh`` reads; W has shape (r, k)."""
+    r, k = w.shape
+    gram = torch.zeros(r, r, dtype=torch.float64, device=w.device)
+    for start in range(0, k, _COLUMNS):
+        columns = w[:, start : start + _COLUMNS].to(torch.float64)
+        for row in range(0, r, _ROWS):
+            end = min(row + _ROWS, r)
+            gram[row:end, :end].addmm_(columns[row:end], columns[:end].T)
+    return gram
+
+
+def eigh(gram: torch.Tensor, lapack: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, of which the lower triangle is read.
+
+    Args:
+        gram: shape (r, r), float64.
+        lapack: on a CPU whose to use: ``torch`` or ``numpy``; None is the one that is faster on this make of CPU.
+
+    Returns:
+        Shapes (r,) and (r, r), vectors in columns.
+    """
+    if gram.device.type != "cpu" or (lapack or _lapack()) == "torch":
+        values, vectors = torch.linalg.eigh(gram)
+        return values, vectors
+    values, vectors = map(torch.from_numpy, np.linalg.eigh(gram.numpy()))
+    return values, vectors
+
+
+@functools.cache
+def _lapack() -> str:
+    """Whose LAPACK: torch's wheels carry MKL, which is at its best on Intel's CPUs, numpy's carry OpenBLAS."""
+    with contextlib.suppress(OSError):
+        return "torch" if "GenuineIntel" in Path("/proc/cpuinfo").read_text() else "numpy"
+    return "torch"
+
+
+def build_bytes(shape: tuple[int, int]) -> int:
+    """Most bytes that :func:`build_basis` and writing its result hold at once, for a matrix of shape (m, n).
+
+    The matrix in bfloat16, twice while its digest is taken; the Gram matrix, its copy, the vectors and the workspace of
+    two matrices of LAPACK's ``syevd``, all in float64; a float64 copy of some columns.
+    """
+    r = min(shape)
+    return 2 * 2 * shape[0] * shape[1] + 8 * 5 * r * r + 8 * r * min(max(shape), _COLUMNS)
 
 
 def matrix_digest(matrix: torch.Tensor) -> str:
@@ -96,7 +150,7 @@ def load_bases(
         ModelError: a matrix holds values that are not finite.
         StorageError: a basis could not be written; those already written stay whole.
     """
-    folder = folder or cache_dir() / "bases"
+    folder = bases_folder(folder)
     bases: dict[str, Basis] = {}
     missing = []
     for name in targets:
@@ -108,15 +162,54 @@ def load_bases(
     bar = tqdm(missing, desc="Building spectral bases", unit="matrix", disable=not (progress and missing), delay=1)
     for name in bar:
         matrix = targets[name].matrix
-        if not bool(torch.isfinite(matrix).all()):
-            raise ModelError(f"{name} of the base model holds values that are not finite; load whole weights")
+        check_finite(name, matrix)
         basis = build_basis(matrix)
         del matrix  # a quantised one was dequantised for this alone
-        path = _path(folder, digests[name])
-        tensors = {"q": basis.q.cpu(), "sigma": basis.sigma.cpu()}
-        atomic_write(path, safetensors.torch.save(tensors, metadata=_metadata(basis.side)))
+        path = save_basis(basis, digests[name], folder)
         bases[name] = _read(path, basis.rank) or basis
     return {name: bases[name] for name in targets}
+
+
+def check_finite(name: str, matrix: torch.Tensor) -> None:
+    """Refuse a matrix that has no decomposition.
+
+    Raises:
+        ModelError: it holds values that are not finite.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise ModelError(f"{name} of the base model holds values that are not finite; load whole weights")
+
+
+def save_basis(basis: Basis, digest: str, folder: Path | None = None) -> Path:
+    """Write a basis into the cache, atomically, and return its path.
+
+    Args:
+        basis: the basis.
+        digest: :func:`matrix_digest` of its matrix.
+        folder: the cache, as for :func:`load_bases`.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    path = _path(bases_folder(folder), digest)
+    tensors = {"q": basis.q.cpu(), "sigma": basis.sigma.cpu()}
+    atomic_write(path, safetensors.torch.save(tensors, metadata=_metadata(basis.side)))
+    return path
+
+
+def cached_sigma(digest: str, rank: int, folder: Path | None = None) -> torch.Tensor | None:
+    """σ of a matrix, shape (r,), where the cache has its basis; Q is not read."""
+    return _read_sigma(_path(bases_folder(folder), digest), rank)
+
+
+def basis_bytes(rank: int) -> int:
+    """Bytes of the numbers in a basis of a rank."""
+    return 4 * rank * (rank + 1)
+
+
+def bases_folder(folder: Path | None = None) -> Path:
+    """The cache of bases: ``folder``, without it ``bases`` in ``T2_CACHE_DIR``."""
+    return folder or cache_dir() / "bases"
 
 
 def _metadata(side: Side) -> dict[str, str]:
@@ -133,15 +226,31 @@ def _read(path: Path, rank: int) -> Basis | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            q, sigma = file.get_tensor("q"), file.get_tensor("sigma")
+            side = _side(file, rank)
+            return None if side is None else Basis(side, file.get_tensor("q"), file.get_tensor("sigma"))
     except (safetensors.SafetensorError, OSError):
         return None
-    side = next((side for side in _SIDES if metadata == _metadata(side)), None)
-    if (
-        side is None
-        or (q.shape, q.dtype) != ((rank, rank), torch.float32)
-        or (sigma.shape, sigma.dtype) != ((rank,), torch.float32)
-    ):
+
+
+def _read_sigma(path: Path, rank: int) -> torch.Tensor | None:
+    if not path.exists():
         return None
-    return Basis(side, q, sigma)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            # A copy, lest the whole file stay mapped.
+            return None if _side(file, rank) is None else file.get_tensor("sigma").clone()
+    except (safetensors.SafetensorError, OSError):
+        return None
+
+
+def _side(file: Any, rank: int) -> Side | None:
+    """The side of a basis of a rank in an open file; None where the file is something else."""
+    forms = {"q": [rank, rank], "sigma": [rank]}
+    if set(file.keys()) != set(forms):
+        return None
+    for name, shape in forms.items():
+        part = file.get_slice(name)
+        if (part.get_shape(), part.get_dtype()) != (shape, "F32"):
+            return None
+    metadata = file.metadata()
+    return next((side for side in _SIDES if metadata == _metadata(side)), None)

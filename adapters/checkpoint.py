@@ -58,6 +58,8 @@ class Checkpoint:
 
     Args:
         pretrained: its folder, or its name on the Hub; see :func:`open_checkpoint`.
+        revision: of the Hub.
+        moe: as for :func:`t2.adapters.targets.find_targets`.
         outline: the model that it is of.
         files: the file of each tensor, by the tensor's name.
 
@@ -65,8 +67,10 @@ class Checkpoint:
         ModelError: it lacks an adaptable matrix.
     """
 
-    def __init__(self, pretrained: str, outline: Outline, files: Mapping[str, Path]) -> None:
-        self.pretrained = pretrained
+    def __init__(
+        self, pretrained: str, revision: str | None, moe: str, outline: Outline, files: Mapping[str, Path]
+    ) -> None:
+        self.pretrained, self.revision, self.moe = pretrained, revision, moe
         self.targets = outline.targets
         self._outline = outline
         self._files = files
@@ -228,7 +232,12 @@ def open_checkpoint(pretrained: str, revision: str | None = None, moe: str = "re
             "the model with gguf_file=, which builds its bases when they are needed"
         )
     model = outline(pretrained, revision, moe)
-    return Checkpoint(pretrained, model, _files(pretrained, revision))
+    return Checkpoint(pretrained, revision, moe, model, _files(pretrained, revision))
+
+
+def has_weights(pretrained: str) -> bool:
+    """Whether the weights of a checkpoint are in a folder of this machine; nothing is fetched to find out."""
+    return any((Path(pretrained) / name).is_file() for name in (_SINGLE, _INDEX))
 
 
 def _only_gguf(folder: Path) -> bool:

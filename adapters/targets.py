@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -137,6 +137,17 @@ def find_targets(
         raise ModelError(
             f"{type(model).__name__} has no linear layers under an 'mlp' or 'attn' module, so there is nothing to adapt"
         )
+    return choose(found, targets, layers)
+
+
+def choose(found: Mapping[str, Target], targets: str = "all", layers: Sequence[int] | None = None) -> dict[str, Target]:
+    """Those of a model's adaptable matrices that are in a set and in some layers.
+
+    Raises:
+        ArgumentError: an unknown target set, or layers that the model does not have.
+    """
+    if targets not in TARGET_SETS:
+        raise ArgumentError(f"targets={targets} is not a set of matrices{nearest(targets, TARGET_SETS)}")
     if layers is not None:
         depth = 1 + max(target.layer for target in found.values())
         outside = sorted(layer for layer in layers if not 0 <= layer < depth)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2.cli import data, evaluate, expert, registry, train
+from t2.cli import basis, data, evaluate, expert, registry, train
 from t2.cli.output import print_error
 from t2.core.errors import T2Error
 
@@ -45,7 +45,7 @@ def _program(
     pass
 
 
-for _command in (evaluate, data, expert, registry, train):
+for _command in (evaluate, data, expert, registry, train, basis):
     _command.add_to(app)
 
 

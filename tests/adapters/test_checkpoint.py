@@ -130,7 +130,7 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
 def test_quantised_tensors_without_a_word_in_the_configuration_are_refused(tmp_path: Path) -> None:
     save(make_model("llama"), tmp_path, "1GB")
     path = tmp_path / "model.safetensors"
-    tensors = safetensors.torch.load_file(path)
+    tensors = safetensors.torch.load(path.read_bytes())
     tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
     safetensors.torch.save_file(tensors, path)
     assert "model.layers.0.mlp.up_proj.weight is quantised (torch.int8)" in refused(tmp_path)
