@@ -36,6 +36,7 @@ from t2.core.settings import cache_dir
 Side = Literal["out", "in"]
 _SIDES: tuple[Side, ...] = get_args(Side)
 _FORMAT = 1
+_THREADED = 512
 _COLUMNS, _ROWS = 2048, 512
 """Parts in which a Gram matrix is summed: so many columns of W are in float64 at once, so many rows in a product."""
 
@@ -95,19 +96,26 @@ def eigh(gram: torch.Tensor, lapack: str | None = None) -> tuple[torch.Tensor, t
     Returns:
         Shapes (r,) and (r, r), vectors in columns.
     """
-    if gram.device.type != "cpu" or (lapack or _lapack()) == "torch":
+    if gram.device.type != "cpu" or (lapack or _lapack(len(gram))) == "torch":
         values, vectors = torch.linalg.eigh(gram)
         return values, vectors
     values, vectors = map(torch.from_numpy, np.linalg.eigh(gram.numpy()))
     return values, vectors
 
 
+def _lapack(rank: int) -> str:
+    """Whose LAPACK: torch's wheels carry MKL, which is at its best on Intel's CPUs, numpy's carry OpenBLAS.
+
+    The threads of OpenBLAS cost a small matrix more than they gain it.
+    """
+    return "torch" if rank < _THREADED or _is_intel() else "numpy"
+
+
 @functools.cache
-def _lapack() -> str:
-    """Whose LAPACK: torch's wheels carry MKL, which is at its best on Intel's CPUs, numpy's carry OpenBLAS."""
+def _is_intel() -> bool:
     with contextlib.suppress(OSError):
-        return "torch" if "GenuineIntel" in Path("/proc/cpuinfo").read_text() else "numpy"
-    return "torch"
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    return True
 
 
 def build_bytes(shape: tuple[int, int]) -> int:
