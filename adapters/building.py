@@ -190,17 +190,16 @@ def _dispatch(processes: dict[Connection, Any], names: Sequence[str]) -> Iterato
     while idle < len(processes):
         for ready in wait(list(processes)):
             assert isinstance(ready, Connection)
+            name = None
             try:
                 answer = ready.recv()
-            except EOFError:
+                if not isinstance(answer, _Failure) and (name := next(waiting, None)) is not None:
+                    ready.send(name)
+            except (EOFError, ConnectionError):
                 raise _lost(processes[ready]) from None
             if isinstance(answer, _Failure):
                 raise answer.error()
-            name = next(waiting, None)
-            if name is None:
-                idle += 1
-            else:
-                ready.send(name)
+            idle += name is None
             if answer is not None:
                 yield answer
 

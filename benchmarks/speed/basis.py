@@ -1,7 +1,7 @@
 """Building spectral bases, against ``torch.linalg.svd`` of the same matrices in float32.
 
-One matrix after another, both sides on all threads. Bytes are those of the numbers of Q and σ against U, σ and V, all in
-float32. Matrices of size 4096 take minutes on a CPU, so there each side runs once.
+One matrix after another, both sides on all threads. Bytes are those of the numbers of Q and σ against U, σ and V, all
+in float32. Matrices of size 4096 take minutes on a CPU, so there each side runs once.
 """
 
 from __future__ import annotations
