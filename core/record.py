@@ -88,11 +88,17 @@ class UsedMixture(_Frozen):
 
 
 class Generation(_Frozen):
-    """One generation of a search: the best score so far, the mean of its candidates, and the evaluations it cost."""
+    """One generation of a search.
+
+    Attributes:
+        best: the best score so far.
+        mean: of those of its candidates that answered all adaptation docs.
+        evaluations: what it cost: whole mixtures, and parts where some answered a part of the docs.
+    """
 
     best: Number
     mean: Number
-    evaluations: int
+    evaluations: int | float
 
 
 class SearchReport(_Frozen):

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from t2.adapters.controls import CONTROLS, Control
 from t2.adapters.expert import Normalise, Space
 from t2.adapters.search import NO_BUDGET, SEARCHES, Budget
-from t2.adapters.strategies.base import Options, Per
+from t2.adapters.strategies.base import ECONOMIES, Economy, Options, Per
 from t2.adapters.targets import MOE, parse_layers
 from t2.core.errors import ArgumentError, nearest
 
@@ -117,6 +117,13 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     ),
     "budget": ArgSpec(
         "budget", NO_BUDGET, "what a search may spend: evaluations (200) or time (60s, 5m, 1h)", strategies=SEARCHING
+    ),
+    "economy": ArgSpec(
+        "choice",
+        "exact",
+        "what a search leaves out: nothing, what cannot matter, late generations, or also half of each early on",
+        ECONOMIES,
+        strategies=SEARCHING,
     ),
     "preselect": ArgSpec(
         "count", 8, "of more experts than this search the best so many; none searches all", low=1, strategies=SEARCHING
@@ -252,6 +259,7 @@ class Settings:
     elite: float
     light: bool
     budget: Budget
+    economy: Economy
     preselect: int | None
     per: Per
     space: Space
@@ -276,6 +284,7 @@ class Settings:
             alpha=self.alpha,
             search=self.search,
             budget=self.budget,
+            economy=self.economy,
             preselect=self.preselect,
             population=self.population,
             generations=self.generations,
@@ -418,7 +427,9 @@ def _read(name: str, spec: ArgSpec, value: Any) -> Any:
         return None
     if spec.kind == "budget" and value is not _ABSENT:
         return NO_BUDGET if value is None or str(value).lower() == "none" else _budget(value)
-    if value is None or value is _ABSENT:
+    if value is _ABSENT:
+        return spec.default
+    if value is None:
         return "none" if spec.kind == "choice" and "none" in spec.values else spec.default
     match spec.kind:
         case "choice":

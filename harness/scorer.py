@@ -14,6 +14,11 @@ from t2.adapters.strategies.base import Score
 from t2.core.seeds import derive_seed
 from t2.harness.tasks import Response, TaskDocs
 
+SHARES = frozenset(
+    ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "pass_at_1", "pass@1", "f1", "accuracy")
+)
+"""Metrics that by their name lie between 0 and 1 for every doc."""
+
 
 class TaskScorer:
     """A scorer (:class:`t2.adapters.strategies.Scorer`) over labelled docs of an lm-eval task.
@@ -53,6 +58,14 @@ class TaskScorer:
         self._ties: dict[tuple[str, int], tuple[float, int]] = {}
         self._seen: dict[tuple[int, tuple[Response, ...]], dict[str, Any]] = {}
         self._binary: bool | None = None
+        bounded = task.averages and task.objective.metric in SHARES and task.objective.higher_is_better
+        # What samples gives other answers in other batches, so nothing about it is certain.
+        self._bounded = bounded and not any(task.samples(request) for requests in self.requests for request in requests)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """0 and 1 for a mean of a known metric, until a value outside of them is seen."""
+        return (0.0, 1.0) if self._bounded else None
 
     def evaluate(self, mixtures: Sequence[Z | None], docs: Sequence[int] | None = None) -> list[Score]:
         """Answer adaptation docs, by default all, under each mixture (None is the base) and score the answers."""
@@ -90,6 +103,8 @@ class TaskScorer:
         metrics = [self._metrics[cell] for cell in cells]
         numbers = [self.task.number(m) for m in metrics]
         per_doc = tuple(number for number in numbers if number is not None)
+        if len(per_doc) < len(numbers) or not all(0 <= number <= 1 for number in per_doc):
+            self._bounded = False
         if self._binary is None:
             whole = len(per_doc) == len(numbers) and all(number in (0.0, 1.0) for number in per_doc)
             self._binary = whole and self.higher_is_better

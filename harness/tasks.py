@@ -310,6 +310,17 @@ class TaskDocs:
             return -math.inf
         return value if self.objective.higher_is_better else -value
 
+    @property
+    def averages(self) -> bool:
+        """Whether the objective over a set is the mean over its docs."""
+        return self.task.aggregation().get(self.objective.metric, mean) is mean
+
+    def samples(self, request: Instance) -> bool:
+        """Whether the answer to a request is drawn at random."""
+        if request.request_type != "generate_until":
+            return False
+        return bool(normalize_gen_kwargs(request.args[1], self.lm.max_gen_toks).get("do_sample"))
+
     def right(self, metrics: Mapping[str, Any]) -> bool:
         """Whether a doc counts as answered rightly: its metric is 1."""
         value = self.number(metrics)

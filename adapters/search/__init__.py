@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from t2.adapters.search.base import Candidate, Key, Search
+from t2.adapters.search.base import Candidate, Key, Needs, Search
 from t2.adapters.search.budget import NO_BUDGET, Budget, Meter
 from t2.adapters.search.cem import CEM
 from t2.adapters.search.cma import CMA
@@ -48,6 +48,7 @@ __all__ = [
     "Candidate",
     "Key",
     "Meter",
+    "Needs",
     "RandomSearch",
     "Search",
     "make_search",

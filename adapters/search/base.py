@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,20 @@ COLLAPSED = 1e-3
 BECOME_ONE = "the candidates have become one"
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a search learns from in a generation; all else may stay unknown without changing its course.
+
+    Attributes:
+        best: so many of the best candidates, repeated ones counted each time. Of the others it is enough to know that
+            they come after these.
+        ordered: the order among the best matters too, not only which they are. The very best is always told apart.
+    """
+
+    best: int
+    ordered: bool = True
+
+
 class Search(Protocol):
     """A search for the candidate with the largest key."""
 
@@ -36,6 +51,10 @@ class Search(Protocol):
 
     def tell(self, candidates: Sequence[Candidate], keys: Sequence[Key]) -> None:
         """Report the keys of the candidates last asked for, in their order."""
+        ...
+
+    def needs(self, count: int) -> Needs:
+        """What has to be known of a generation of so many candidates before it is told."""
         ...
 
     @property
@@ -109,6 +128,10 @@ class GenerationSearch(ABC):
             self._stopped = f"no better candidate in {self._patience} generations"
         elif converged:
             self._stopped = BECOME_ONE
+
+    def needs(self, count: int) -> Needs:
+        """What has to be known of a generation of so many candidates: here all of it."""
+        return Needs(count)
 
     @abstractmethod
     def _sample(self, count: int) -> list[Point]:

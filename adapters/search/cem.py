@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t2.adapters.search.base import COLLAPSED, PATIENCE, Candidate, GenerationSearch, Key, Point
+from t2.adapters.search.base import COLLAPSED, PATIENCE, Candidate, GenerationSearch, Key, Needs, Point
 from t2.core.errors import ArgumentError
 from t2.core.seeds import generator
 
@@ -51,11 +51,16 @@ class CEM(GenerationSearch):
         self.elites = min(population, max(2, math.ceil(elite * population)))
         self._rng = generator(seed, "cem")
 
+    def needs(self, count: int) -> Needs:
+        """The elite, in any order."""
+        return Needs(min(count, self.elites), ordered=False)
+
     def _sample(self, count: int) -> list[Point]:
         return [self.mean + self.std * self._rng.standard_normal(len(self.mean)) for _ in range(count)]
 
     def _learn(self, candidates: Sequence[Candidate], keys: Sequence[Key]) -> bool:
-        elite = np.asarray(candidates[: self.elites])
+        # In an order of their own: the sums below must not depend on how ties within the elite were broken.
+        elite = np.asarray(sorted(candidates[: self.elites]))
         self.mean = elite.mean(axis=0)
         self.std = SMOOTHING * self.std + (1 - SMOOTHING) * elite.std(axis=0)
         return float(self.std.max()) < COLLAPSED

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import cmaes
 import numpy as np
 
-from t2.adapters.search.base import COLLAPSED, PATIENCE, Candidate, GenerationSearch, Key, Point, rounded
+from t2.adapters.search.base import COLLAPSED, PATIENCE, Candidate, GenerationSearch, Key, Needs, Point, rounded
 from t2.core.seeds import derive_seed
 
 SEPARABLE_ABOVE = 20
@@ -65,6 +65,11 @@ class CMA(GenerationSearch):
     def mean(self) -> Point:
         """Mean of the distribution, length D."""
         return np.asarray(self._method.mean)[: self._dimensions]
+
+    def needs(self, count: int) -> Needs:
+        """The better half in the separable variant; the full one learns from the worse half as well."""
+        separable = isinstance(self._method, cmaes.SepCMA)
+        return Needs(self._size // 2 if separable and not self._told and count == self._size else count)
 
     def _sample(self, count: int) -> list[Point]:
         points = [np.asarray(self._method.ask(), dtype=np.float64) for _ in range(count)]

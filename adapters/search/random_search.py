@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t2.adapters.search.base import Candidate, GenerationSearch, Key, Point
+from t2.adapters.search.base import Candidate, GenerationSearch, Key, Needs, Point
 from t2.core.seeds import generator
 
 
@@ -39,6 +39,10 @@ class RandomSearch(GenerationSearch):
         self.mean: Point = np.asarray(mean, dtype=np.float64)
         self._std = std
         self._rng = generator(seed, "random search")
+
+    def needs(self, count: int) -> Needs:
+        """The best one."""
+        return Needs(1)
 
     def _sample(self, count: int) -> list[Point]:
         return [self.mean + self._std * self._rng.standard_normal(len(self.mean)) for _ in range(count)]

@@ -16,6 +16,8 @@ from t2.core.record import Calibration, Considered, Generation, HeldOut, Presele
 Per = Literal["expert", "layer", "matrix"]
 Memory = MutableMapping[tuple[str, str], tuple[float, ...]]
 """Answers to the questions of a dispatch: log-likelihoods of the labels, or the number of the generated one."""
+Economy = Literal["none", "exact", "early", "halving"]
+ECONOMIES: tuple[Economy, ...] = ("none", "exact", "early", "halving")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Options:
         search: which search ``cem`` and ``auto`` use, one of :data:`t2.adapters.search.SEARCHES`.
         population, generations, elite: of the search.
         budget: what ``cem`` and ``auto`` may spend.
+        economy: what a search leaves out: nothing (``none``); what provably cannot change its held-out score
+            (``exact``); also generations after five without a higher score (``early``); also, of each generation, the
+            half that does worse on a part of the docs (``halving``).
         preselect: of more experts than this a search first picks so many; None lets all take part.
         per: one α per expert, per expert and layer, or per expert and matrix.
         space, normalise: see :func:`t2.adapters.expert.mix`.
@@ -44,6 +49,7 @@ class Options:
     generations: int = 100
     elite: float = 0.2
     budget: Budget = NO_BUDGET
+    economy: Economy = "exact"
     preselect: int | None = 8
     per: Per = "expert"
     space: Space = "paper"
@@ -81,6 +87,14 @@ class Scorer(Protocol):
     docs: int
     prompts: Sequence[str]
     higher_is_better: bool
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The least and the largest value that a doc may have, where the score of a set is the mean of its docs'.
+
+        None where it is not, or no bounds are known.
+        """
+        ...
 
     def evaluate(self, mixtures: Sequence[Z | None], docs: Sequence[int] | None = None) -> list[Score]:
         """Answer adaptation docs under each mixture (None is the base) and score the answers.

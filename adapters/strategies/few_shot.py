@@ -6,21 +6,25 @@ Transformer², section 3.2 C and A.4, where the search is the cross-entropy meth
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from tqdm import tqdm
 
-from t2.adapters.expert import Z
-from t2.adapters.search import Candidate, Key, Meter, Search, make_search
+from t2.adapters.search import Candidate, Meter, Needs, Search, make_search
 from t2.adapters.strategies.base import Choice, Job, Plan
-from t2.adapters.strategies.mixing import choose, groups_of
+from t2.adapters.strategies.memory import BASE, Memory
+from t2.adapters.strategies.mixing import groups_of
 from t2.adapters.strategies.preselect import alone, cost, preselect, rounds
 from t2.adapters.strategies.scorers import Metered
 from t2.core.errors import ArgumentError
 from t2.core.record import Generation, HeldOut, Preselection, SearchReport
 from t2.core.seeds import derive_seed
 
-_BASE: Candidate = ()
+EARLY = 5
+"""Generations without a higher score after which ``economy=early`` ends a search that learns."""
+REPEATED = 3
+"""Generations without a new candidate after which every search ends."""
 
 
 class FewShotStrategy:
@@ -52,7 +56,7 @@ class FewShotStrategy:
         if job.options.preselect is not None and len(job.experts) > job.options.preselect:
             selected = preselect(job, scorer, meter)
             job, preselected = replace(job, experts=selected.experts), selected.report
-        return _search(job, _Memory(job, scorer), meter, preselected)
+        return _search(job, Memory(job, scorer), meter, preselected)
 
 
 def seconds_of_one(job: Job, scorer: Metered, meter: Meter) -> float:
@@ -121,41 +125,87 @@ def make(job: Job) -> Search:
     )
 
 
-def _search(job: Job, memory: _Memory, meter: Meter, preselected: Preselection | None) -> Plan:
-    search = make(job)
+def _search(job: Job, memory: Memory, meter: Meter, preselected: Preselection | None) -> Plan:
+    search, patience = make(job), _Patience(job, memory)
     history: list[Generation] = []
-    base = memory.values([_BASE])[0]
+    base = memory.values([BASE])[0]
     stopped: str | None = None
+    options = job.options
     bar = tqdm(
-        total=job.options.generations, desc=f"{job.task}: searching", unit="generation", disable=not job.progress
+        total=options.population * options.generations,
+        desc=f"{job.task}: searching",
+        unit="mixture",
+        disable=not job.progress,
     )
+
+    def step(done: int) -> None:
+        bar.set_postfix(
+            best=f"{memory.top * memory.sign:.4g}",
+            base=f"{base * memory.sign:.4g}",
+            generation=len(history) + 1,
+            refresh=False,
+        )
+        bar.update(done)
+
     with bar:
         while stopped is None and (candidates := search.ask()):
-            before = len(memory.scores)
-            done = _afford(candidates, memory, meter)
+            bar.total = max(bar.total, bar.n + len(candidates))
+            before, needs = memory.spent, search.needs(len(candidates))
+            done = _afford(candidates, memory, meter, needs, len(history), step)
             if done:
-                best = max(memory.scores.values())
+                evaluations = round(memory.spent - before, 3)
                 history.append(
                     Generation(
-                        best=best * memory.sign,
-                        mean=_mean(memory.values(done)) * memory.sign,
-                        evaluations=len(memory.scores) - before,
+                        best=memory.top * memory.sign,
+                        mean=_mean(memory.finished(done)) * memory.sign,
+                        evaluations=int(evaluations) if evaluations == int(evaluations) else evaluations,
                     )
                 )
-                bar.set_postfix(best=f"{best * memory.sign:.4g}", base=f"{base * memory.sign:.4g}")
-                bar.update()
             if len(done) < len(candidates):
                 stopped = meter.spent()
                 break
-            search.tell(candidates, memory.keys(candidates))
-            if search.stopped is None and memory.flat():
-                stopped = "all of them tied, likelihoods too"
-            elif search.stopped is None and meter.allowed() == 0:
+            search.tell(candidates, memory.keys(candidates, needs))
+            if search.stopped is None:
+                stopped = patience.over()
+            if search.stopped is None and stopped is None and meter.allowed() == 0:
                 stopped = meter.spent()
     return _outcome(job, memory, history, stopped or search.stopped or "", meter, preselected)
 
 
-def _afford(candidates: list[Candidate], memory: _Memory, meter: Meter) -> list[Candidate]:
+class _Patience:
+    """When a search that has not ended by itself should, after a generation."""
+
+    def __init__(self, job: Job, memory: Memory) -> None:
+        self._economy = job.options.economy
+        # What learns nothing does not converge: its next sample is as likely to be better as its last.
+        self._early = self._economy in ("early", "halving") and job.options.search != "random"
+        self._memory = memory
+        self._top, self._spent = -math.inf, 0.0
+        self._stale = self._repeated = 0
+
+    def over(self) -> str | None:
+        """Why the search ends here, or None."""
+        memory = self._memory
+        self._stale = 0 if memory.top > self._top else self._stale + 1
+        self._repeated = 0 if memory.spent > self._spent else self._repeated + 1
+        self._top, self._spent = memory.top, memory.spent
+        if memory.flat():
+            return "all of them tied, likelihoods too"
+        if self._economy != "none" and memory.unbeatable:
+            return f"no mixture can score higher than {memory.top:.4g}"
+        if self._early and self._stale >= EARLY:
+            return f"no higher score in {EARLY} generations"
+        return "its candidates repeat themselves" if self._repeated >= REPEATED else None
+
+
+def _afford(
+    candidates: list[Candidate],
+    memory: Memory,
+    meter: Meter,
+    needs: Needs,
+    number: int,
+    step: Callable[[int], None],
+) -> list[Candidate]:
     """Evaluate candidates in their order as far as the budget goes, and return those.
 
     Under a time limit several smaller batches, each as large as seems to fit.
@@ -172,24 +222,23 @@ def _afford(candidates: list[Candidate], memory: _Memory, meter: Meter) -> list[
             end += 1
         if end == done:
             break
-        memory.values(candidates[done:end])
+        memory.compare(candidates[done:end], candidates, needs, number, step)
         done = end
     return candidates[:done]
 
 
 def _outcome(
     job: Job,
-    memory: _Memory,
+    memory: Memory,
     history: list[Generation],
     stopped: str,
     meter: Meter,
     preselected: Preselection | None,
 ) -> Plan:
-    sign, base, rows = memory.sign, memory.scores[_BASE], (0,) * len(job.prompts)
-    top = max(memory.scores.values())
+    sign, base, rows, top = memory.sign, memory.scores[BASE], (0,) * len(job.prompts), memory.top
     compared = len(memory.scores) > 1
     flat = compared and len(set(memory.scores.values())) == 1
-    spent = f"{len(memory.scores)} mixtures in {len(history)} generations; {stopped}"
+    spent = f"{memory.seen} mixtures in {len(history)} generations; {stopped}"
     if not compared:
         choice = Choice()
         note = f"{stopped} before any mixture could be compared with the base, which stays"
@@ -198,11 +247,9 @@ def _outcome(
         tied = f"every mixture scores {base * sign:.4g} on the adaptation docs"
         note = f"NO SIGNAL: {tied}, so the base stays ({spent})"
     else:
-        finalists = [candidate for candidate, value in memory.scores.items() if value == top]
-        keys = memory.keys(finalists)
-        winner = finalists[max(range(len(finalists)), key=lambda i: (keys[i], -i))]
+        winner = memory.winner()
         choice = memory.choice(winner)
-        note = f"best of {spent}" if winner != _BASE else f"no mixture beats the base ({spent})"
+        note = f"best of {spent}" if winner != BASE else f"no mixture beats the base ({spent})"
     return Plan(
         (choice,),
         rows,
@@ -218,63 +265,3 @@ def _outcome(
 def _mean(values: list[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
-
-
-class _Memory:
-    """Every candidate's score, so that none is evaluated twice; tie-breaks only for those that tie."""
-
-    def __init__(self, job: Job, scorer: Metered) -> None:
-        self.job = job
-        self.scorer = scorer
-        self.scores: dict[Candidate, float] = {}
-        self.sign = 1.0 if scorer.higher_is_better else -1.0
-        self._ties: dict[Candidate, float] = {}
-
-    def choice(self, candidate: Candidate) -> Choice:
-        if candidate == _BASE:
-            return Choice()
-        count = len(self.job.experts)
-        return choose(self.job, [candidate[i : i + count] for i in range(0, len(candidate), count)])
-
-    def flat(self) -> bool:
-        """Whether nothing distinguishes the candidates so far, not even the likelihood of right answers."""
-        return len(set(self.scores.values())) == 1 and len(set(self.keys(list(self.scores)))) == 1
-
-    def free(self, candidate: Candidate) -> bool:
-        """Whether its score costs nothing: it is known, was asked for before the search, or gives no mixture."""
-        if candidate in self.scores:
-            return True
-        try:
-            return self.scorer.knows(self.choice(candidate).z)
-        except ArgumentError:
-            return True
-
-    def values(self, candidates: list[Candidate]) -> list[float]:
-        """Scores, higher is better; −inf for a metric that is no number and for coefficients that give no mixture."""
-        new: dict[Candidate, Z | None] = {}
-        for candidate in candidates:
-            if candidate not in self.scores and candidate not in new:
-                try:
-                    new[candidate] = self.choice(candidate).z
-                except ArgumentError:
-                    self.scores[candidate] = -math.inf
-        if new:
-            scores = self.scorer.evaluate(list(new.values()))
-            for candidate, score in zip(new, scores, strict=True):
-                self.scores[candidate] = score.value if math.isfinite(score.value) else -math.inf
-        return [self.scores[candidate] for candidate in candidates]
-
-    def keys(self, candidates: list[Candidate]) -> list[Key]:
-        """Keys of candidates that have a score; the top ones get a tie-break too, since a later generation may tie."""
-        values = [self.scores[candidate] for candidate in candidates]
-        top = max(values)
-        shared = {value for value in values if value == top or values.count(value) > 1} - {-math.inf}
-        new = [
-            candidate
-            for candidate in dict.fromkeys(candidates)
-            if self.scores[candidate] in shared and candidate not in self._ties
-        ]
-        if new:
-            ties = self.scorer.tie_break([self.choice(candidate).z for candidate in new])
-            self._ties.update((c, -math.inf if math.isnan(tie) else tie) for c, tie in zip(new, ties, strict=True))
-        return [(self.scores[candidate], self._ties.get(candidate, 0.0)) for candidate in candidates]

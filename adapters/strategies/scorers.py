@@ -26,6 +26,11 @@ class Metered:
         self._answered: dict[str, set[int]] = {}
         self._scores: dict[tuple[str, tuple[int, ...] | None], Score] = {}
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """See :class:`t2.adapters.strategies.Scorer`."""
+        return self._scorer.bounds
+
     def evaluate(self, mixtures: Sequence[Z | None], docs: Sequence[int] | None = None) -> list[Score]:
         """See :class:`t2.adapters.strategies.Scorer`."""
         part = None if docs is None else tuple(docs)
@@ -76,6 +81,11 @@ class Part:
         self.higher_is_better = scorer.higher_is_better
         self._scorer = scorer
         self._shown = list(docs)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """See :class:`t2.adapters.strategies.Scorer`."""
+        return self._scorer.bounds
 
     def evaluate(self, mixtures: Sequence[Z | None], docs: Sequence[int] | None = None) -> list[Score]:
         """See :class:`t2.adapters.strategies.Scorer`."""

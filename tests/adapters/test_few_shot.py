@@ -33,6 +33,7 @@ class Docs:
     """A scorer over docs of which each mixture answers some; z of one matrix tells which mixture it is."""
 
     higher_is_better = True
+    bounds: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Vectors:
     """A scorer that likes mixtures whose vectors lie near 1.2 everywhere."""
 
     docs, prompts, higher_is_better = 3, ("",) * 3, True
+    bounds: tuple[float, float] | None = None
 
     def __init__(self) -> None:
         self.seen: list[float] = []

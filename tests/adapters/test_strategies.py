@@ -49,6 +49,7 @@ class Landscape:
 
     docs = 7
     prompts = ("",) * 7
+    bounds: tuple[float, float] | None = None
 
     def __init__(
         self,

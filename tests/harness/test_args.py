@@ -62,6 +62,16 @@ def test_a_budget_and_a_preselection_are_read_from_either_parser() -> None:
             assert settings.options().preselect == preselect
 
 
+@pytest.mark.parametrize("economy", ["none", "exact", "early", "halving"])
+def test_an_economy_is_read_from_either_parser_and_exact_by_default(economy: str) -> None:
+    assert parse_args({"adapt": "cem"}).economy == "exact"
+    for settings in (
+        parse_args({"adapt": "cem", "economy": economy}),
+        parse_args(simple_parse_args_string(f"adapt=cem,economy={economy}")),
+    ):
+        assert settings.options().economy == settings.bearing()["economy"] == economy
+
+
 def test_only_what_has_an_effect_is_part_of_an_adaptation() -> None:
     everywhere = {name for name, spec in MODEL_ARGS.items() if not spec.strategies} - {"record", "batch"}
     assert set(parse_args({}).bearing()) == everywhere >= {"engine", "adapt"}
