@@ -149,7 +149,7 @@ def _search(job: Job, memory: Memory, meter: Meter, preselected: Preselection | 
 
     with bar:
         while stopped is None and (candidates := search.ask()):
-            bar.total = max(bar.total, bar.n + len(candidates))
+            bar.total = max(int(bar.total or 0), bar.n + len(candidates))
             before, needs = memory.spent, search.needs(len(candidates))
             done = _afford(candidates, memory, meter, needs, len(history), step)
             if done:
