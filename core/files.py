@@ -104,6 +104,7 @@ def append_line(path: Path, line: str) -> None:
     """Append one line to a log-like file and sync it; a kill can cut at most the line being written.
 
     A line that an earlier kill or full disk has cut is dropped first, so that only a last line can ever be cut.
+    Processes that append to one file take turns.
 
     Raises:
         StorageError: the file cannot be written.
@@ -111,6 +112,8 @@ def append_line(path: Path, line: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
+            with contextlib.suppress(OSError):  # not every network file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             _drop_cut_line(file)
             file.write(line.encode() + b"\n")
             file.flush()

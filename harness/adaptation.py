@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from t2.harness import store
 from t2.harness.args import DISPATCHING, Settings
 from t2.harness.calibrations import Calibrations
 from t2.harness.held_out import held_out_prompts
+from t2.harness.journal import FORMAT, Journal
 from t2.harness.overlap import DocMarks, marks_of
 from t2.harness.pool import Pool, draw
 from t2.harness.scorer import TaskScorer
@@ -179,8 +181,8 @@ class TaskAdaptation:
             trained = {mark for marks in runtime.trained.values() for mark in marks}
             drawn = draw(pool, docs, settings.shots, settings.adapt_seed, trained)
             prompts = [prompt_text(task, doc) for doc in drawn]
-            self._scorer = TaskScorer(docs, drawn, runtime.asked, prompts=prompts, seed=settings.adapt_seed)
             self._adaptation_docs = tuple(doc_hash(doc) for doc in drawn)
+            self._scorer = TaskScorer(docs, drawn, runtime.asked, prompts=prompts, seed=settings.adapt_seed)
             marks = DocMarks(task)
             seen = sum(not trained.isdisjoint(marks.of(doc)) for doc in drawn) if trained else 0
             if seen:
@@ -245,7 +247,17 @@ class TaskAdaptation:
             T2Error: the strategy cannot work with these experts or options, or the cache cannot be written.
         """
         start = time.perf_counter()
-        plan = self._strategy.plan(self._job())
+        # Under a time limit what is answered at once would tell nothing of the time that the rest needs.
+        if self._scorer is not None and self._runtime.settings.budget.seconds is None:
+            known = self._scorer.keep(self._journal(self._scorer))
+            if known:
+                _say(f"{self.name}: {known} answers of an earlier run are known and not asked for again")
+        try:
+            plan = self._strategy.plan(self._job())
+        except KeyboardInterrupt as stop:
+            told = f"{self.name}: stopped while adapting; the base model is as it was"
+            stop.add_note(f"t2: {told}, and the same command goes on from here")
+            raise
         self.choices = plan.choices
         rows = plan.rows if len(plan.choices) > 1 else (0,)
         self._place(rows)
@@ -406,8 +418,27 @@ class TaskAdaptation:
         left, right = encode_pair(lm, context, text)
         return left[-max(1, lm.max_length + 1 - len(right)) :], right
 
+    def _journal(self, scorer: TaskScorer) -> Journal:
+        """Where answers on the adaptation docs are kept: by all they depend on but the mixture."""
+        sampled = any(scorer.task.samples(request) for requests in scorer.requests for request in requests)
+        content = {
+            "format": FORMAT,
+            "task": [self.name, self.version, scorer.task.objective.model_dump(mode="json")],
+            "base": self._runtime.engine.base.fingerprint,
+            "dtype": self._runtime.dtype,
+            "tokens": self._tokens(),
+            "docs": self._adaptation_docs,
+            "requests": _digests(scorer.requests),
+            "seed": self._runtime.settings.adapt_seed if sampled else None,
+        }
+        return Journal(digest_of(content))
+
+    def _tokens(self) -> list[Any]:
+        lm = self._runtime.lm
+        return [lm.max_length, lm.add_bos_token, lm.custom_prefix_token_id, lm.think_end_token]
+
     def _key(self) -> str:
-        settings, lm = self._runtime.settings, self._runtime.lm
+        settings = self._runtime.settings
         content: dict[str, Any] = {
             "format": store.FORMAT,
             "task": self.name,
@@ -416,22 +447,23 @@ class TaskAdaptation:
             "dtype": self._runtime.dtype,
             "experts": [[ref.name, ref.digest, ref.domain] for ref in self._runtime.expert_refs()],
             "settings": settings.bearing(),
-            "tokens": [lm.max_length, lm.add_bos_token, lm.custom_prefix_token_id, lm.think_end_token],
+            "tokens": self._tokens(),
         }
         if self._scorer is not None:
             # The built requests hold the whole prompt form; which docs are scored has no bearing on a search.
             content["objective"] = self._scorer.task.objective.model_dump(mode="json")
             content["docs"] = self._adaptation_docs
-            content["requests"] = [
-                [[request.request_type, doc_hash(list(request.args))] for request in requests]
-                for requests in self._scorer.requests
-            ]
+            content["requests"] = _digests(self._scorer.requests)
         if self._scorer is None or settings.adapt == "auto":
             content["prompts"] = [doc_hash(prompt_text(self.task, doc)) for doc in self._docs.values()]
             content["chat"] = bool(self._form.apply_chat_template)
         if settings.adapt in DISPATCHING:
             content["held_out"] = self._held_out_digests()
         return digest_of(content)
+
+
+def _digests(requests: Sequence[Sequence[Instance]]) -> list[list[list[str]]]:
+    return [[[request.request_type, doc_hash(list(request.args))] for request in some] for some in requests]
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,10 @@ from t2.core.errors import T2Error
 
 
 def install() -> None:
-    """Print an uncaught :class:`T2Error` as ``t2: error: …``; every other exception goes where it went before."""
+    """Print an uncaught :class:`T2Error` as ``t2: error: …``, and what t2 says of a Ctrl-C that came while it adapted.
+
+    Every other exception goes where it went before.
+    """
     previous = sys.excepthook
     if getattr(previous, "_t2", False):
         return
@@ -19,6 +22,10 @@ def install() -> None:
             print(f"t2: error: {error}", file=sys.stderr)
             # An interpreter that meets SystemExit in its hook ends with that status instead of 1.
             raise SystemExit(2)
+        notes = [note for note in getattr(error, "__notes__", []) if note.startswith("t2: ")]
+        if isinstance(error, KeyboardInterrupt) and notes:
+            print(f"\n{notes[0]}", file=sys.stderr)
+            raise SystemExit(130)
         previous(kind, error, traceback)
 
     hook._t2 = True  # type: ignore[attr-defined]

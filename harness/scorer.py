@@ -12,6 +12,7 @@ from t2.adapters.engine import Engine
 from t2.adapters.expert import Z, z_digest
 from t2.adapters.strategies.base import Score
 from t2.core.seeds import derive_seed
+from t2.harness.journal import Journal
 from t2.harness.tasks import Response, TaskDocs
 
 SHARES = frozenset(
@@ -62,6 +63,20 @@ class TaskScorer:
         # What samples gives other answers in other batches, so nothing about it is certain.
         self._bounded = bounded and not any(task.samples(request) for requests in self.requests for request in requests)
 
+        self._journal: Journal | None = None
+
+    def keep(self, journal: Journal) -> int:
+        """Keep answers in a journal from now on; what it holds already is not asked again, and is counted here."""
+        self._journal = journal
+        for kind, cell, value in journal.read():
+            if not 0 <= cell[1] < self.docs:
+                continue
+            if kind == "tie":
+                self._ties[cell] = (float(value[0]), int(value[1]))
+            elif kind == "answer" and len(value) == len(self.requests[cell[1]]):
+                self._answers[cell] = [(float(r[0]), bool(r[1])) if isinstance(r, list) else r for r in value]
+        return len(self._answers)
+
     @property
     def bounds(self) -> tuple[float, float] | None:
         """0 and 1 for a mean of a known metric, until a value outside of them is seen."""
@@ -97,10 +112,11 @@ class TaskScorer:
         )
         for cell, responses in zip(new, answers, strict=True):
             self._answers[cell] = responses
-            self._metrics[cell] = self._metric(cell[1], responses)
+        if self._journal is not None:
+            self._journal.add("answer", zip(new, answers, strict=True))
 
     def _score(self, cells: Sequence[tuple[str, int]]) -> Score:
-        metrics = [self._metrics[cell] for cell in cells]
+        metrics = [self._metrics_of(cell) for cell in cells]
         numbers = [self.task.number(m) for m in metrics]
         per_doc = tuple(number for number in numbers if number is not None)
         if len(per_doc) < len(numbers) or not all(0 <= number <= 1 for number in per_doc):
@@ -110,12 +126,15 @@ class TaskScorer:
             self._binary = whole and self.higher_is_better
         return Score(self.task.aggregate(metrics), per_doc if len(per_doc) == len(numbers) else ())
 
-    def _metric(self, index: int, responses: list[Response]) -> dict[str, Any]:
-        # Candidates often give the same answer, and checking one may run a program.
-        seen = (index, tuple(responses))
-        if seen not in self._seen:
-            self._seen[seen] = self.task.metrics(self._docs[index], self.requests[index], responses)
-        return self._seen[seen]
+    def _metrics_of(self, cell: tuple[str, int]) -> dict[str, Any]:
+        if cell not in self._metrics:
+            # Candidates often give the same answer, and checking one may run a program.
+            index, responses = cell[1], self._answers[cell]
+            seen = (index, tuple(responses))
+            if seen not in self._seen:
+                self._seen[seen] = self.task.metrics(self._docs[index], self.requests[index], responses)
+            self._metrics[cell] = self._seen[seen]
+        return self._metrics[cell]
 
     def tie_break(self, mixtures: Sequence[Z | None], docs: Sequence[int] | None = None) -> list[float]:
         """Mean log-likelihood per token of each mixture's own right answers, in nats; −inf when it has none.
@@ -130,7 +149,7 @@ class TaskScorer:
             if cell in self._ties:
                 continue
             self._ties[cell] = (0.0, 0)
-            if self._binary and not self.task.right(self._metrics[cell]):
+            if self._binary and not self.task.right(self._metrics_of(cell)):
                 continue
             if self.task.output_type != "generate_until":
                 self._ties[cell] = self._gold(cell)
@@ -145,7 +164,10 @@ class TaskScorer:
                 [used[cell[0]] for cell, _ in asked],
                 progress=f"{self.task.name}: breaking ties" if self._progress else None,
             )
-            self._ties.update(zip((cell for cell, _ in asked), found, strict=True))
+            ties = dict(zip((cell for cell, _ in asked), found, strict=True))
+            self._ties.update(ties)
+            if self._journal is not None:
+                self._journal.add("tie", ties.items())
         return [self._mean_tie(key, shown) for key in keys]
 
     def _mean_tie(self, key: str, docs: Sequence[int]) -> float:

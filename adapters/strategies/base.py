@@ -30,7 +30,7 @@ class Options:
         population, generations, elite: of the search.
         budget: what ``cem`` and ``auto`` may spend.
         economy: what a search leaves out: nothing (``none``); what provably cannot change its held-out score
-            (``exact``); also generations after five without a higher score (``early``); also, of each generation, the
+            (``exact``); also generations after some without a higher score (``early``); also, of each generation, the
             half that does worse on a part of the docs (``halving``).
         preselect: of more experts than this a search first picks so many; None lets all take part.
         per: one α per expert, per expert and layer, or per expert and matrix.

@@ -21,8 +21,6 @@ from t2.core.errors import ArgumentError
 from t2.core.record import Generation, HeldOut, Preselection, SearchReport
 from t2.core.seeds import derive_seed
 
-EARLY = 5
-"""Generations without a higher score after which ``economy=early`` ends a search that learns."""
 REPEATED = 3
 """Generations without a new candidate after which every search ends."""
 
@@ -172,13 +170,19 @@ def _search(job: Job, memory: Memory, meter: Meter, preselected: Preselection | 
     return _outcome(job, memory, history, stopped or search.stopped or "", meter, preselected)
 
 
+def early(dimensions: int) -> int:
+    """Generations without a higher score after which ``economy=early`` ends a search that learns: 2 + ⌈√D⌉."""
+    return 2 + math.ceil(math.sqrt(dimensions))
+
+
 class _Patience:
     """When a search that has not ended by itself should, after a generation."""
 
     def __init__(self, job: Job, memory: Memory) -> None:
         self._economy = job.options.economy
         # What learns nothing does not converge: its next sample is as likely to be better as its last.
-        self._early = self._economy in ("early", "halving") and job.options.search != "random"
+        learns = self._economy in ("early", "halving") and job.options.search != "random"
+        self._early = early(len(job.experts) * len(groups_of(job))) if learns else None
         self._memory = memory
         self._top, self._spent = -math.inf, 0.0
         self._stale = self._repeated = 0
@@ -193,8 +197,8 @@ class _Patience:
             return "all of them tied, likelihoods too"
         if self._economy != "none" and memory.unbeatable:
             return f"no mixture can score higher than {memory.top:.4g}"
-        if self._early and self._stale >= EARLY:
-            return f"no higher score in {EARLY} generations"
+        if self._early is not None and self._stale >= self._early:
+            return f"no higher score in {self._early} generations"
         return "its candidates repeat themselves" if self._repeated >= REPEATED else None
 
 

@@ -15,7 +15,7 @@ from t2.adapters.expert import Z
 from t2.adapters.search import SEARCHES, Budget, make_search
 from t2.adapters.search.cma import SEPARABLE_ABOVE
 from t2.adapters.strategies import Plan, Score
-from t2.adapters.strategies.few_shot import EARLY
+from t2.adapters.strategies.few_shot import early
 from t2.adapters.strategies.racing import Runner, race
 
 SEEDS = int(os.environ.get("T2_TEST_RACES", "3"))
@@ -167,10 +167,12 @@ def test_early_ends_after_generations_without_a_higher_score_and_random_does_not
     scorer = Margins(3, 10, easy=0.0, seed=0)
     plan = simulate(scorer, 3, economy="early")
     assert plan.search is not None
-    assert plan.search.stopped == f"no higher score in {EARLY} generations"
+    wait = early(3)
+    assert (wait, early(1), early(8), early(90)) == (4, 3, 5, 12)
+    assert plan.search.stopped == f"no higher score in {wait} generations"
     best = [generation.best for generation in plan.history]
-    assert len(set(best[-EARLY - 1 :])) == 1
-    assert len(best) == EARLY + 1 or best[-EARLY - 2] != best[-1]
+    assert len(set(best[-wait - 1 :])) == 1
+    assert len(best) == wait + 1 or best[-wait - 2] != best[-1]
     plain = simulate(Margins(3, 10, easy=0.0, seed=0), 3, economy="early", search="random", generations=12)
     assert plain.search is not None
     assert plain.search.stopped == "all 12 generations done"
