@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from t2.adapters.search import Candidate, Meter, Needs, Search, make_search
 from t2.adapters.strategies.base import Choice, Job, Plan
-from t2.adapters.strategies.memory import BASE, Memory
 from t2.adapters.strategies.mixing import groups_of
 from t2.adapters.strategies.preselect import alone, cost, preselect, rounds
 from t2.adapters.strategies.scorers import Metered
+from t2.adapters.strategies.standings import BASE, Standings
 from t2.core.errors import ArgumentError
 from t2.core.record import Generation, HeldOut, Preselection, SearchReport
 from t2.core.seeds import derive_seed
@@ -54,7 +54,7 @@ class FewShotStrategy:
         if job.options.preselect is not None and len(job.experts) > job.options.preselect:
             selected = preselect(job, scorer, meter)
             job, preselected = replace(job, experts=selected.experts), selected.report
-        return _search(job, Memory(job, scorer), meter, preselected)
+        return _search(job, Standings(job, scorer), meter, preselected)
 
 
 def seconds_of_one(job: Job, scorer: Metered, meter: Meter) -> float:
@@ -123,7 +123,7 @@ def make(job: Job) -> Search:
     )
 
 
-def _search(job: Job, memory: Memory, meter: Meter, preselected: Preselection | None) -> Plan:
+def _search(job: Job, memory: Standings, meter: Meter, preselected: Preselection | None) -> Plan:
     search, patience = make(job), _Patience(job, memory)
     history: list[Generation] = []
     base = memory.values([BASE])[0]
@@ -178,7 +178,7 @@ def early(dimensions: int) -> int:
 class _Patience:
     """When a search that has not ended by itself should, after a generation."""
 
-    def __init__(self, job: Job, memory: Memory) -> None:
+    def __init__(self, job: Job, memory: Standings) -> None:
         self._economy = job.options.economy
         # What learns nothing does not converge: its next sample is as likely to be better as its last.
         learns = self._economy in ("early", "halving") and job.options.search != "random"
@@ -204,7 +204,7 @@ class _Patience:
 
 def _afford(
     candidates: list[Candidate],
-    memory: Memory,
+    memory: Standings,
     meter: Meter,
     needs: Needs,
     number: int,
@@ -233,7 +233,7 @@ def _afford(
 
 def _outcome(
     job: Job,
-    memory: Memory,
+    memory: Standings,
     history: list[Generation],
     stopped: str,
     meter: Meter,

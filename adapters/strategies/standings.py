@@ -20,7 +20,7 @@ _FEW = 4
 """With fewer docs there is no part of them to halve by."""
 
 
-class Memory:
+class Standings:
     """Scores and tie-breaks of the candidates of one search.
 
     Args:
