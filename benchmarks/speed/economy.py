@@ -17,10 +17,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -42,6 +43,7 @@ from t2.harness.scorer import TaskScorer
 from t2.harness.shipped import demo_dir
 from t2.harness.tasks import PromptForm, TaskDocs, encode_pair, load_task
 
+_Result = TypeVar("_Result")
 EXPERTS = ("math", "code", "reasoning")
 DOCS = 10
 TARGET = {"cpu": 4.0, "cuda": 25.0}
@@ -156,18 +158,16 @@ def _row(job: Job, docs: TaskDocs, drawn: Sequence[object], reference: Reference
     plain, own = scorer(reference), scorer(job.engine)
     zs = _candidates(job, 2 * size.timed + 1)
     plain.evaluate(zs[:1])
-    seconds = [_seconds(partial(plain.evaluate, [z]), device) for z in zs[1 : size.timed + 1]]
-    plans: list[Plan] = []
-    ours = _seconds(lambda: plans.append(_plan(job, own, "early")), device)
+    times = [_timed(partial(plain.evaluate, [z]), device)[1] for z in zs[1 : size.timed + 1]]
+    early, (ours, ours_cpu) = _timed(lambda: _plan(job, own, "early"), device)
     # After as well as before, so that a machine that gets busier slows both sides.
-    seconds += [_seconds(partial(plain.evaluate, [z]), device) for z in zs[size.timed + 1 :]]
+    times += [_timed(partial(plain.evaluate, [z]), device)[1] for z in zs[size.timed + 1 :]]
     full = _plan(job, own, "none")
-    early = plans[0]
     assert full.search is not None
     assert early.search is not None
     assert full.held_out is not None
     assert early.held_out is not None
-    each = statistics.median(seconds)
+    each, each_cpu = (statistics.median(column) for column in zip(*times, strict=True))
     theirs = each * full.search.evaluations
     same = full.held_out.after == early.held_out.after
     return Row(
@@ -180,11 +180,13 @@ def _row(job: Job, docs: TaskDocs, drawn: Sequence[object], reference: Reference
         detail=(
             f"{theirs:.0f} s ({full.search.evaluations:.0f} mixtures of {each:.2f} s; {full.search.stopped}) / "
             f"{ours:.0f} s ({early.search.evaluations:.0f} mixtures; {early.search.stopped}); held-out score "
-            f"{full.held_out.before:.2g} → {full.held_out.after:.2g} / {early.held_out.after:.2g}"
+            f"{full.held_out.before:.2g} → {full.held_out.after:.2g} / {early.held_out.after:.2g}; "
+            f"by CPU seconds {each_cpu * full.search.evaluations / ours_cpu:.2f}"
         ),
         numbers={
-            "reference_seconds_each": seconds,
+            "reference_seconds_each": times,
             "seconds": ours,
+            "cpu_seconds": ours_cpu,
             "reference": full.search.model_dump(),
             "ours": early.search.model_dump(),
             "alpha": [full.choices[0].alpha, early.choices[0].alpha],
@@ -205,12 +207,12 @@ def _candidates(job: Job, count: int) -> list[Z | None]:
     return [choose(job, [candidate]).z for candidate in drawn]
 
 
-def _seconds(work: object, device: str) -> float:
-    assert callable(work)
+def _timed(work: Callable[[], _Result], device: str) -> tuple[_Result, tuple[float, float]]:
+    """What some work gives, its seconds of wall clock and of the processor."""
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
+    start, cpu = time.perf_counter(), time.process_time()
+    result = work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return result, (time.perf_counter() - start, time.process_time() - cpu)
