@@ -1,7 +1,7 @@
 """One training step: against the reference procedure, and against PEFT's LoRA of rank 16.
 
 Two kinds of step on the demo model: documents of ``t2_arc_easy`` with the exact expected reward over their choices, and
-answers of about 100 tokens to documents of ``t2_gsm8k_steps`` with REINFORCE, two to each prompt; what is answered is
+answers of about 100 tokens to documents of ``t2_gsm8k`` with REINFORCE, two to each prompt; what is answered is
 the document's own right answer, cut or repeated, since a step takes as long whatever it learns from. All sides
 compute forward and backward passes and the gradient of what they train; no optimizer step, no rollouts.
 
@@ -117,8 +117,8 @@ def _choices(lm: Any, engine: TransformersEngine, docs: int, seed: int) -> Step:
 
 
 def _answers(lm: Any, engine: TransformersEngine, answers: int, seed: int) -> Step:
-    config = make_config(task="t2_gsm8k_steps", name="x", seed=seed)
-    task = load_task("t2_gsm8k_steps")
+    config = make_config(task="t2_gsm8k", name="x", seed=seed)
+    task = load_task("t2_gsm8k")
     half = max(1, answers // 2)
     problem = build_problem(config, engine, lm, task, split_docs(task, seed, half, half))
     assert isinstance(problem, GenerationProblem)
@@ -128,7 +128,7 @@ def _answers(lm: Any, engine: TransformersEngine, answers: int, seed: int) -> St
         tokens = lm.tok_encode(str(problem.setup.docs.gold_text(doc)), add_special_tokens=False)
         answer = (tokens * _ANSWER)[: _ANSWER + 1]
         branches = Branches(context, (tuple(answer[:-1]), tuple(answer[1:])))
-        items.append(Item(branches, lambda found: reinforce(found, torch.tensor([0.5, -0.5]).to(found))))
+        items.append(Item(branches, lambda found: reinforce(found, torch.tensor([1.0, 0.5]).to(found))))
     return Step(f"{2 * half} answers of {_ANSWER} tokens", items)
 
 
