@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from t2.core.settings import cache_dir
 Side = Literal["out", "in"]
 _SIDES: tuple[Side, ...] = get_args(Side)
 _FORMAT = 1
-_THREADED = 512
+_SMALL = 512
 _COLUMNS, _ROWS = 2048, 512
 """Parts in which a Gram matrix is summed: so many columns of W are in float64 at once, so many rows in a product."""
 
@@ -106,9 +107,10 @@ def eigh(gram: torch.Tensor, lapack: str | None = None) -> tuple[torch.Tensor, t
 def _lapack(rank: int) -> str:
     """Whose LAPACK: torch's wheels carry MKL, which is at its best on Intel's CPUs, numpy's carry OpenBLAS.
 
-    The threads of OpenBLAS cost a small matrix more than they gain it.
+    Threads of OpenBLAS beside those of torch wait for each other, so it is for processes in which it has but one.
     """
-    return "torch" if rank < _THREADED or _is_intel() else "numpy"
+    alone = os.environ.get("OPENBLAS_NUM_THREADS") == "1"
+    return "numpy" if alone and rank >= _SMALL and not _is_intel() else "torch"
 
 
 @functools.cache
