@@ -132,6 +132,7 @@ class Directions:
         self._inverse: dict[str, torch.Tensor] = {}
         self._deltas: dict[str, torch.Tensor] | None = None
         self._spare: dict[str, torch.Tensor] = {}
+        self._scratch = torch.empty(0)
         for name in dict.fromkeys(name for expert in experts for name in expert):
             if name in targets and targets[name].form is None:
                 moved = [e[name] for e in experts if name in e and bool((e[name] != 1).any())]
@@ -194,31 +195,36 @@ class Directions:
     def weights(self, coefficients: Mapping[str, Sequence[float]]) -> dict[str, torch.Tensor]:
         """W′ by parameter name. The tensors are the same at every call: one mixture at a time."""
         assert self._deltas is not None
+        most = max(self._targets[name].parameter.numel() for name in self._shifts)
+        if len(self._scratch) < most:
+            self._scratch = torch.empty(most)
         for name, row in coefficients.items():
             parameter = self._targets[name].parameter.detach()
             if name not in self._spare:
                 self._spare[name] = torch.empty_like(parameter, memory_format=torch.contiguous_format)
-            _sum(parameter.reshape(-1), self._deltas[name], row, self._spare[name].view(-1))
+            _sum(parameter.reshape(-1), self._deltas[name], row, self._spare[name].view(-1), self._scratch)
         return {name: self._spare[name] for name in coefficients}
 
     def clear(self) -> None:
         """Let ΔW go; :meth:`build` computes it again."""
         self._deltas = None
         self._spare = {}
+        self._scratch = torch.empty(0)
 
     def _dtype(self, name: str) -> torch.dtype:
         parameter = self._targets[name].parameter
         return parameter.dtype if parameter.is_cuda else torch.float32
 
 
-def _sum(w: torch.Tensor, deltas: torch.Tensor, row: Sequence[float], out: torch.Tensor) -> None:
+def _sum(w: torch.Tensor, deltas: torch.Tensor, row: Sequence[float], out: torch.Tensor, scratch: torch.Tensor) -> None:
     """out = (1 + row[0])·w + Σ row[1 + k]·deltas[k] in float32, shapes (n,), (K, n), (1 + K,), (n,)."""
     if not w.is_cuda:
         beta = torch.tensor(row[1:])
         if w.dtype == torch.float32:
             torch.addmv(w, deltas.T, beta, beta=1 + row[0], out=out)
         else:
-            out.copy_(torch.addmv(w.float(), deltas.T, beta, beta=1 + row[0]))
+            # One buffer for all matrices: fresh pages cost more than the sum.
+            out.copy_(scratch[: w.numel()].copy_(w).addmv_(deltas.T, beta, beta=1 + row[0]))
         return
     for start in range(0, w.numel(), _CHUNK):
         part = slice(start, start + _CHUNK)

@@ -7,7 +7,7 @@ In activation form, a z for each row, against
   composed anew.
 
 Read are prompts of 64 tokens (the logits at their end), and generated 16 tokens after them. The model has random
-weights: on a CPU ten layers of SmolLM2-135M's shapes in float32, on a GPU two of an 8B model's in bfloat16.
+weights: on a CPU ten layers of SmolLM2-135M's shapes in float32, on a GPU four of an 8B model's in bfloat16.
 """
 
 from __future__ import annotations

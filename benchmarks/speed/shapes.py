@@ -22,7 +22,7 @@ def random_model(
         intermediate_size=1536 if small else 14336,
         num_attention_heads=9 if small else 32,
         num_key_value_heads=3 if small else 8,
-        num_hidden_layers=layers or (10 if small else 2),
+        num_hidden_layers=layers or (10 if small else 4),
         vocab_size=16384,
         max_position_embeddings=4096,
         tie_word_embeddings=True,

@@ -8,7 +8,7 @@ The floor is the time in which the bytes of the adapted matrices are read once a
 
 each entered and left, against the floor and against the reference procedure, which composes every matrix and copies
 every weight. The model has random weights: on a CPU ten layers of SmolLM2-135M's shapes, in float32 and bfloat16, on a
-GPU two layers of an 8B model's, in bfloat16.
+GPU four layers of an 8B model's, in bfloat16.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 def _rows(args: argparse.Namespace, engine: TransformersEngine, dtype: str, on_gpu: bool) -> Iterator[Row]:
     experts = random_experts(engine, 4, args.seed)
     numbers = itertools.count(1)
-    reference = Reference(engine.model, engine.targets)
+    reference = Reference(engine.model, engine.targets, engine.bases(engine.targets, progress=False))
     sources = [target.parameter.data for target in engine.targets.values()]
     copies = [torch.empty_like(source) for source in sources]
 
