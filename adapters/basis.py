@@ -20,7 +20,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import safetensors
@@ -28,7 +28,6 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from t2.adapters.targets import Target
 from t2.core.digests import canonical_json
 from t2.core.errors import ModelError
 from t2.core.files import atomic_write
@@ -60,6 +59,20 @@ class Basis:
     def rank(self) -> int:
         """r, the length of an expert's vector for this matrix."""
         return int(self.sigma.shape[0])
+
+
+class Matrix(Protocol):
+    """A matrix that is read when it is asked for."""
+
+    @property
+    def rank(self) -> int:
+        """r = min(m, n)."""
+        ...
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """W, of shape (m, n)."""
+        ...
 
 
 def build_basis(matrix: torch.Tensor) -> Basis:
@@ -145,7 +158,7 @@ def fingerprint(digests: Mapping[str, str]) -> str:
 
 
 def load_bases(
-    targets: Mapping[str, Target], digests: Mapping[str, str], folder: Path | None = None, progress: bool = True
+    targets: Mapping[str, Matrix], digests: Mapping[str, str], folder: Path | None = None, progress: bool = True
 ) -> dict[str, Basis]:
     """The bases of some matrices, memory-mapped from the cache; those not yet there are built and written first.
 
@@ -220,6 +233,17 @@ def basis_bytes(rank: int) -> int:
 def bases_folder(folder: Path | None = None) -> Path:
     """The cache of bases: ``folder``, without it ``bases`` in ``T2_CACHE_DIR``."""
     return folder or cache_dir() / "bases"
+
+
+def read_basis(folder: Path, digest: str, rank: int) -> Basis | None:
+    """A basis of the cache, memory-mapped; None where it is not there, or is not whole.
+
+    Args:
+        folder: the cache.
+        digest: :func:`matrix_digest` of the matrix.
+        rank: r.
+    """
+    return _read(_path(folder, digest), rank)
 
 
 def _metadata(side: Side) -> dict[str, str]:

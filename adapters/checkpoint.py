@@ -87,6 +87,24 @@ class Checkpoint:
         """The files that hold it."""
         return sorted(set(self._files.values()))
 
+    @property
+    def places(self) -> Mapping[str, Path]:
+        """The file of each of its tensors, by the tensor's name."""
+        return self._files
+
+    def key(self, name: str) -> str:
+        """The tensor that holds a matrix and nothing else.
+
+        Raises:
+            ModelError: its files hold the matrix in one with others, or in parts.
+        """
+        source = self._sources[self._outline.parameters[name]]
+        if source.converter is not None:
+            raise ModelError(
+                f"{self.pretrained}: {name} is not a tensor of its own in the files, so it cannot be changed alone"
+            )
+        return source.tensors[0][0]
+
     def matrix(self, name: str) -> torch.Tensor:
         """W of shape (m, n), in the checkpoint's dtype.
 

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import Task
-from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from t2.adapters.engine import Engine
 from t2.adapters.engine.pool import PooledEngine
-from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, Z
 from t2.adapters.strategies import STRATEGIES, Choice, DomainPrompts, Job, Plan
 from t2.adapters.strategies.dispatch import asked_of
@@ -34,6 +33,7 @@ from t2.harness.held_out import held_out_prompts
 from t2.harness.journal import FORMAT, Journal
 from t2.harness.overlap import DocMarks, marks_of
 from t2.harness.pool import Pool, draw
+from t2.harness.rules import rules_of
 from t2.harness.scorer import TaskScorer
 from t2.harness.tasks import PromptForm, TaskDocs, encode_pair, prompt_text
 
@@ -50,8 +50,8 @@ _log = logging.getLogger(__name__)
 class Runtime:
     """What all adaptations of a run share: lm-eval's model, the engine over it, experts and settings."""
 
-    lm: HFLM
-    engine: TransformersEngine
+    lm: TemplateLM
+    engine: Engine
     experts: tuple[Expert, ...]
     settings: Settings
     classifier: Expert | None = None
@@ -91,18 +91,15 @@ class Runtime:
         return self.engine.precision
 
     def probe(self) -> torch.Tensor:
-        """Logits of a fixed text under the weights as they are now."""
-        tokens = self.lm.tok_encode(_PROBE)[: self.lm.max_length]
-        logits: torch.Tensor = self.lm._model_call(torch.tensor([tokens], device=self.lm.device))
-        return logits.clone()
+        """What the model says of a fixed text under the weights as they are now."""
+        return self.probes([None])[0]
 
-    def probes(self, mixtures: Sequence[Z | None]) -> torch.Tensor:
-        """Logits of the fixed text under each mixture, in one batch: in activation form, which costs no weights."""
-        tokens = self.lm.tok_encode(_PROBE)[: self.lm.max_length]
-        rows = torch.arange(len(mixtures), device=self.lm.device)
-        with self.engine.activation(mixtures, rows):
-            logits: torch.Tensor = self.lm._model_call(torch.tensor([tokens] * len(mixtures), device=self.lm.device))
-        return logits
+    def probes(self, mixtures: Sequence[Z | None]) -> list[torch.Tensor]:
+        """What the model says of the fixed text under each mixture; see :meth:`t2.adapters.engine.Engine.probe`."""
+        rules = rules_of(self.lm)
+        tokens = self.lm.tok_encode(_PROBE)[: rules.rolling]
+        with rules.arithmetic():
+            return self.engine.probe(tokens, mixtures)
 
 
 def moves(z: Z | None) -> bool:
@@ -416,7 +413,7 @@ class TaskAdaptation:
         """Tokens of a pair, the context cut from the left to what the model holds, as lm-eval cuts prompts."""
         lm = self._runtime.lm
         left, right = encode_pair(lm, context, text)
-        return left[-max(1, lm.max_length + 1 - len(right)) :], right
+        return left[-max(1, rules_of(lm).pair - len(right)) :], right
 
     def _journal(self, scorer: TaskScorer) -> Journal:
         """Where answers on the adaptation docs are kept: by all they depend on but the mixture."""
@@ -426,6 +423,7 @@ class TaskAdaptation:
             "task": [self.name, self.version, scorer.task.objective.model_dump(mode="json")],
             "base": self._runtime.engine.base.fingerprint,
             "dtype": self._runtime.dtype,
+            "engine": self._runtime.settings.engine,
             "tokens": self._tokens(),
             "docs": self._adaptation_docs,
             "requests": _digests(scorer.requests),

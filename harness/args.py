@@ -16,7 +16,7 @@ from t2.adapters.strategies.base import ECONOMIES, Economy, Options, Per
 from t2.adapters.targets import MOE, parse_layers
 from t2.core.errors import ArgumentError, nearest
 
-ENGINES = ("hf", "hf-multimodal")
+ENGINES = ("hf", "hf-multimodal", "vllm")
 
 Kind = Literal[
     "choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "level", "file", "count", "budget"
@@ -55,7 +55,9 @@ class ArgSpec:
 
 
 MODEL_ARGS: dict[str, ArgSpec] = {
-    "engine": ArgSpec("choice", "hf", "what runs the model: transformers, also for models that see images", ENGINES),
+    "engine": ArgSpec(
+        "choice", "hf", "what runs the model: transformers, also for models that see images, or vLLM", ENGINES
+    ),
     "adapt": ArgSpec(
         "choice",
         "none",
@@ -212,7 +214,6 @@ MODEL_ARGS: dict[str, ArgSpec] = {
 }
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
-    "engine": ("vllm",),
     "adapt": ("peft",),
     "transfer": ("resample",),
 }
@@ -233,6 +234,18 @@ FROM_PRETRAINED: dict[str, str] = {
     "variant": "file variant on the Hub, for example fp16",
 }
 """Arguments of ``from_pretrained`` that are passed on."""
+
+_VLLM = (
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enforce_eager",
+    "enable_prefix_caching",
+    "kv_cache_dtype",
+)
+"""Arguments of vLLM that are told apart from misspelt ones where it is not installed."""
 
 _NOT_BEARING = ("record", "batch", "light", "overlap", "registry", "workers")
 _ABSENT = object()
@@ -329,10 +342,15 @@ def without_effect(name: str, values: Mapping[str, Any]) -> str | None:
 def hf_arguments(engine: str = "hf") -> list[str]:
     """The named parameters of lm-eval's ``HFLM``, without those that t2 gives another meaning.
 
-    With ``hf-multimodal`` those of ``HFMultimodalLM`` as well.
-    """
-    from t2.harness.base import engine_class
+    With ``hf-multimodal`` those of ``HFMultimodalLM`` as well; with ``vllm`` those of ``VLLM`` and of vLLM instead.
 
+    Raises:
+        DependencyError: ``vllm`` is not installed.
+    """
+    from t2.harness.base import engine_class, vllm_module
+
+    if engine == "vllm":
+        return [name for name in vllm_module().arguments() if name not in (*LATER_ARGS, *MODEL_ARGS)]
     classes = dict.fromkeys((engine_class(engine), engine_class("hf")))
     parameters = [p for kind in classes for p in inspect.signature(kind.__init__).parameters.values()]
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
@@ -351,6 +369,8 @@ def check_hf_args(given: Mapping[str, Any], where: str) -> None:
     """
     allowed = [*hf_arguments(), *FROM_PRETRAINED]
     for name in given:
+        if name == "engine":
+            raise ArgumentError(f"{where}: engine is for lm_eval --model t2; here the model runs in transformers")
         if name in MODEL_ARGS or name in LATER_ARGS:
             raise ArgumentError(f"{where}: {name} is an argument of lm_eval --model t2, not of the base model")
         if name not in allowed:
@@ -367,10 +387,13 @@ def parse_args(given: Mapping[str, Any]) -> Settings:
         ArgumentError: an argument that does not exist, a value that is not allowed, or two that contradict each other.
     """
     engine = str(given.get("engine") or "hf")
-    allowed = [*MODEL_ARGS, *hf_arguments(engine), *FROM_PRETRAINED]
+    allowed = [*MODEL_ARGS, *hf_arguments(engine), *(FROM_PRETRAINED if engine != "vllm" else ("device",))]
     for name in given:
         if name in LATER_ARGS:
             raise ArgumentError(f"model_args: {name} is not part of this version of t2; leave it out")
+        if name not in allowed and name in (_VLLM if engine != "vllm" else [*hf_arguments(), *FROM_PRETRAINED]):
+            other = "vllm" if engine != "vllm" else "hf"
+            raise ArgumentError(f"model_args: {name} is for engine={other}, not for engine={engine}; leave it out")
         if name not in allowed and name in hf_arguments("hf-multimodal"):
             raise ArgumentError(
                 f"model_args: {name} is for engine=hf-multimodal, not for engine={engine}; leave it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from pathlib import Path
@@ -12,6 +13,8 @@ import transformers
 from lm_eval.models.hf_vlms import HFMultimodalLM
 from lm_eval.models.huggingface import HFLM
 
+from t2.adapters.engine import Engine
+from t2.adapters.engine.transformers import TransformersEngine
 from t2.core.errors import ArgumentError, DependencyError, ModelError, T2Error
 
 DEMO_ID = "SmolLM2-135M-Instruct"
@@ -43,6 +46,18 @@ def base_id(pretrained: str | transformers.PreTrainedModel | None, gguf_file: st
     name = Path(pretrained).resolve().name if Path(pretrained).exists() else pretrained
     return f"{name}/{gguf_file}" if gguf_file else name
 
+
+_LOADING = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    AssertionError,
+    KeyError,
+    AttributeError,  # a dtype that torch does not have
+    TypeError,
+)
+"""What loading a model raises."""
 
 _BITS = (
     "load_in_4bit",
@@ -84,6 +99,23 @@ class _HFMultimodal(_LoadsQuantised, HFMultimodalLM):  # type: ignore[misc]
     pass
 
 
+def vllm_module() -> Any:
+    """:mod:`t2.harness.vllm_lm`, which needs vLLM.
+
+    Raises:
+        DependencyError: vLLM is not installed, or not so that lm-eval takes it.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise DependencyError('engine=vllm needs vLLM: pip install "t2-eval[vllm]"')
+    try:
+        return importlib.import_module("t2.harness.vllm_lm")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise DependencyError(
+            f"engine=vllm: lm-eval and t2 cannot use the vLLM that is installed ({type(error).__name__}: {error}); "
+            'pip install "t2-eval[vllm]"'
+        ) from error
+
+
 def engine_class(engine: str) -> type[HFLM]:
     """lm-eval's class behind a value of ``engine=``."""
     kind: type[HFLM] = HFMultimodalLM if engine == "hf-multimodal" else HFLM
@@ -95,7 +127,7 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, engi
 
     Args:
         pretrained: as for ``HFLM``; None is the demo model, SmolLM2-135M-Instruct.
-        engine: ``hf``, or ``hf-multimodal`` for a model that also sees.
+        engine: ``hf``, ``hf-multimodal`` for a model that also sees, or ``vllm``.
         hf_args: further arguments of ``HFLM``; a CUDA ``device`` (lm-eval's default) means the CPU where there is none.
 
     Raises:
@@ -107,6 +139,8 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, engi
         raise ModelError(
             f"pretrained={pretrained}: there is no such folder; name one that exists, or a model of the Hub"
         )
+    if engine == "vllm":
+        return _open_vllm(pretrained, hf_args)
     device = str(hf_args.get("device") or "cuda")
     hf_args["device"] = "cpu" if device.startswith("cuda") and not torch.cuda.is_available() else device
     if engine == "hf-multimodal":
@@ -125,17 +159,57 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, engi
         lm = (_HFMultimodal if engine == "hf-multimodal" else _HF)(pretrained=pretrained, **hf_args)
     except T2Error:
         raise
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        ImportError,
-        AssertionError,
-        KeyError,
-        AttributeError,  # a dtype that torch does not have
-        TypeError,
-    ) as error:
+    except _LOADING as error:
         raise ModelError(f"cannot load pretrained={pretrained}: {type(error).__name__}: {error}") from error
     if lm.backend != "causal":
         raise ModelError(f"pretrained={pretrained} is not a decoder-only language model, which is all that t2 adapts")
     return lm
+
+
+def _open_vllm(pretrained: str | transformers.PreTrainedModel | None, args: dict[str, Any]) -> Any:
+    if pretrained is None:
+        raise ArgumentError(
+            "engine=vllm needs pretrained=, a folder or a model of the Hub in safetensors files; the demo model is a "
+            "GGUF file, which docs/models.md says how to export"
+        )
+    if not isinstance(pretrained, str):
+        raise ArgumentError("engine=vllm loads its model itself; give pretrained= its folder or its name on the Hub")
+    if pretrained.endswith(".gguf"):
+        raise ArgumentError(
+            f"pretrained={pretrained} is a GGUF file, which engine=vllm does not take; docs/models.md says how to "
+            "export it to safetensors"
+        )
+    module = vllm_module()
+    try:
+        return module.AdaptableVLLM(pretrained, **args)
+    except T2Error:
+        raise
+    except _LOADING as error:
+        raise ModelError(
+            f"vLLM does not start with pretrained={pretrained}: {type(error).__name__}: {str(error)[:800]}"
+        ) from error
+
+
+def open_engine(lm: Any, name: str, revision: str | None, batch: int, moe: str) -> Engine:
+    """t2's engine over the model that lm-eval's holds.
+
+    Args:
+        lm: what :func:`open_base` returned.
+        name: of the base.
+        revision: of the base.
+        batch: rows of a batch, where batches are made here.
+        moe: see :func:`t2.adapters.targets.find_targets`.
+
+    Raises:
+        ModelError: the model has nothing to adapt, or something that cannot be adapted.
+    """
+    if hasattr(lm, "checkpoint"):
+        engine: Engine = lm.engine(lm.checkpoint(moe), name)
+        return engine
+    return TransformersEngine(lm.model, lm.tokenizer, name, revision, batch_size=batch, moe=moe)
+
+
+def dtype_of(lm: Any) -> str:
+    """The dtype of the weights, for example ``bfloat16``."""
+    dtype = getattr(lm, "dtype", None) or getattr(lm.model, "dtype", "")
+    return str(dtype).removeprefix("torch.")

@@ -15,7 +15,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.utils import simple_parse_args_string
 
-from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.strategies import STRATEGIES, Choice
 from t2.adapters.strategies.dispatch import asked_of
 from t2.core.digests import digest_of, doc_hash
@@ -26,7 +25,7 @@ from t2.core.record import AdaptationRecord, Timing, UsedMixture
 from t2.harness import compat, excepthook, store, summary
 from t2.harness.adaptation import Runtime, TaskAdaptation, check_experts_move, check_moved, moves
 from t2.harness.args import Settings, parse_args
-from t2.harness.base import base_id, open_base
+from t2.harness.base import base_id, dtype_of, open_base, open_engine
 from t2.harness.compat import Evaluation
 from t2.harness.experts import prepare_classifier, prepare_experts, read_experts
 from t2.harness.pool import Pool, carved, find_pool
@@ -91,14 +90,7 @@ class T2LM(LM):  # type: ignore[misc]
         revision = str(hf["revision"]) if hf.get("revision") is not None else None
         self._runtime: Runtime | None = None
         try:
-            engine = TransformersEngine(
-                self.inner.model,
-                self.inner.tokenizer,
-                name,
-                revision,
-                batch_size=self.settings.batch,
-                moe=self.settings.moe,
-            )
+            engine = open_engine(self.inner, name, revision, self.settings.batch, self.settings.moe)
         except ModelError:
             if strategy.needs_experts:
                 raise
@@ -350,9 +342,7 @@ class T2LM(LM):  # type: ignore[misc]
     @property
     def dtype(self) -> str:
         """The dtype of the weights, for example ``bfloat16``."""
-        return (
-            self._runtime.dtype if self._runtime else str(getattr(self.inner.model, "dtype", "")).removeprefix("torch.")
-        )
+        return self._runtime.dtype if self._runtime else dtype_of(self.inner)
 
     def identity(self) -> dict[str, Any]:
         """What answers: base, strategy, experts, controls, settings and seeds, with a digest of all of it."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
@@ -19,7 +18,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from t2.adapters.engine import Engine, GenerateRequest, ScoreRequest
+from t2.adapters.engine import Engine, Generated, GenerateRequest, ScoreRequest
 from t2.adapters.expert import Z
 from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, T2Error, TaskError, nearest
@@ -32,6 +31,7 @@ from t2.harness.pictures import (
     likelihoods_in_turn,
     without_places,
 )
+from t2.harness.rules import rules_of
 
 FEWSHOT_SEED = 1234
 OutputType = Literal["generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling"]
@@ -151,6 +151,7 @@ class TaskDocs:
     ) -> None:
         self.task = task
         self.lm = lm
+        self.rules = rules_of(lm)
         self.form = form
         self.name = str(task.task_name)
         self._pictures = has_pictures(task)
@@ -406,13 +407,12 @@ class TaskDocs:
         answers: list[Response | None] = [None] * len(flat)
         texts = [i for i, (_, instance) in enumerate(flat) if instance.request_type == "generate_until"]
         scores = [i for i, (_, instance) in enumerate(flat) if instance.request_type != "generate_until"]
-        dtype = self.lm.mixed_precision_dtype
-        with torch.autocast(self.lm.device.type, dtype=dtype, enabled=dtype is not None):
+        with self.rules.arithmetic():
             if texts:
                 prepared = [self.generation(flat[i][1]) for i in texts]
                 found = engine.generate(prepared, mixtures, [row[i] for i in texts], seed=seed, progress=progress)
-                for i, request, generated in zip(texts, prepared, found, strict=True):
-                    answers[i] = self.text(generated.tokens, request.stop)
+                for i, generated in zip(texts, found, strict=True):
+                    answers[i] = self._text(generated, self._stops(flat[i][1]))
             if scores:
                 windows = [self.continuations(flat[i][1]) for i in scores]
                 parts = [(i, window) for i, some in zip(scores, windows, strict=True) for window in some]
@@ -472,8 +472,8 @@ class TaskDocs:
         """
         context, gen_kwargs = instance.args[:2]
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, self.lm.max_gen_toks))
-        eos = self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False)
-        stop = handle_stop_sequences(kwargs.pop("until", None), eos=eos)
+        kwargs.pop("until", None)
+        stop = self.rules.stops_seen(self._stops(instance), self._eos)
         new_tokens = int(kwargs.pop("max_gen_toks"))
         room = self.lm.max_length - new_tokens
         if room <= 0:
@@ -481,13 +481,20 @@ class TaskDocs:
                 f"task {self.name} asks for {new_tokens} new tokens, the model holds {self.lm.max_length} in all; "
                 "lower max_gen_toks or raise max_length"
             )
-        ids, _ = self.lm.tok_batch_encode([context], left_truncate_len=room, truncation=bool(self.lm.truncation))
-        tokens = tuple(ids[0].tolist())
+        tokens = tuple(self.rules.prompt(context, room))
         if "max_length" in kwargs:
             new_tokens = max(1, int(kwargs.pop("max_length")) - len(tokens))
         if not kwargs.get("do_sample") and kwargs.get("temperature", 0.0) == 0.0:
             kwargs.pop("temperature", None)
         return GenerateRequest(tokens, new_tokens, tuple(stop), kwargs)
+
+    @property
+    def _eos(self) -> str:
+        return str(self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False))
+
+    def _stops(self, instance: Instance) -> list[str]:
+        until = normalize_gen_kwargs(instance.args[1], self.lm.max_gen_toks).get("until")
+        return list(handle_stop_sequences(until, eos=self._eos))
 
     def text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
         """An answer's text, by ``HFLM``'s rules."""
@@ -500,6 +507,11 @@ class TaskDocs:
             text = text.lstrip()
         return str(postprocess_generated_text(text, list(stop), end if isinstance(end, str) else None))
 
+    def _text(self, answer: Generated, stop: Sequence[str]) -> str:
+        if answer.text is None:
+            return self.text(answer.tokens, stop)
+        return str(postprocess_generated_text(answer.text, list(stop), self.lm.think_end_token))
+
     def continuations(self, instance: Instance) -> list[ScoreRequest]:
         """A likelihood request's tokens by ``HFLM``'s rules: one continuation, or the windows of a rolling request."""
         texts = tuple(str(text) for text in instance.args[:2])
@@ -509,7 +521,7 @@ class TaskDocs:
                 windows = get_rolling_token_windows(
                     token_list=self.lm.tok_encode(texts[0]),
                     prefix_token=self.lm.prefix_token_id,
-                    max_seq_len=self.lm.max_length,
+                    max_seq_len=self.rules.rolling,
                     context_len=1,
                 )
                 self._encoded[key] = [self.window(*make_disjoint_window(pair)) for pair in windows]
@@ -523,10 +535,10 @@ class TaskDocs:
         Raises:
             TaskError: the continuation is empty or longer than the model takes.
         """
-        if not 0 < len(continuation) <= self.lm.max_length:
+        if not 0 < len(continuation) < self.rules.pair:
             raise TaskError(
                 f"task {self.name} has an answer of {len(continuation)} tokens, "
-                f"the model takes 1 to {self.lm.max_length}"
+                f"the model takes 1 to {self.rules.pair - 1}"
             )
-        kept = context[-(self.lm.max_length + 1 - len(continuation)) :]
+        kept = context[-(self.rules.pair - len(continuation)) :]
         return ScoreRequest(tuple(kept), tuple(continuation))

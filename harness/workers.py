@@ -53,7 +53,7 @@ class EngineSpec:
         )
 
 
-def start_workers(settings: Settings, home: TransformersEngine) -> PooledEngine:
+def start_workers(settings: Settings, home: Engine) -> PooledEngine:
     """The workers that the settings ask for, stopped when nothing uses them any more.
 
     Raises:
@@ -66,7 +66,7 @@ def start_workers(settings: Settings, home: TransformersEngine) -> PooledEngine:
     pretrained = hf.pop("pretrained", None)
     if pretrained is not None and not isinstance(pretrained, str):
         raise ArgumentError("workers needs pretrained= as a name or folder; a model in memory cannot be sent to them")
-    if settings.engine != "hf":
+    if settings.engine != "hf" or not isinstance(home, TransformersEngine):
         raise ArgumentError(f"workers works with engine=hf, not with engine={settings.engine}")
     spec = EngineSpec(pretrained, settings.engine, hf, settings.batch, settings.moe)
     workers = Workers(spec, settings.workers, home.base, gpus=1 if home.device.type == "cuda" else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# vLLM wants other versions of many libraries, so its tests run where it is installed: `make vllm-test`.
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from t2.adapters.basis import Basis
 from t2.adapters.expert import Z
 from t2.core.manifest import BaseModelRef
@@ -33,9 +35,15 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer: its tokens, up to and with the end-of-sequence token or the stop text."""
+    """An answer.
+
+    Attributes:
+        tokens: up to and with the end-of-sequence token or the stop text.
+        text: as the engine spells it, without that stop text, where it spells its answers itself.
+    """
 
     tokens: tuple[int, ...]
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ class Engine(Protocol):
 
     base: BaseModelRef
     supports_rows: bool
+
+    @property
+    def precision(self) -> str:
+        """The dtype of the adapted weights by name, for example ``bfloat16``, and how they are quantised."""
+        ...
 
     def ranks(self) -> Mapping[str, int]:
         """The rank of every adaptable matrix, by parameter name."""
@@ -98,6 +111,17 @@ class Engine(Protocol):
         progress: str | None = None,
     ) -> list[Scored]:
         """Log-likelihoods of continuations; arguments as :meth:`generate`."""
+        ...
+
+    def probe(self, tokens: Sequence[int], mixtures: Sequence[Z | None] = (None,)) -> list[torch.Tensor]:
+        """What the model makes of a text under each mixture: logits or log-likelihoods.
+
+        Two mixtures that act alike give equal tensors, and others hardly ever.
+
+        Args:
+            tokens: the text, two tokens or more.
+            mixtures: of None, the model as it is.
+        """
         ...
 
     def bases(self, names: Iterable[str]) -> Mapping[str, Basis]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from t2.adapters.basis import Basis
@@ -287,9 +288,18 @@ class PooledEngine:
         self._rows = rows
         self._applied: ContextVar[Z | None] = ContextVar("applied", default=None)
 
+    @property
+    def precision(self) -> str:
+        """See :class:`t2.adapters.engine.Engine`."""
+        return self.home.precision
+
     def ranks(self) -> Mapping[str, int]:
         """See :class:`t2.adapters.engine.Engine`."""
         return self.home.ranks()
+
+    def probe(self, tokens: Sequence[int], mixtures: Sequence[Z | None] = (None,)) -> list[torch.Tensor]:
+        """See :class:`t2.adapters.engine.Engine`; the engine at home is asked."""
+        return self.home.probe(tokens, mixtures)
 
     def bases(self, names: Iterable[str]) -> Mapping[str, Basis]:
         """See :class:`t2.adapters.engine.Engine`; the workers of this machine find them in its cache."""

@@ -199,6 +199,15 @@ class TransformersEngine:
         common = first[: min(length, most)]
         return common if len(common) >= _PREFIX and self.likelihood.prefixes else ()
 
+    @torch.no_grad()
+    def probe(self, tokens: Sequence[int], mixtures: Sequence[Z | None] = (None,)) -> list[torch.Tensor]:
+        """Logits of a text under each mixture, shape (tokens, vocabulary), in one batch and in activation form."""
+        rows = torch.arange(len(mixtures)) if len(mixtures) > 1 else None
+        with self.activation(mixtures, rows):
+            ids = torch.tensor([list(tokens)] * len(mixtures), device=self.device)
+            logits: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return list(logits.clone())
+
     def _batches(self, indices: list[int], length: Callable[[int], int]) -> list[list[int]]:
         """Longest first, at most ``batch_size`` rows and a bounded number of padded tokens a batch."""
         most = _BATCH_TOKENS[self.device.type == "cuda"]

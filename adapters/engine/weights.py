@@ -23,17 +23,22 @@ _SPAN = 4e-6
 """A z this near to the span of the directions, in units of 1 + |z|, lies in it: float32 rounds no better."""
 
 
-def adapted(target: Target, basis: Basis, vector: torch.Tensor) -> torch.Tensor:
-    """W′(z) of one matrix in the layout and dtype of its parameter.
+def composed(matrix: torch.Tensor, basis: Basis, vector: torch.Tensor) -> torch.Tensor:
+    """W′(z) of a matrix of shape (m, n), on its device and in its dtype.
 
     With M = Q·diag(z−1)·Qᵀ it is W + M·W, or W + W·M on the input side: r³ + r²·max(m, n) multiplications where
     Q·((z−1)⊙QᵀW) needs 2r²·max(m, n). Summed in float32 and rounded once.
     """
-    w = target.matrix.float()
+    w = matrix.float()
     q = basis.q.to(w.device)
     m = (q * (vector.detach().to(w.device, torch.float32) - 1)) @ q.T
     moved = torch.addmm(w, m, w) if basis.side == "out" else torch.addmm(w, w, m)
-    moved = moved.to(target.parameter.dtype)
+    return moved.to(matrix.dtype)
+
+
+def adapted(target: Target, basis: Basis, vector: torch.Tensor) -> torch.Tensor:
+    """W′(z) of one matrix in the layout and dtype of its parameter; see :func:`composed`."""
+    moved = composed(target.matrix, basis, vector)
     return (moved.T if target.transposed else moved).contiguous()
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lm_eval.utils import simple_parse_args_string
 
-from t2.core.errors import ArgumentError, T2Error
+from t2.core.errors import ArgumentError, DependencyError, T2Error
 from t2.harness.args import FROM_PRETRAINED, LATER_ARGS, MODEL_ARGS, check_hf_args, hf_arguments, parse_args
 
 
@@ -89,6 +90,11 @@ def test_what_is_given_as_it_is_by_default_may_stay_under_any_strategy() -> None
         assert parse_args({"adapt": adapt, **defaults, "budget": "none", "preselect": 8}).adapt == adapt
 
 
+def test_an_engine_that_is_not_installed_names_its_install_command() -> None:
+    with pytest.raises(DependencyError, match=re.escape('engine=vllm needs vLLM: pip install "t2-eval[vllm]"')):
+        parse_args({"engine": "vllm", "pretrained": "x", "tensor_parallel_size": 2})
+
+
 def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
     settings = parse_args({"pretrained": "x", "dtype": "bfloat16", "attn_implementation": "eager"})
     assert settings.hf == {"pretrained": "x", "dtype": "bfloat16", "attn_implementation": "eager"}
@@ -106,7 +112,8 @@ def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
         ({"adapt": "prompt", "threshold": "high"}, "threshold=high must be a number or calibrate"),
         ({"adapt": "prompt", "dispatch": "generate", "threshold": 0.5}, "no effect with dispatch=generate, it is for"),
         ({"adapt": "prompt", "threshold": 0, "fallback": "base"}, "fallback=base has no effect with threshold=0"),
-        ({"engine": "vllm"}, "engine=vllm is not part of this version"),
+        ({"engine": "vlm"}, "engine=vlm is not a value of it; did you mean 'vllm'?"),
+        ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization is for engine=vllm, not for engine=hf; leave it out"),
         ({"transfer": "resample"}, "transfer=resample is not part of this version"),
         ({"workers": 2}, "workers=2 has no effect with adapt=none"),
         ({"adapt": "cem", "workers": 0}, "workers=0 must be at least 1"),

@@ -35,9 +35,11 @@ def make(folder: Path, **args: Any) -> T2LM:
 def twin(lm: T2LM, folder: Path) -> TransformersEngine:
     """The float model of the matrices that a quantised one computes with."""
     assert lm._runtime is not None
+    quantised = lm._runtime.engine
+    assert isinstance(quantised, TransformersEngine)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for name, target in find_targets(model).items():
-        target.parameter.data = lm._runtime.engine.targets[name].matrix.float()
+        target.parameter.data = quantised.targets[name].matrix.float()
     return TransformersEngine(model, lm.tokenizer, "twin")
 
 

@@ -71,6 +71,7 @@ def test_only_the_language_half_is_adapted(
     assert lm.base.fingerprint == text_engine.base.fingerprint
     assert lm._runtime is not None
     engine = lm._runtime.engine
+    assert isinstance(engine, TransformersEngine)
     assert engine.ranks() == text_engine.ranks()
     storage = {name: parameter.data_ptr() for name, parameter in engine.model.named_parameters()}
     with engine.applied(lm._runtime.experts[0].z):
@@ -130,6 +131,7 @@ def test_likelihoods_of_answers_are_those_of_the_whole_sequence(folders: tuple[P
     lm = make(folders, adapt="expert", experts="alpha")
     assert lm._runtime is not None
     docs, engine = TaskDocs(vqa(), lm.inner), lm._runtime.engine
+    assert isinstance(engine, TransformersEngine)
     rows = list(vqa().test_docs())[:2]
     requests = [instances[0] for instances in docs.instances(rows)]
     z = lm._runtime.experts[0].z

@@ -1,0 +1,289 @@
+"""The engine over vLLM: one mixture at a time, in the weights that vLLM's workers hold."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from tqdm import tqdm
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from t2.adapters.basis import Basis, fingerprint, load_bases, matrix_digest
+from t2.adapters.checkpoint import Checkpoint
+from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
+from t2.adapters.engine.vllm_worker import Place, Plan
+from t2.adapters.expert import Z, z_digest
+from t2.core.errors import ArgumentError, ModelError
+from t2.core.manifest import BaseModelRef
+from t2.core.seeds import derive_seed
+from t2.core.settings import cache_dir
+
+_FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, OSError, EngineDeadError, EngineGenerateError)
+_AS_LM_EVAL = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A matrix of a checkpoint, in the dtype that the model computes in."""
+
+    checkpoint: Checkpoint
+    name: str
+    dtype: torch.dtype
+
+    @property
+    def rank(self) -> int:
+        return self.checkpoint.targets[self.name].rank
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        return self.checkpoint.matrix(self.name).to(self.dtype)
+
+
+class VllmEngine:
+    """A model in vLLM that answers under mixtures, one after another.
+
+    A mixture is put into the weights: vLLM's workers, which have the methods of
+    :class:`t2.adapters.engine.vllm_worker.Worker`, get z and load the layers that differ from what they hold; after
+    that, what vLLM had kept of prompts is let go. The base comes back from the checkpoint, so it is exact.
+
+    Args:
+        llm: vLLM's model, started with ``worker_extension_cls`` :data:`t2.adapters.engine.vllm_worker.NAME`.
+        checkpoint: what it was loaded from; every worker sees these files and the cache of bases.
+        ends: tokens that end an answer.
+        base_id: the name it was loaded by.
+        revision: its revision.
+
+    Raises:
+        ModelError: the checkpoint cannot be read, or holds some adaptable matrices in another way than one by one.
+    """
+
+    supports_rows = False
+
+    def __init__(
+        self,
+        llm: LLM,
+        checkpoint: Checkpoint,
+        ends: Iterable[int],
+        base_id: str,
+        revision: str | None = None,
+    ) -> None:
+        self.llm = llm
+        self.lock = threading.RLock()
+        self._ends = sorted(set(ends))
+        self.dtype: torch.dtype = llm.llm_engine.model_config.dtype
+        self._matrices = {name: _Stored(checkpoint, name, self.dtype) for name in checkpoint.targets}
+        self._digests = {name: matrix_digest(stored.matrix) for name, stored in self._matrices.items()}
+        self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=fingerprint(self._digests))
+        self._bases: dict[str, Basis] = {}
+        self._mixture: Z = {}
+        self._failed: str | None = None
+        places = {
+            name: Place(checkpoint.key(name), self._digests[name], stored.rank, checkpoint.targets[name].transposed)
+            for name, stored in self._matrices.items()
+        }
+        files = {key: str(path) for key, path in checkpoint.places.items()}
+        self._ask("t2_open", Plan(places, files, str(cache_dir() / "bases")).text())
+
+    @property
+    def precision(self) -> str:
+        """The dtype of the weights by name, for example ``bfloat16``."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def ranks(self) -> Mapping[str, int]:
+        """The rank of every adaptable matrix, by parameter name."""
+        return {name: stored.rank for name, stored in self._matrices.items()}
+
+    def bases(self, names: Iterable[str], progress: bool = True) -> dict[str, Basis]:
+        """The bases of some matrices, from the cache, else built of the checkpoint and kept there for the workers.
+
+        Raises:
+            ModelError: the model has no such matrix.
+            StorageError: a basis could not be written to the cache.
+        """
+        wanted = list(names)
+        missing = [name for name in wanted if name not in self._bases]
+        for name in missing:
+            if name not in self._matrices:
+                raise ModelError(f"{self.base.id} has no adaptable matrix {name}")
+        if missing:
+            stored = {name: self._matrices[name] for name in missing}
+            self._bases.update(load_bases(stored, self._digests, progress=progress))
+        return {name: self._bases[name] for name in wanted}
+
+    @contextlib.contextmanager
+    def applied(self, z: Z | None) -> Iterator[None]:
+        """Inside the context the model is the base under ``z``, for any caller; None leaves it as it is.
+
+        What it was before comes back exactly, also after an error. Of contexts inside each other the inner one holds.
+
+        Raises:
+            ModelError: the model has no matrix of that name, or vLLM has failed.
+        """
+        with self.lock:
+            before = self._mixture
+            try:
+                if z is not None:
+                    self._switch(_moving(z))
+                yield
+            except BaseException:
+                # An engine that has ended, by Ctrl-C or out of memory, can no longer be changed; that is not the news.
+                with contextlib.suppress(ModelError):
+                    self._switch(before)
+                raise
+            self._switch(before)
+
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        mixtures: Sequence[Z | None] = (None,),
+        rows: Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        progress: str | None = None,
+    ) -> list[Generated]:
+        """Continue prompts, mixture by mixture; see :class:`t2.adapters.engine.Engine`.
+
+        Each request that samples has a seed of its own, so an answer does not depend on its company.
+
+        Raises:
+            ArgumentError: vLLM does not know a sampling argument.
+            ModelError: vLLM has failed.
+        """
+        params = [self._sampling(request, derive_seed(seed, "generate", i)) for i, request in enumerate(requests)]
+        prompts = [request.context for request in requests]
+        found = self._run(prompts, params, mixtures, rows, progress)
+        return [Generated(tuple(out.outputs[0].token_ids), out.outputs[0].text) for out in found]
+
+    def score(
+        self,
+        requests: Sequence[ScoreRequest],
+        mixtures: Sequence[Z | None] = (None,),
+        rows: Sequence[int] | None = None,
+        *,
+        progress: str | None = None,
+    ) -> list[Scored]:
+        """Log-likelihoods of continuations, mixture by mixture; see :class:`t2.adapters.engine.Engine`.
+
+        Raises:
+            ModelError: vLLM has failed.
+        """
+        prompts = [(*request.context, *request.continuation) for request in requests]
+        found = self._run(prompts, [_likelihoods()] * len(prompts), mixtures, rows, progress)
+        return [
+            Scored(sum(_of_tokens(prompt, out)[len(request.context) - 1 :]), _greedy(prompt, out, len(request.context)))
+            for request, prompt, out in zip(requests, prompts, found, strict=True)
+        ]
+
+    def probe(self, tokens: Sequence[int], mixtures: Sequence[Z | None] = (None,)) -> list[torch.Tensor]:
+        """Log-likelihood of each token of a text after the first, under each mixture; see :class:`Engine`."""
+        prompt = tuple(tokens)
+        found = self._run([prompt] * len(mixtures), [_likelihoods()] * len(mixtures), mixtures, range(len(mixtures)))
+        return [torch.tensor(_of_tokens(prompt, out), dtype=torch.float64) for out in found]
+
+    def _run(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        params: Sequence[SamplingParams],
+        mixtures: Sequence[Z | None],
+        rows: Sequence[int] | None,
+        progress: str | None = None,
+    ) -> list[Any]:
+        every = [0] * len(prompts) if rows is None else list(rows)
+        answers: list[Any] = [None] * len(prompts)
+        bar = tqdm(total=len(prompts), desc=progress, unit="request", disable=progress is None, delay=1, leave=False)
+        # One context around all mixtures: from one to the next, not by way of the base.
+        with bar, self.applied(None):
+            before = self._mixture
+            for index in dict.fromkeys(every):
+                own = [i for i, row in enumerate(every) if row == index]
+                z = mixtures[index]
+                self._switch(before if z is None else _moving(z))
+                asked = [TokensPrompt(prompt_token_ids=list(prompts[i])) for i in own]
+                with _in_one_line("cannot answer"):
+                    found = self.llm.generate(asked, [params[i] for i in own], use_tqdm=False)
+                for i, out in zip(own, found, strict=True):
+                    answers[i] = out
+                bar.update(len(own))
+        return answers
+
+    def _switch(self, z: Z) -> None:
+        """Become the base under the moving vectors of a mixture.
+
+        Raises:
+            ModelError: a worker failed; nothing is answered from then on, for the weights may be of two mixtures.
+        """
+        if self._failed is not None:
+            raise ModelError(f"vLLM could not change the mixture ({self._failed}); start again")
+        if z_digest(z) == z_digest(self._mixture):
+            return
+        self.bases(z)
+        content = safetensors.torch.save({name: vector.float().contiguous() for name, vector in z.items()})
+        try:
+            self._ask("t2_apply", content)
+            with _in_one_line("cannot let go of what it kept of prompts"):
+                if not self.llm.reset_prefix_cache():
+                    raise RuntimeError("its prefix cache is in use")
+        except BaseException as error:
+            self._failed = str(error)[:200] or type(error).__name__
+            raise
+        self._mixture = z
+
+    def _ask(self, method: str, argument: str | bytes) -> None:
+        with _in_one_line("cannot change its weights"):
+            self.llm.collective_rpc(method, args=(argument,))
+
+    def _sampling(self, request: GenerateRequest, seed: int) -> SamplingParams:
+        """vLLM's arguments for a request, by the rules of lm-eval's ``VLLM``."""
+        kwargs = {**_AS_LM_EVAL, **request.kwargs}
+        samples = kwargs.pop("do_sample", None)
+        if samples is None:
+            samples = float(kwargs.get("temperature") or 0.0) > 0
+        if not samples:
+            kwargs["temperature"] = 0.0
+        elif kwargs.get("temperature") is None:
+            kwargs["temperature"] = 1.0
+        try:
+            return SamplingParams(
+                max_tokens=request.max_new_tokens,
+                stop=[text for text in request.stop if text],
+                stop_token_ids=self._ends,
+                seed=(seed if request.seed is None else request.seed) if samples else None,
+                **kwargs,
+            )
+        except (TypeError, ValueError) as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in request.kwargs.items())
+            raise ArgumentError(f"vLLM refuses to generate with {given}: {error}") from error
+
+
+def _moving(z: Z) -> Z:
+    return {name: vector for name, vector in z.items() if bool((vector != 1).any())}
+
+
+def _likelihoods() -> SamplingParams:
+    return SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+
+
+def _of_tokens(prompt: Sequence[int], out: Any) -> list[float]:
+    """Log-likelihood of each token of a prompt but the first, in nats."""
+    return [float(found[token].logprob) for token, found in zip(prompt[1:], out.prompt_logprobs[1:], strict=True)]
+
+
+def _greedy(prompt: Sequence[int], out: Any, start: int) -> bool:
+    """Whether each token from ``start`` on is the likeliest one."""
+    pairs = zip(prompt[start:], out.prompt_logprobs[start:], strict=True)
+    return all(max(found, key=lambda token: found[token].logprob) == token for token, found in pairs)
+
+
+@contextlib.contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Context in which what vLLM raises becomes a :class:`ModelError`."""
+    try:
+        yield
+    except _FAILURES as error:
+        raise ModelError(f"vLLM {what}: {type(error).__name__}: {str(error)[:600]}") from error

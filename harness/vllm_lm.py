@@ -1,0 +1,161 @@
+"""lm-eval's own ``VLLM``, started so that its weights can be changed; imported only where ``engine=vllm`` is given."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.models.utils import maybe_truncate
+from lm_eval.models.vllm_causallms import VLLM
+from transformers import GenerationConfig
+from vllm import EngineArgs
+
+from t2.adapters.checkpoint import Checkpoint, open_checkpoint
+from t2.adapters.engine.vllm import VllmEngine
+from t2.adapters.engine.vllm_worker import NAME
+from t2.core.errors import ArgumentError, ModelError
+
+_OURS = ("worker_extension_cls", "model", "runner", "convert")
+_REFUSED = {
+    "quantization": "t2 adapts the matrices of an unquantised checkpoint; leave it out",
+    "lora_local_path": "t2 adapts the base model; merge the adapter into it",
+    "enable_lora": "t2 adapts the base model; leave it out",
+    "load_format": "t2 reads safetensors files; leave it out",
+}
+
+
+def arguments() -> list[str]:
+    """The named parameters of lm-eval's ``VLLM``, and those of vLLM itself, which it hands on."""
+    named = [
+        p.name
+        for p in inspect.signature(VLLM.__init__).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"
+    ]
+    own = [field.name for field in dataclasses.fields(EngineArgs)]
+    return [name for name in dict.fromkeys([*named, *own]) if name not in _OURS]
+
+
+class AdaptableVLLM(VLLM):  # type: ignore[misc]
+    """lm-eval's ``vllm`` model, with what t2 needs of it.
+
+    Args:
+        pretrained: a folder or a Hub name, of safetensors files.
+        args: further arguments of ``VLLM``.
+
+    Raises:
+        ArgumentError: an argument that adapting rules out.
+        ModelError: vLLM does not start.
+    """
+
+    def __init__(self, pretrained: str, **args: Any) -> None:
+        args.pop("device", None)
+        for name, why in _REFUSED.items():
+            if args.get(name):
+                raise ArgumentError(f"model_args: {name}={args[name]} does not go with engine=vllm: {why}")
+        if int(args.get("data_parallel_size") or 1) > 1:
+            raise ArgumentError(
+                "model_args: data_parallel_size does not go with engine=vllm: lm-eval starts such copies anew for each "
+                "call; use tensor_parallel_size"
+            )
+        self._pretrained = pretrained
+        self._revision = args.get("revision")
+        super().__init__(pretrained=pretrained, worker_extension_cls=NAME, **args)
+        atexit.register(self.close)
+        self.t2_rules = VLLMRules(self)
+
+    def close(self) -> None:
+        """End vLLM's processes, where it has some of its own; asked again it does nothing."""
+        atexit.unregister(self.close)
+        with contextlib.suppress(AttributeError):
+            self.model.llm_engine.engine_core.shutdown()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.model.llm_engine.vllm_config.device_config.device_type)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        dtype: torch.dtype = self.model.llm_engine.model_config.dtype
+        return dtype
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self._config
+
+    @property
+    def batch_sizes(self) -> dict[Any, Any]:
+        """None are found by trial."""
+        return {}
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into its results."""
+        return {"model_dtype": str(self.dtype), "model_revision": self._revision or "main"}
+
+    def tok_decode(self, tokens: int | Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of tokens."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._model_generate(*args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"vLLM cannot answer: {type(error).__name__}: {str(error)[:600]}") from error
+
+    def ends(self) -> set[int]:
+        """Tokens that end an answer: the tokenizer's and those of the generation configuration."""
+        ends = {self.tokenizer.eos_token_id}
+        with contextlib.suppress(OSError):
+            found = GenerationConfig.from_pretrained(self._pretrained, revision=self._revision or "main").eos_token_id
+            ends |= set(found if isinstance(found, list) else [found])
+        return {int(end) for end in ends if end is not None}
+
+    def engine(self, checkpoint: Checkpoint, base_id: str) -> VllmEngine:
+        """The engine over the same model."""
+        return VllmEngine(self.model, checkpoint, self.ends(), base_id, self._revision)
+
+    def checkpoint(self, moe: str) -> Checkpoint:
+        """The files that it was loaded from.
+
+        Raises:
+            ModelError: they are not in safetensors files, are quantised, or have nothing to adapt.
+        """
+        return open_checkpoint(self._pretrained, self._revision, moe)
+
+
+class VLLMRules:
+    """How ``VLLM`` turns requests into tokens: it generates one token after what it scores."""
+
+    def __init__(self, lm: AdaptableVLLM) -> None:
+        self._lm = lm
+
+    @property
+    def pair(self) -> int:
+        """One token less than the model holds."""
+        return int(self._lm.max_length) - 1
+
+    @property
+    def rolling(self) -> int:
+        """Two tokens less than the model holds."""
+        return int(self._lm.max_length) - 2
+
+    def prompt(self, context: str, room: int) -> list[int]:
+        """Cut from where ``truncation_side`` says."""
+        tokens = self._lm.tok_encode([context])[0]
+        kept, _ = maybe_truncate(tokens, max_gen_toks=0, max_model_len=room, side=self._lm.truncation_side)
+        return list(kept)
+
+    def stops_seen(self, stops: Sequence[str], eos: str) -> list[str]:
+        """All, but of a model that thinks first the end of text alone."""
+        return [stop for stop in stops if stop == eos] if self._lm.think_end_token else list(stops)
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """vLLM's own."""
+        return contextlib.nullcontext()
