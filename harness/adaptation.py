@@ -66,7 +66,7 @@ class Runtime:
     @cached_property
     def calibrations(self) -> Calibrations:
         """The answers about held-out prompts that earlier runs of this base left."""
-        return Calibrations([self.engine.base.fingerprint, self.dtype])
+        return Calibrations([self.engine.base.fingerprint, self.dtype, self.settings.engine])
 
     def expert_refs(self) -> tuple[ExpertRef, ...]:
         """The experts as a record names them, the classifier last."""

@@ -23,7 +23,7 @@ class Calibrations(MutableMapping[tuple[str, str], tuple[float, ...]]):
     A file that cannot be read counts as absent; one that cannot be written is reported, and the run goes on.
 
     Args:
-        base: what tells models apart whose answers differ: fingerprint and dtype.
+        base: what tells models apart whose answers differ: fingerprint, dtype and engine.
     """
 
     def __init__(self, base: list[str]) -> None:

@@ -14,12 +14,12 @@ from t2.adapters.expert import Z
 from t2.adapters.targets import layer_of
 from t2.core.errors import ArgumentError, ModelError
 
-LONG = "The capital of France is Paris, and that of Italy is Rome. " * 24
+LONG = " ".join(f"Box {i} holds {i * 7 % 13} red and {i * 5 % 11} blue balls." for i in range(30))
 """Longer than several blocks of vLLM's prefix cache."""
-TEXTS = ("Hello, my name is", "Q: What is 12 + 7?\nA:", f"{LONG}The capital of Germany is")
+TEXTS = ("Hello, my name is", "Q: What is 12 + 7?\nA:", f"{LONG} So all boxes together hold")
 
 
-def random_z(engine: TransformersEngine, seed: int, chosen: Callable[[str], bool], scale: float = 0.4) -> Z:
+def random_z(engine: TransformersEngine, seed: int, chosen: Callable[[str], bool], scale: float = 1.0) -> Z:
     """A random z of the last three layers' chosen matrices."""
     draw = torch.Generator().manual_seed(seed)
     ranks = {name: rank for name, rank in engine.ranks().items() if (layer_of(name) or 0) >= 27 and chosen(name)}
