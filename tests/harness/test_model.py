@@ -224,7 +224,7 @@ def test_flags_of_the_run_reach_the_adaptation_prompts(
             prompts[-1].extend((self.tokenizer.decode(r.context), r.max_new_tokens) for r in requests)
             return super().generate(requests, *args, **kwargs)
 
-    monkeypatch.setattr("t2.harness.model.TransformersEngine", Seen)
+    monkeypatch.setattr("t2.harness.base.TransformersEngine", Seen)
     data = tiny.splits(fewshot=tiny.questions(9, 700))
     flags: list[dict[str, Any]] = [
         {},
