@@ -179,15 +179,7 @@ def _open_vllm(pretrained: str | transformers.PreTrainedModel | None, args: dict
             f"pretrained={pretrained} is a GGUF file, which engine=vllm does not take; docs/models.md says how to "
             "export it to safetensors"
         )
-    module = vllm_module()
-    try:
-        return module.AdaptableVLLM(pretrained, **args)
-    except T2Error:
-        raise
-    except _LOADING as error:
-        raise ModelError(
-            f"vLLM does not start with pretrained={pretrained}: {type(error).__name__}: {str(error)[:800]}"
-        ) from error
+    return vllm_module().AdaptableVLLM(pretrained, **args)
 
 
 def open_engine(lm: Any, name: str, revision: str | None, batch: int, moe: str) -> Engine:

@@ -16,9 +16,9 @@ from transformers import GenerationConfig
 from vllm import EngineArgs
 
 from t2.adapters.checkpoint import Checkpoint, open_checkpoint
-from t2.adapters.engine.vllm import VllmEngine
+from t2.adapters.engine.vllm import VllmEngine, in_one_line
 from t2.adapters.engine.vllm_worker import NAME
-from t2.core.errors import ArgumentError, ModelError
+from t2.core.errors import ArgumentError
 
 _OURS = ("worker_extension_cls", "model", "runner", "convert")
 _REFUSED = {
@@ -64,7 +64,8 @@ class AdaptableVLLM(VLLM):  # type: ignore[misc]
             )
         self._pretrained = pretrained
         self._revision = args.get("revision")
-        super().__init__(pretrained=pretrained, worker_extension_cls=NAME, **args)
+        with in_one_line(f"does not start with pretrained={pretrained}"):
+            super().__init__(pretrained=pretrained, worker_extension_cls=NAME, **args)
         atexit.register(self.close)
         self.t2_rules = VLLMRules(self)
 
@@ -104,10 +105,8 @@ class AdaptableVLLM(VLLM):  # type: ignore[misc]
         return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
 
     def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with in_one_line("cannot answer"):
             return super()._model_generate(*args, **kwargs)
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(f"vLLM cannot answer: {type(error).__name__}: {str(error)[:600]}") from error
 
     def ends(self) -> set[int]:
         """Tokens that end an answer: the tokenizer's and those of the generation configuration."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import vllm.exceptions
 from tqdm import tqdm
 from vllm import LLM, SamplingParams, TokensPrompt
-from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from t2.adapters.basis import Basis, fingerprint, load_bases, matrix_digest
 from t2.adapters.checkpoint import Checkpoint
@@ -24,7 +25,9 @@ from t2.core.manifest import BaseModelRef
 from t2.core.seeds import derive_seed
 from t2.core.settings import cache_dir
 
-_FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, OSError, EngineDeadError, EngineGenerateError)
+# The base of vLLM's own errors has come in some version; before, those it does not hold are of these kinds.
+_OF_VLLM: type[Exception] = getattr(vllm.exceptions, "VLLMError", EngineDeadError)
+_FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, OSError, KeyError, EngineDeadError, _OF_VLLM)
 _AS_LM_EVAL = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
 
 
@@ -205,7 +208,7 @@ class VllmEngine:
                 z = mixtures[index]
                 self._switch(before if z is None else _moving(z))
                 asked = [TokensPrompt(prompt_token_ids=list(prompts[i])) for i in own]
-                with _in_one_line("cannot answer"):
+                with in_one_line("cannot answer"):
                     found = self.llm.generate(asked, [params[i] for i in own], use_tqdm=False)
                 for i, out in zip(own, found, strict=True):
                     answers[i] = out
@@ -226,7 +229,7 @@ class VllmEngine:
         content = safetensors.torch.save({name: vector.float().contiguous() for name, vector in z.items()})
         try:
             self._ask("t2_apply", content)
-            with _in_one_line("cannot let go of what it kept of prompts"):
+            with in_one_line("cannot let go of what it kept of prompts"):
                 if not self.llm.reset_prefix_cache():
                     raise RuntimeError("its prefix cache is in use")
         except BaseException as error:
@@ -235,7 +238,7 @@ class VllmEngine:
         self._mixture = z
 
     def _ask(self, method: str, argument: str | bytes) -> None:
-        with _in_one_line("cannot change its weights"):
+        with in_one_line("cannot change its weights"):
             self.llm.collective_rpc(method, args=(argument,))
 
     def _sampling(self, request: GenerateRequest, seed: int) -> SamplingParams:
@@ -256,7 +259,7 @@ class VllmEngine:
                 seed=(seed if request.seed is None else request.seed) if samples else None,
                 **kwargs,
             )
-        except (TypeError, ValueError) as error:
+        except _FAILURES as error:
             given = ", ".join(f"{name}={value!r}" for name, value in request.kwargs.items())
             raise ArgumentError(f"vLLM refuses to generate with {given}: {error}") from error
 
@@ -281,7 +284,7 @@ def _greedy(prompt: Sequence[int], out: Any, start: int) -> bool:
 
 
 @contextlib.contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
+def in_one_line(what: str) -> Iterator[None]:
     """Context in which what vLLM raises becomes a :class:`ModelError`."""
     try:
         yield
