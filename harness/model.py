@@ -168,7 +168,7 @@ class T2LM(LM):  # type: ignore[misc]
             finally:
                 self._run = None
                 if self._runtime is not None:
-                    self._runtime.engine.forms.release()
+                    self._runtime.engine.release()
 
     def _answer(self, kind: RequestType, requests: list[Instance]) -> Any:
         if not STRATEGIES[self.settings.adapt]().needs_experts:

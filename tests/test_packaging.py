@@ -57,6 +57,6 @@ def test_every_dependency_of_a_dependency_is_pinned() -> None:
 
 def test_the_makefile_offers_what_its_help_says() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
-    offered = set(re.findall(r'@echo "make (\w+)', makefile))
+    offered = set(re.findall(r'@echo "make ([\w-]+)', makefile))
     assert {"demo", "test", "lint", "venv"} <= offered
-    assert offered <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    assert offered <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))

@@ -131,3 +131,11 @@ class Engine(Protocol):
     def applied(self, z: Z | None) -> contextlib.AbstractContextManager[None]:
         """Context in which the model itself, for any caller, is the base under ``z``; it restores the base exactly."""
         ...
+
+    def switching(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> contextlib.AbstractContextManager[None]:
+        """Context in which these mixtures, most of them of ``experts``, are :meth:`applied` one after another."""
+        ...
+
+    def release(self) -> None:
+        """Let go what is in memory only to make changes of the mixture cheap."""
+        ...

@@ -315,6 +315,14 @@ class PooledEngine:
             finally:
                 self._applied.reset(token)
 
+    def switching(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> contextlib.AbstractContextManager[None]:
+        """See :class:`t2.adapters.engine.Engine`."""
+        return self.home.switching(experts, mixtures)
+
+    def release(self) -> None:
+        """See :class:`t2.adapters.engine.Engine`."""
+        self.home.release()
+
     def generate(
         self,
         requests: Sequence[GenerateRequest],

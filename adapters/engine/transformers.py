@@ -104,6 +104,10 @@ class TransformersEngine:
         """Many mixtures in weight form; see :meth:`t2.adapters.engine.forms.Forms.switching`."""
         return self.forms.switching(experts, mixtures)
 
+    def release(self) -> None:
+        """See :meth:`t2.adapters.engine.forms.Forms.release`."""
+        self.forms.release()
+
     def activation(
         self, mixtures: Sequence[Mapping[str, torch.Tensor] | None], rows: torch.Tensor | None = None
     ) -> contextlib.AbstractContextManager[None]:

@@ -141,6 +141,13 @@ class VllmEngine:
                 raise
             self._switch(before)
 
+    def switching(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> contextlib.AbstractContextManager[None]:
+        """Each change costs the same, whatever was changed before."""
+        return contextlib.nullcontext()
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
     def generate(
         self,
         requests: Sequence[GenerateRequest],
