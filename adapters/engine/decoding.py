@@ -1,4 +1,4 @@
-"""Decoding of one batch of prompts."""
+"""Decoding of one batch of prompts, which a row leaves when its answer ends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,28 @@ from typing import Any, cast
 
 import torch
 import transformers
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from t2.adapters.engine.base import GenerateRequest
+from t2.adapters.engine.cache import keep_rows, let_rows_leave
 from t2.core.errors import ArgumentError
 
 _PAD = 0
+_PLAIN = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+"""Arguments of ``generate`` under which each row of a batch is on its own."""
+
+Leave = Callable[[torch.Tensor], None]
+"""Told which rows of a batch remain, in their new order."""
 
 
 class Decoder:
     """Continues batches of prompts under whatever mixtures are active.
+
+    Greedy decoding and plain sampling run token by token here: a row whose answer ends leaves the batch and its cache,
+    and a row that samples draws from its own seed, so that its answer does not depend on the rows beside it. Prompts,
+    arguments and processors of logits are prepared by ``transformers``' ``generate``, which also does whatever else is
+    asked for (beams, constraints, …).
 
     Args:
         model: a decoder-only model.
@@ -28,12 +41,15 @@ class Decoder:
         self.tokenizer = tokenizer
         self._generator = cast(Callable[..., torch.Tensor], model.generate)
 
-    def run(self, batch: Sequence[GenerateRequest], seed: int) -> list[tuple[int, ...]]:
-        """Continue prompts that differ in their context alone.
+    def run(
+        self, batch: Sequence[GenerateRequest], seeds: Sequence[int], leave: Leave | None = None
+    ) -> list[tuple[int, ...]]:
+        """Continue prompts that differ in their context and seed alone.
 
         Args:
             batch: the prompts.
-            seed: of sampling.
+            seeds: of sampling, one per prompt.
+            leave: called whenever rows leave.
 
         Returns:
             For each the tokens of :class:`~t2.adapters.engine.base.Generated`.
@@ -49,22 +65,28 @@ class Decoder:
         for row, request in enumerate(batch):
             ids[row, width - len(request.context) :] = torch.tensor(request.context, dtype=torch.long)
             mask[row, width - len(request.context) :] = 1
-        stop = _RowStop(self.tokenizer, first.stop, width)
-        with seeded(seed, device):
+        ends = _as_set(self.model.generation_config.eos_token_id) | _as_set(self.tokenizer.eos_token_id)
+        loop = _Loop(_Stop(self.tokenizer, first.stop), ends, seeds, first.max_new_tokens, leave)
+        stop = _RowStop(loop.stop, width)
+        more: dict[str, Any] = {"custom_generate": loop}
+        if not self._plain(first):
+            more = {"stopping_criteria": transformers.StoppingCriteriaList([stop])}
+        with seeded(seeds[0], device):
             try:
                 out = self._generator(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     max_new_tokens=first.max_new_tokens,
-                    stopping_criteria=transformers.StoppingCriteriaList([stop]),
                     pad_token_id=pad,
                     use_cache=True,
+                    **more,
                     **first.kwargs,
                 )
             except ValueError as error:  # transformers' own check of its arguments
                 given = ", ".join(f"{name}={value!r}" for name, value in first.kwargs.items())
                 raise ArgumentError(f"transformers refuses to generate with {given}: {error}") from error
-        ends = _as_set(self.model.generation_config.eos_token_id) | _as_set(self.tokenizer.eos_token_id)
+        if "custom_generate" in more:
+            return [tuple(tokens) for tokens in loop.answers]
         answers = []
         for row, tokens in enumerate(out[:, width:].tolist()):
             length = stop.lengths[row] if row < len(stop.lengths) and stop.lengths[row] else len(tokens)
@@ -72,27 +94,170 @@ class Decoder:
             answers.append(tuple(tokens[:end]))
         return answers
 
+    def _plain(self, request: GenerateRequest) -> bool:
+        config = self.model.generation_config
+        return (
+            set(request.kwargs) <= _PLAIN
+            and config.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+            and config.cache_implementation is None
+            and config.prefill_chunk_size is None
+        )
+
+
+class _Loop:
+    """Decoding as ``generate`` does it, with rows that leave."""
+
+    def __init__(
+        self, stop: _Stop, ends: set[int], seeds: Sequence[int], max_new_tokens: int, leave: Leave | None
+    ) -> None:
+        self.stop = stop
+        self.ends = ends
+        self.max_new_tokens = max_new_tokens
+        self.leave = leave
+        self.answers: list[list[int]] = [[] for _ in seeds]
+        self._generators = [torch.Generator().manual_seed(seed % (1 << 63)) for seed in seeds]
+        # Request of each row that is left.
+        self._rows = list(range(len(seeds)))
+        self._done: set[int] = set()
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: transformers.StoppingCriteriaList,
+        generation_config: transformers.GenerationConfig,
+        **model_kwargs: Any,
+    ) -> torch.Tensor:
+        cache = model_kwargs.get("past_key_values")
+        shrinks = let_rows_leave(cache)
+        inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+        outputs = model(**inputs, return_dict=True)
+        optimised = getattr(model, "_optimize_model_for_decode", contextlib.nullcontext)
+        with optimised():
+            while True:
+                model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+                logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
+                del outputs
+                scores = logits_processor(input_ids, logits)
+                tokens = self._draw(scores) if generation_config.do_sample else scores.argmax(dim=-1)
+                input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+                self._take(tokens.tolist())
+                if len(self._done) == len(self.answers):
+                    return input_ids
+                kept = self._left() if shrinks else None
+                if kept is not None:
+                    index = torch.tensor(kept, device=input_ids.device)
+                    model_kwargs = _kept_kwargs(model_kwargs, index, len(input_ids))
+                    input_ids = input_ids[index]
+                    logits_processor = _kept_processors(logits_processor, index)
+                    if self.leave is not None:
+                        self.leave(index)
+                inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+                outputs = model(**inputs, return_dict=True)
+
+    def _draw(self, scores: torch.Tensor) -> torch.Tensor:
+        """One token per row, by the inverse of its distribution function at a number of the row's own generator."""
+        drawn = [torch.rand((), dtype=torch.float64, generator=self._generators[row]) for row in self._rows]
+        masses = torch.softmax(scores, dim=-1).double().cumsum(dim=-1)
+        wanted = torch.stack(drawn).to(masses.device).unsqueeze(1) * masses[:, -1:]
+        # Rounding may ask for all of the mass, which its last token reaches.
+        last = (masses < masses[:, -1:]).sum(dim=-1)
+        return torch.minimum(torch.searchsorted(masses, wanted, right=True).squeeze(1), last)
+
+    def _take(self, tokens: list[int]) -> None:
+        for row, token in zip(self._rows, tokens, strict=True):
+            if row not in self._done:
+                answer = self.answers[row]
+                answer.append(token)
+                if token in self.ends or len(answer) >= self.max_new_tokens or self.stop.ends(answer):
+                    self._done.add(row)
+
+    def _left(self) -> list[int] | None:
+        """Places of the rows that are not done, in the order in which fewest move; None when no row has left."""
+        places = [place for place, row in enumerate(self._rows) if row not in self._done]
+        count = len(places)
+        if count == len(self._rows):
+            return None
+        movers = [place for place in places if place >= count]
+        index = [place if self._rows[place] not in self._done else movers.pop() for place in range(count)]
+        self._rows = [self._rows[place] for place in index]
+        return index
+
+
+def _kept_kwargs(kwargs: dict[str, Any], index: torch.Tensor, rows: int) -> dict[str, Any]:
+    kept = dict(kwargs)
+    for name, value in kwargs.items():
+        if name == "past_key_values":
+            keep_rows(value, index)
+        elif isinstance(value, torch.Tensor) and value.dim():
+            if value.shape[0] == rows:
+                kept[name] = value[index]
+            elif value.dim() == 3 and value.shape[1] == rows:  # positions along several axes
+                kept[name] = value[:, index]
+    return kept
+
+
+def _kept_processors(processors: Any, index: torch.Tensor) -> transformers.LogitsProcessorList:
+    """The processors, where those that know of rows know of those that are left."""
+    kept = transformers.LogitsProcessorList()
+    for processor in processors:
+        ignored = getattr(processor, "prompt_ignore_length", None)
+        if isinstance(processor, RepetitionPenaltyLogitsProcessor) and isinstance(ignored, torch.Tensor):
+            kept.append(RepetitionPenaltyLogitsProcessor(processor.penalty, ignored[index]))
+        else:
+            kept.append(processor)
+    return kept
+
+
+class _Stop:
+    """Sees stop texts in answers.
+
+    A token can end a stop text only if it holds the text's last character, or a part of a character; of the others
+    the answer is not decoded.
+    """
+
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.texts = [text for text in texts if text]
+        # However an answer spells a stop text, every token holds a byte of it.
+        self.window = max((len(text.encode()) for text in self.texts), default=0)
+        self._lasts = {text[-1] for text in self.texts}
+        # These may join or drop characters where tokens meet.
+        self._always = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)) or any(
+            last.isspace() for last in self._lasts
+        )
+        self._may: dict[int, bool] = {}
+
+    def ends(self, answer: Sequence[int]) -> bool:
+        """Whether an answer, of whose earlier tokens this was asked before, contains a stop text."""
+        if not self.texts or not (self._always or self._may_end(answer[-1])):
+            return False
+        tail = self.tokenizer.decode(list(answer[-self.window :]))
+        return any(text in tail for text in self.texts)
+
+    def _may_end(self, token: int) -> bool:
+        if token not in self._may:
+            text = self.tokenizer.decode([token])
+            self._may[token] = not text or "\N{REPLACEMENT CHARACTER}" in text or any(c in text for c in self._lasts)
+        return self._may[token]
+
 
 class _RowStop(transformers.StoppingCriteria):
     """Ends each row on its own when its text contains a stop text; remembers the length at which it did."""
 
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, stop: Sequence[str], prompt: int) -> None:
-        self.tokenizer = tokenizer
-        self.stop = [text for text in stop if text]
+    def __init__(self, stop: _Stop, prompt: int) -> None:
+        self.stop = stop
         self.prompt = prompt
-        # However an answer spells a stop text, every token holds a byte of it.
-        self.window = max((len(text.encode()) for text in self.stop), default=0)
         self.lengths: list[int] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if not self.lengths:
             self.lengths = [0] * input_ids.shape[0]
-        if self.stop:
-            generated = input_ids[:, self.prompt :]
-            tails = self.tokenizer.batch_decode(generated[:, -self.window :])
-            for row, tail in enumerate(tails):
-                if not self.lengths[row] and any(text in tail for text in self.stop):
-                    self.lengths[row] = generated.shape[1]
+        if self.stop.texts:
+            for row, answer in enumerate(input_ids[:, self.prompt :].tolist()):
+                if not self.lengths[row] and self.stop.ends(answer):
+                    self.lengths[row] = len(answer)
         return torch.tensor([length > 0 for length in self.lengths], device=input_ids.device)
 
 

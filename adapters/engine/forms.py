@@ -21,6 +21,23 @@ from t2.adapters.targets import Target
 from t2.core.errors import ModelError
 
 
+class ActiveRows:
+    """What each row of a batch adds to z = 1, by matrix; rows may leave while the activation form is on.
+
+    Attributes:
+        shifts: z − 1, shape (rows, r), or (1, r) for all rows alike.
+    """
+
+    def __init__(self, apart: bool, shifts: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.shifts: dict[str, torch.Tensor] = dict(shifts or {})
+        self._apart = apart
+
+    def keep(self, index: torch.Tensor) -> None:
+        """Row i of later forward calls is what row ``index[i]`` was."""
+        if self._apart:
+            self.shifts = {name: shift[index.to(shift.device)] for name, shift in self.shifts.items()}
+
+
 class Forms:
     """A model's adaptable matrices, their bases, and the forms over them.
 
@@ -176,7 +193,7 @@ class Forms:
     @contextlib.contextmanager
     def activation(
         self, mixtures: Sequence[Mapping[str, torch.Tensor] | None], rows: torch.Tensor | None = None
-    ) -> Iterator[None]:
+    ) -> Iterator[ActiveRows]:
         """Activation form: inside the context, row b of every forward call runs under ``mixtures[rows[b]]``.
 
         Args:
@@ -192,6 +209,7 @@ class Forms:
         moving = [name for name in names if any(_moves((mixture or {}).get(name)) for mixture in mixtures)]
         bases = self.bases(moving)
         handles = []
+        active = ActiveRows(rows is not None)
         with self.lock:
             try:
                 for name in moving:
@@ -203,16 +221,18 @@ class Forms:
                     shift = torch.stack([shift.to(self.targets[name].parameter.device) for shift in shifts])
                     if rows is not None:
                         shift = shift[rows.to(shift.device)]
-                    handles.append(self._hook(name, bases[name], shift))
-                yield
+                    active.shifts[name] = shift
+                    handles.append(self._hook(name, bases[name], active))
+                yield active
             finally:
                 for handle in handles:
                     handle.remove()
 
-    def _hook(self, name: str, basis: Basis, shift: torch.Tensor) -> torch.utils.hooks.RemovableHandle:
+    def _hook(self, name: str, basis: Basis, active: ActiveRows) -> torch.utils.hooks.RemovableHandle:
         module = self.targets[name].module
 
         def move(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            shift = active.shifts[name]
             # Mixture-of-experts layers flatten (rows, positions), row after row.
             if shift.shape[0] not in (1, x.shape[0]) and (x.dim() != 2 or x.shape[0] % shift.shape[0]):
                 raise ModelError(
@@ -255,7 +275,8 @@ class Forms:
                     stack.callback(module.__dict__.pop, "forward", None)
                     module.__dict__["forward"] = _spectral_forward(module, shift, *pairs[name])
                 else:
-                    handle = self._hook(name, bases[name], shift[: rank or len(shift)].unsqueeze(0))
+                    alike = ActiveRows(False, {name: shift[: rank or len(shift)].unsqueeze(0)})
+                    handle = self._hook(name, bases[name], alike)
                     stack.callback(handle.remove)
             yield
 

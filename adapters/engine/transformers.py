@@ -14,7 +14,7 @@ from tqdm import tqdm
 from t2.adapters.basis import Basis, fingerprint, matrix_digest
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
 from t2.adapters.engine.decoding import Decoder
-from t2.adapters.engine.forms import Forms
+from t2.adapters.engine.forms import ActiveRows, Forms
 from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.expert import Z
 from t2.adapters.quantised import keep_form
@@ -110,7 +110,7 @@ class TransformersEngine:
 
     def activation(
         self, mixtures: Sequence[Mapping[str, torch.Tensor] | None], rows: torch.Tensor | None = None
-    ) -> contextlib.AbstractContextManager[None]:
+    ) -> contextlib.AbstractContextManager[ActiveRows]:
         """Activation form; see :meth:`t2.adapters.engine.forms.Forms.activation`."""
         return self.forms.activation(mixtures, rows)
 
@@ -132,7 +132,8 @@ class TransformersEngine:
     ) -> list[Generated]:
         """Continue prompts in batches of rows that each have their own mixture; see :class:`t2.adapters.engine.Engine`.
 
-        Sampling is seeded per batch from ``seed``, so the same call gives the same tokens.
+        Greedy answers and plain samples do not depend on which requests share a batch, but for rounding; a request
+        without a seed samples from one derived from ``seed`` and its place in the call.
         """
         answers: list[Generated | None] = [None] * len(requests)
         groups: dict[str, list[int]] = {}
@@ -140,13 +141,13 @@ class TransformersEngine:
             same = json.dumps([request.max_new_tokens, request.stop, sorted(request.kwargs.items())], default=repr)
             groups.setdefault(same, []).append(i)
         batches = [b for group in groups.values() for b in self._batches(group, lambda i: len(requests[i].context))]
+        seeds = [derive_seed(seed, "generate", i) if r.seed is None else r.seed for i, r in enumerate(requests)]
         with _bar(progress, len(requests)) as bar:
-            for number, batch in enumerate(batches):
+            for batch in batches:
                 used, index = _compact(mixtures, _pick(rows, batch))
-                with self.activation(used, index):
-                    first = requests[batch[0]].seed
-                    of_batch = derive_seed(seed, "generate", number) if first is None else first
-                    tokens = self._decoder.run([requests[i] for i in batch], of_batch)
+                asked = [requests[i] for i in batch]
+                with self.activation(used, index) as active:
+                    tokens = self._decoder.run(asked, [seeds[i] for i in batch], active.keep)
                 for i, row in zip(batch, tokens, strict=True):
                     answers[i] = Generated(row)
                 bar.update(len(batch))
