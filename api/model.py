@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 def load_model(
     pretrained: str | Path | transformers.PreTrainedModel | None = None,
     *,
-    batch: int = 32,
+    batch: int | None = None,
     moe: str = "refuse",
     **hf_args: Any,
 ) -> Model:
@@ -65,7 +65,7 @@ def load_model(
 
     Args:
         pretrained: a Hub name, a folder, or a loaded model (then ``tokenizer=`` too); None is the demo model.
-        batch: rows of a batch during a search or dispatch.
+        batch: rows of a batch at most, during a search or dispatch; None is as many as memory holds, 32 on a CPU.
         moe: a model with mixture-of-experts layers: ``refuse`` it, or ``skip`` their routers and routed experts.
         hf_args: arguments of lm-eval's ``hf``, for example ``dtype="bfloat16"``, ``device`` and ``batch_size``.
 
@@ -75,7 +75,7 @@ def load_model(
         ModelError: the model cannot be loaded or adapted.
     """
     rows: Any = batch
-    if not isinstance(rows, int) or rows < 1:
+    if rows is not None and (not isinstance(rows, int) or rows < 1):
         raise ArgumentError(f"batch={batch} must be a whole number, at least 1")
     if isinstance(pretrained, Path):
         pretrained = str(pretrained.expanduser())

@@ -203,7 +203,12 @@ MODEL_ARGS: dict[str, ArgSpec] = {
         strategies=EXPERTS,
     ),
     "record": ArgSpec("file", None, "a JSON file for the adaptation records, besides results and cache"),
-    "batch": ArgSpec("integer", 32, "rows of a batch during a search or dispatch", low=1),
+    "batch": ArgSpec(
+        "integer",
+        None,
+        "rows of a batch at most, during a search or dispatch; by default as many as memory holds, 32 on a CPU",
+        low=1,
+    ),
     "workers": ArgSpec(
         "integer",
         None,
@@ -287,7 +292,7 @@ class Settings:
     moe: str
     overlap: Literal["mark", "refuse"]
     record: Path | None
-    batch: int
+    batch: int | None
     workers: int | None
     hf: Mapping[str, Any]
 

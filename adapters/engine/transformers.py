@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from t2.adapters.basis import Basis, fingerprint, matrix_digest
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
+from t2.adapters.engine.batching import Budget
+from t2.adapters.engine.costs import CostModel, FormName, Load, covered, spanning
 from t2.adapters.engine.decoding import Decoder
 from t2.adapters.engine.forms import ActiveRows, Forms
 from t2.adapters.engine.likelihood import Branches, LikelihoodModel
@@ -39,8 +42,13 @@ class TransformersEngine:
         tokenizer: its tokenizer, used to see stop texts.
         base_id: the name it was loaded by.
         revision: its revision.
-        batch_size: rows of a batch.
+        batch_size: rows of a batch at most; None for as many as memory holds and are worth it, 32 on a CPU.
         moe: what to do with mixture-of-experts layers; see :func:`t2.adapters.targets.find_targets`.
+
+    Attributes:
+        budget: bounds batches by the memory that earlier ones took.
+        costs: tells which form is faster.
+        form: the form of :meth:`generate`; None leaves it to ``costs``.
 
     Raises:
         ModelError: the model has nothing to adapt, or something that cannot be adapted.
@@ -55,21 +63,30 @@ class TransformersEngine:
         base_id: str,
         revision: str | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         moe: str = "refuse",
     ) -> None:
         self.model = model
         model.train(False).requires_grad_(False)
         keep_form(model)
         self.tokenizer = tokenizer
-        self.batch_size = batch_size
         self.targets: dict[str, Target] = find_targets(model, moe=moe)
         digests = {name: matrix_digest(target.matrix) for name, target in self.targets.items()}
         self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=fingerprint(digests))
         self.forms = Forms(base_id, self.targets, digests)
         self.lock = self.forms.lock
+        self.budget = Budget(model, batch_size)
+        self.costs = CostModel(model, self.forms)
+        self.form: FormName | None = None
         self._decoder = Decoder(model, tokenizer)
+        self._steps = _Steps()
+        self._span: list[Z] = []
         self.likelihood = LikelihoodModel(model)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch at most; less than asked for after memory ran out."""
+        return self.budget.most
 
     @property
     def device(self) -> torch.device:
@@ -130,28 +147,100 @@ class TransformersEngine:
         seed: int = 0,
         progress: str | None = None,
     ) -> list[Generated]:
-        """Continue prompts in batches of rows that each have their own mixture; see :class:`t2.adapters.engine.Engine`.
+        """Continue prompts; see :class:`t2.adapters.engine.Engine`.
 
-        Greedy answers and plain samples do not depend on which requests share a batch, but for rounding; a request
-        without a seed samples from one derived from ``seed`` and its place in the call.
+        Mixtures come in turn, in weight form, or all in one batch, in activation form, whichever is faster by
+        :attr:`costs`; in float32 the tokens are the same. Greedy answers and plain samples do not depend on which
+        requests share a batch, but for rounding; a request without a seed samples from one derived from ``seed`` and
+        its place in the call.
+
+        Raises:
+            ArgumentError: ``transformers`` refuses a request's arguments.
+            ModelError: memory does not hold one request; of more it holds as many as it can.
         """
         answers: list[Generated | None] = [None] * len(requests)
+        picked = _pick(rows, range(len(requests)))
+        seeds = [derive_seed(seed, "generate", i) if r.seed is None else r.seed for i, r in enumerate(requests)]
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             same = json.dumps([request.max_new_tokens, request.stop, sorted(request.kwargs.items())], default=repr)
             groups.setdefault(same, []).append(i)
-        batches = [b for group in groups.values() for b in self._batches(group, lambda i: len(requests[i].context))]
-        seeds = [derive_seed(seed, "generate", i) if r.seed is None else r.seed for i, r in enumerate(requests)]
+
+        def size(i: int) -> int:
+            return len(requests[i].context)
+
+        def answer(batch: list[int], shown: tqdm[Any], apart: bool) -> None:
+            asked = [requests[i] for i in batch]
+            used, index = _compact(mixtures, [picked[i] for i in batch]) if apart else ([None], None)
+            tokens = size(batch[0]) + asked[0].max_new_tokens
+            with self.activation(used, index) as active:
+                found = self.budget.watch(
+                    lambda: self._decoder.run(asked, [seeds[i] for i in batch], active.keep), len(batch) * tokens
+                )
+            for i, row in zip(batch, found, strict=True):
+                answers[i] = Generated(row)
+            self._steps.note([len(row) for row in found])
+            shown.update(len(batch))
+
+        def run(indices: list[int], shown: tqdm[Any], apart: bool) -> None:
+            waiting = sorted(indices, key=lambda i: (-size(i), i))
+            while waiting:
+                new = requests[waiting[0]].max_new_tokens
+                batch = waiting[: self._rows(size(waiting[0]), new)]
+                del waiting[: len(batch)]
+                what = f"{self.base.id} with prompts of {size(batch[0])} tokens and answers of {new}"
+                self.budget.shrinking(batch, lambda part: answer(part, shown, apart), what, self.forms.release)
+
+        def load(indices: list[int]) -> list[Load]:
+            found, left = [], sorted(indices, key=lambda i: (-size(i), i))
+            while left:
+                new = requests[left[0]].max_new_tokens
+                part = left[: self._rows(size(left[0]), new)]
+                del left[: len(part)]
+                found.append(Load(len(part), len(part) * size(part[0]), self._steps.expected(new)))
+            return found
+
         with _bar(progress, len(requests)) as bar:
-            for batch in batches:
-                used, index = _compact(mixtures, _pick(rows, batch))
-                asked = [requests[i] for i in batch]
-                with self.activation(used, index) as active:
-                    tokens = self._decoder.run(asked, [seeds[i] for i in batch], active.keep)
-                for i, row in zip(batch, tokens, strict=True):
-                    answers[i] = Generated(row)
-                bar.update(len(batch))
+            for group in groups.values():
+                own: dict[int, list[int]] = {}
+                for i in group:
+                    own.setdefault(picked[i], []).append(i)
+                if self._in_turn(
+                    [mixtures[m] for m in own], [x for some in own.values() for x in load(some)], load(group)
+                ):
+                    with self._switching([mixtures[m] for m in own]):
+                        for m, some in own.items():
+                            with self._timed_applied(mixtures[m]):
+                                run(some, bar, apart=False)
+                else:
+                    run(group, bar, apart=True)
         return [answer for answer in answers if answer is not None]
+
+    def _rows(self, prompt: int, new: int) -> int:
+        """Rows of a batch of prompts of so many tokens: by memory, and by the prompt tokens that are worth a pass."""
+        most = _BATCH_TOKENS[self.device.type == "cuda"] // max(1, prompt)
+        return max(1, min(self.budget.rows(prompt + new), most))
+
+    def _in_turn(self, mixtures: Sequence[Z | None], in_turn: Sequence[Load], in_one: Sequence[Load]) -> bool:
+        moving = [z for z in mixtures if z and any(bool((vector != 1).any()) for vector in z.values())]
+        if self.form is not None:
+            return self.form == "weight"
+        known = self.forms.kept_bytes > 0 and covered(moving, self._span)
+        return self.costs.choose(moving, in_turn, in_one, known) == "weight"
+
+    @contextlib.contextmanager
+    def _switching(self, mixtures: Sequence[Z | None]) -> Iterator[None]:
+        self._span = spanning(mixtures, self._span)
+        with self.forms.switching(self._span, mixtures) if self._span else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def _timed_applied(self, z: Z | None) -> Iterator[None]:
+        began = time.perf_counter()
+        with self.applied(z):
+            if z is not None:
+                self.costs.switched(time.perf_counter() - began, known=bool(self._span))
+            yield
 
     @torch.no_grad()
     def score(
@@ -173,25 +262,31 @@ class TransformersEngine:
         cut = len(begin)
         branches = [Branches(requests[u[0]].context[cut:], tuple(requests[i].continuation for i in u)) for u in units]
         prefix, prefix_of = None, [-1]
+        most = _BATCH_TOKENS[self.device.type == "cuda"]
+        # A row holds the keys and values of the prefix too.
+        rows_of_batch = min(self.batch_size, max(1, most // max(1, cut)))
         with _bar(progress, len(requests)) as bar:
-            most = _BATCH_TOKENS[self.device.type == "cuda"]
-            # A row holds the keys and values of the prefix too.
-            rows_of_batch = min(self.batch_size, max(1, most // max(1, cut)))
-            for batch in self.likelihood.batches([[item] for item in branches], most, rows_of_batch):
+
+            def answer(batch: list[int]) -> None:
+                nonlocal prefix, prefix_of
                 work = [branches[unit] for unit in batch]
                 packed = self.likelihood.rows(work, [picked[units[unit][0]] for unit in batch])
                 own = [picked[units[batch[row[0]]][0]] for row in packed]
                 used, index = _compact(mixtures, own)
                 if begin and prefix_of != sorted(set(own)):
-                    prefix_of = sorted(set(own))
                     with self.activation(used, None if index is None else torch.arange(len(used))):
                         prefix = self.likelihood.prefix(begin, len(used))
+                    prefix_of = sorted(set(own))
                 with self.activation(used, index):
                     spans = self.likelihood.run(work, packed, prefix, None if index is None else index.tolist())
                 order = [i for unit in batch for i in units[unit]]
                 for i, value, greedy in zip(order, spans.loglikelihoods().tolist(), spans.greedy(), strict=True):
                     answers[i] = Scored(value, greedy)
                 bar.update(len(order))
+
+            for batch in self.likelihood.batches([[item] for item in branches], most, rows_of_batch):
+                what = f"{self.base.id} with texts of {max(branches[unit].inputs for unit in batch)} tokens"
+                self.budget.shrinking(batch, answer, what, self.forms.release)
         return [answer for answer in answers if answer is not None]
 
     def _shared_prefix(self, contexts: Sequence[tuple[int, ...]], mixtures: int) -> tuple[int, ...]:
@@ -213,20 +308,22 @@ class TransformersEngine:
             logits: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits
         return list(logits.clone())
 
-    def _batches(self, indices: list[int], length: Callable[[int], int]) -> list[list[int]]:
-        """Longest first, at most ``batch_size`` rows and a bounded number of padded tokens a batch."""
-        most = _BATCH_TOKENS[self.device.type == "cuda"]
-        batches: list[list[int]] = []
-        for i in sorted(indices, key=lambda i: (-length(i), i)):
-            if (
-                batches
-                and len(batches[-1]) < self.batch_size
-                and (len(batches[-1]) + 1) * length(batches[-1][0]) <= most
-            ):
-                batches[-1].append(i)
-            else:
-                batches.append([i])
-        return batches
+
+class _Steps:
+    """How many tokens answers turn out to have."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._answers = 0
+
+    def note(self, lengths: Sequence[int]) -> None:
+        """Remember some answers' lengths."""
+        self._tokens += sum(lengths)
+        self._answers += len(lengths)
+
+    def expected(self, most: int) -> int:
+        """Of an answer of at most so many."""
+        return min(most, round(self._tokens / self._answers)) if self._answers else most
 
 
 def _pick(rows: Sequence[int] | None, batch: Sequence[int]) -> list[int]:

@@ -1,0 +1,178 @@
+"""Which form runs a population, what memory allows, what happens when it runs out, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from t2.adapters.engine.base import GenerateRequest, ScoreRequest
+from t2.adapters.engine.costs import Load, covered, spanning
+from t2.adapters.engine.transformers import TransformersEngine
+from t2.adapters.expert import Z
+from t2.core.errors import ModelError
+from tests.adapters.checks import weights
+from tests.adapters.conftest import make_model, make_tokenizer, random_z
+
+PROMPTS = ["the cat", "a", "1 + 2 =", "stop the ab", "Zebra? no"]
+
+
+def encode(text: str) -> tuple[int, ...]:
+    return tuple(make_tokenizer().encode(text, add_special_tokens=False))
+
+
+def fresh() -> TransformersEngine:
+    return TransformersEngine(make_model("llama"), make_tokenizer(), "tiny-llama")
+
+
+def population(engine: TransformersEngine, count: int) -> tuple[list[Z | None], list[GenerateRequest], list[int]]:
+    """Mixtures of two experts, the base among them, each on all prompts."""
+    one, two = random_z(engine, 1), random_z(engine, 2)
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(count, 2, generator=generator).tolist()
+    mixtures: list[Z | None] = [None, *({n: a * one[n] + b * two[n] for n in one} for a, b in shares)]
+    rows = [m for m in range(len(mixtures)) for _ in PROMPTS]
+    return mixtures, [GenerateRequest(encode(prompt), 10, ("a",)) for prompt in PROMPTS] * len(mixtures), rows
+
+
+@contextlib.contextmanager
+def failing(engine: TransformersEngine, error: Callable[[int], BaseException | None]) -> Iterator[None]:
+    """Context in which the model's embedding fails where ``error``, given the number of its tokens, says so."""
+
+    def check(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        found = error(args[0].numel())
+        if found is not None:
+            raise found
+
+    handle = engine.model.get_input_embeddings().register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_both_forms_answer_a_population_alike() -> None:
+    engine = fresh()
+    mixtures, requests, rows = population(engine, 6)
+    before = weights(engine)
+    engine.form = "activation"
+    expected = engine.generate(requests, mixtures, rows)
+    engine.form = "weight"
+    assert engine.generate(requests, mixtures, rows) == expected
+    assert engine.forms.kept_bytes > 0
+    assert len({answer.tokens for answer in expected}) > len(PROMPTS)
+    assert weights(engine) == before
+
+
+def test_the_faster_form_is_chosen_and_measured_once() -> None:
+    engine = fresh()
+    mixtures = [random_z(engine, seed) for seed in range(4)]
+    in_turn, in_one = [Load(8, 800, 40)] * 4, [Load(32, 3200, 40)]
+    assert engine.costs.choose(mixtures, [Load(2, 20, 4)], [Load(2, 20, 4)], False) == "activation"
+    assert engine.costs.measured == {}
+    chosen = engine.costs.choose(mixtures, in_turn, in_one, False)
+    seen = dict(engine.costs.measured)
+    assert set(seen) == {"weight 8", "weight 64", "activation 32", "activation 64", "switch"}
+    assert engine.costs.last["form"] == chosen
+    other = "activation" if chosen == "weight" else "weight"
+    assert float(engine.costs.last[chosen]) <= float(engine.costs.last[other])
+    # Much more work in one form than in the other decides whatever the machine.
+    assert engine.costs.choose(mixtures, in_turn, [Load(32, 3200, 10**6)], False) == "weight"
+    assert engine.costs.choose(mixtures, [Load(8, 800, 10**6)] * 4, in_one, False) == "activation"
+    assert engine.costs.measured == seen
+
+
+def test_few_mixtures_span_a_population() -> None:
+    engine = fresh()
+    mixtures, _, _ = population(engine, 8)
+    span = spanning(mixtures, [])
+    assert len(span) == 2
+    assert covered(mixtures, span)
+    assert not covered([random_z(engine, 9)], span)
+    assert [id(z) for z in spanning(mixtures[::-1], span)] == [id(z) for z in span]
+    others: list[Z | None] = [random_z(engine, seed) for seed in range(10, 16)]
+    assert not covered(others, span)
+    assert spanning(others, span) == []
+    assert spanning([None], span) == []
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
+    engine = fresh()
+    mixtures, requests, rows = population(engine, 3)
+    expected = engine.generate(requests, mixtures, rows)
+    # More than 3 rows of the longest prompt, 9 tokens.
+    with failing(engine, lambda tokens: torch.OutOfMemoryError("CUDA out of memory") if tokens > 33 else None):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert engine.generate(requests, mixtures, rows) == expected
+        assert [str(warning.message).split(": ")[1] for warning in told] == [
+            f"out of memory with {rows} rows, going on with {rows // 2}" for rows in (20, 10, 5)
+        ]
+        assert engine.batch_size == 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert engine.generate(requests, mixtures, rows) == expected
+
+
+def test_scores_too_are_computed_in_halves() -> None:
+    engine = fresh()
+    asked = [ScoreRequest(encode(prompt) * 8, encode(choice)) for prompt in PROMPTS for choice in ("ab", "stop")]
+    mixtures: list[Z | None] = [None, random_z(engine, 1)]
+    rows = [i // 2 % 2 for i in range(len(asked))]
+    expected = engine.score(asked, mixtures, rows)
+    message = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    with (
+        failing(engine, lambda tokens: RuntimeError(message) if tokens > 200 else None),
+        pytest.warns(UserWarning, match="out of memory with 5 rows, going on with 2"),
+    ):
+        found = engine.score(asked, mixtures, rows)
+    for one, other in zip(found, expected, strict=True):
+        assert one.loglikelihood == pytest.approx(other.loglikelihood, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*out of memory with")
+def test_one_request_too_large_for_memory_is_one_line() -> None:
+    engine = fresh()
+    with (
+        failing(engine, lambda _: torch.OutOfMemoryError("out of memory")),
+        pytest.raises(ModelError, match=r"prompts of 2 tokens and answers of 5 does not fit into the memory of cpu"),
+    ):
+        engine.generate([GenerateRequest(encode("ab") * 2, 5)] * 3)
+    with failing(engine, lambda _: RuntimeError("shapes differ")), pytest.raises(RuntimeError, match="shapes differ"):
+        engine.generate([GenerateRequest(encode("ab"), 5)] * 3)
+
+
+@pytest.mark.parametrize("form", ["weight", "activation"])
+def test_an_interruption_leaves_no_hooks_and_the_base_weights(form: str) -> None:
+    engine = fresh()
+    mixtures, requests, rows = population(engine, 4)
+    expected, before = engine.generate(requests), weights(engine)
+    engine.form = "weight" if form == "weight" else "activation"
+    steps: list[int] = []
+
+    def interrupt(tokens: int) -> BaseException | None:
+        steps.append(tokens)
+        return KeyboardInterrupt() if len(steps) == 8 else None
+
+    with failing(engine, interrupt), pytest.raises(KeyboardInterrupt):
+        engine.generate(requests, mixtures, rows)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in engine.model.modules())
+    assert weights(engine) == before
+    assert engine.generate(requests) == expected
+
+
+def test_batches_are_bounded_by_what_batches_took() -> None:
+    engine = fresh()
+    budget = engine.budget
+    at_first = budget.rows(100)
+    assert at_first == 32
+    block: list[torch.Tensor] = []
+    # 256 MB for 16 tokens: a real peak, larger than the process was before.
+    budget.watch(lambda: block.append(torch.ones(2**26)), 16)
+    assert budget.bytes_per_token > 2**22
+    assert budget.rows(10**6) == 1
+    block.clear()
+    assert TransformersEngine(engine.model, make_tokenizer(), "tiny", batch_size=3).budget.rows(100) == 3
