@@ -114,7 +114,7 @@ def check_experts_move(runtime: Runtime) -> None:
         ExpertError: an expert that is not z = 1 leaves the logits of a probe text unchanged.
     """
     moving = [expert for expert in runtime.taking_part if moves(expert.z)]
-    width = max(1, min(runtime.settings.batch, _PROBED) - 1)
+    width = max(1, min(runtime.settings.batch or _PROBED, _PROBED) - 1)
     for start in range(0, len(moving), width):
         batch = moving[start : start + width]
         base, *adapted = runtime.probes([None, *(expert.z for expert in batch)])

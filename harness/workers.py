@@ -14,6 +14,9 @@ from t2.core.errors import ArgumentError
 from t2.harness.args import Settings
 from t2.harness.base import base_id, open_base
 
+_ROWS = 32
+"""Rows of a worker's batch where the user names no bound."""
+
 
 @dataclass(frozen=True)
 class EngineSpec:
@@ -68,8 +71,8 @@ def start_workers(settings: Settings, home: Engine) -> PooledEngine:
         raise ArgumentError("workers needs pretrained= as a name or folder; a model in memory cannot be sent to them")
     if settings.engine != "hf" or not isinstance(home, TransformersEngine):
         raise ArgumentError(f"workers works with engine=hf, not with engine={settings.engine}")
-    spec = EngineSpec(pretrained, settings.engine, hf, settings.batch, settings.moe)
+    spec = EngineSpec(pretrained, settings.engine, hf, settings.batch or _ROWS, settings.moe)
     workers = Workers(spec, settings.workers, home.base, gpus=1 if home.device.type == "cuda" else 0)
-    pooled = PooledEngine(home, workers, settings.batch)
+    pooled = PooledEngine(home, workers, settings.batch or _ROWS)
     weakref.finalize(pooled, workers.close)
     return pooled

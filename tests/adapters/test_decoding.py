@@ -16,7 +16,7 @@ from tests.adapters.conftest import make_model, make_tokenizer, random_z
 from tests.adapters.families import FAMILIES
 
 PROMPTS = ["the cat", "a", "1 + 2 =", "stop the ab", "Zebra? no", "0123456789", "q"]
-SAMPLED = {"do_sample": True, "temperature": 1.2, "top_p": 0.95}
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.2, "top_p": 0.95}
 
 
 def requests(count: int = 7, most: int = 12, stop: tuple[str, ...] = (), **kwargs: Any) -> list[GenerateRequest]:
