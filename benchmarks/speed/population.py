@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from benchmarks.speed.reference import Reference
 from benchmarks.speed.rows import Row, in_turn
@@ -64,8 +63,7 @@ def _measure(args: argparse.Namespace, size: _Size, dtype: str, engine: Transfor
     mixtures: list[Z | None] = [_mix(experts, candidate) for candidate in candidates]
     requests = asked * len(mixtures)
     owners = [m for m in range(len(mixtures)) for _ in asked]
-    engine.bases(list(experts[0]))
-    reference = Reference(engine.model, engine.targets)
+    reference = Reference(engine.model, engine.targets, engine.bases(engine.targets, progress=False))
 
     def theirs() -> list[Generated]:
         found: list[Generated] = []
@@ -159,7 +157,8 @@ def _candidates(count: int, seed: int) -> list[tuple[float, ...]]:
 
 
 def _mix(experts: Sequence[Z], shares: Sequence[float]) -> Z:
-    return {n: 1 + sum(a * (z[n] - 1) for a, z in zip(shares, experts, strict=True)) for n in experts[0]}
+    weights = torch.tensor(shares)
+    return {n: 1 + weights @ torch.stack([z[n] - 1 for z in experts]) for n in experts[0]}
 
 
 @torch.no_grad()
@@ -167,8 +166,9 @@ def _generate(
     engine: TransformersEngine, requests: Sequence[GenerateRequest], endless: bool = False
 ) -> list[Generated]:
     """By ``generate`` of transformers, all in one batch."""
-    first, model = requests[0], engine.model
+    first = requests[0]
     width = max(len(request.context) for request in requests)
+    model: Any = engine.model
     pad = engine.tokenizer.pad_token_id or 0
     ids = torch.full((len(requests), width), pad)
     mask = torch.zeros_like(ids)
@@ -178,8 +178,7 @@ def _generate(
     more: dict[str, Any] = {"min_new_tokens": first.max_new_tokens} if endless else {}
     if first.stop and not endless:
         more |= {"stop_strings": list(first.stop), "tokenizer": engine.tokenizer}
-    out: Any = transformers.GenerationMixin.generate(
-        model,
+    out: Any = model.generate(
         input_ids=ids.to(engine.device),
         attention_mask=mask.to(engine.device),
         max_new_tokens=first.max_new_tokens,
@@ -204,7 +203,7 @@ def _cut(engine: TransformersEngine, tokens: Sequence[int], stop: Sequence[str])
 def _best(engine: TransformersEngine, answers: Sequence[Generated], gold: Sequence[str], candidates: int) -> int:
     def value(number: int) -> tuple[int, int, int]:
         own = answers[number * len(gold) : (number + 1) * len(gold)]
-        texts = [engine.tokenizer.decode(list(answer.tokens)) for answer in own]
+        texts = [str(engine.tokenizer.decode(list(answer.tokens))) for answer in own]
         numbers = [re.findall(r"-?\d+", text.replace(",", "")) for text in texts]
         right = sum(bool(n) and n[-1] == g for n, g in zip(numbers, gold, strict=True))
         held = sum(g in n for n, g in zip(numbers, gold, strict=True))
@@ -215,6 +214,7 @@ def _best(engine: TransformersEngine, answers: Sequence[Generated], gold: Sequen
 
 def _multiplications(engine: TransformersEngine) -> float:
     """Multiplications of a token in activation form over those of the base: the floor of its time where these bind."""
-    head = engine.model.get_output_embeddings().weight.numel()
+    model: Any = engine.model
+    head = int(model.get_output_embeddings().weight.numel())
     base = head + sum(target.parameter.numel() for target in engine.targets.values())
     return (base + sum(2 * target.rank**2 for target in engine.targets.values())) / base
