@@ -182,7 +182,7 @@ def _open_vllm(pretrained: str | transformers.PreTrainedModel | None, args: dict
     return vllm_module().AdaptableVLLM(pretrained, **args)
 
 
-def open_engine(lm: Any, name: str, revision: str | None, batch: int, moe: str) -> Engine:
+def open_engine(lm: Any, name: str, revision: str | None, batch: int | None, moe: str) -> Engine:
     """t2's engine over the model that lm-eval's holds.
 
     Args:
