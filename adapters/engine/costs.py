@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from t2.adapters.engine.forms import Forms
 from t2.adapters.expert import Z
+from t2.core.digests import canonical_json, digest_of
+from t2.core.errors import StorageError
+from t2.core.files import atomic_write
+from t2.core.settings import cache_dir
 
 FormName = Literal["weight", "activation"]
 
@@ -43,29 +51,32 @@ class Load:
 class CostModel:
     """Seconds that a piece of work takes in either form.
 
-    A pass over m tokens is timed once per form and power of two, a change of the weights whenever one is made.
+    A pass over m tokens is timed once per form and power of two, a change of the weights when it is first made. What
+    was timed is kept in the cache, and holds from then on: timed anew at every start, near-ties of the two forms would
+    be decided now this way and now that, and with them near-ties of answers in bfloat16.
 
     Args:
         model: the model.
         forms: its forms.
+        of: tells models apart, for example by their fingerprint.
         clock: seconds.
     """
 
-    def __init__(self, model: Any, forms: Forms, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, model: Any, forms: Forms, of: str = "", clock: Callable[[], float] = time.perf_counter) -> None:
         self._model = model
         self._forms = forms
+        self._of = of
         self._clock = clock
         # Of a prompt only the last logits are computed.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
-        self._passes: dict[tuple[FormName, int], float] = {}
+        self._fixed: dict[str, float] | None = None
         self._switch: dict[bool, float] = {}
         self.last: dict[str, float | str] = {}
 
     @property
     def measured(self) -> Mapping[str, float]:
         """Seconds by what was timed: ``activation 32`` is one token of 32 rows; ``switch`` a change of the weights."""
-        found = {f"{form} {tokens}": seconds for (form, tokens), seconds in sorted(self._passes.items())}
-        return found | {"switch (sum)" if known else "switch": seconds for known, seconds in self._switch.items()}
+        return dict(self._fixed or {})
 
     def switched(self, seconds: float, known: bool) -> None:
         """Note what a change of the weights took; ``known`` says that it was a sum of what was in memory."""
@@ -89,18 +100,52 @@ class CostModel:
         chunk = _CHUNK[self._model.device.type == "cuda"]
         if not mixtures or tokens < _WORTH * chunk:
             return "activation"
-        if not self._switch:
-            began = self._clock()
-            with self._forms.applied(mixtures[0]):
-                self._wait()
-                self.switched(self._clock() - began, known=False)
-        change = self._switch.get(known, self._switch.get(False, max(self._switch.values())))
+        before = dict(self._known())
+        change = self._change(mixtures[0], known)
         weight = change * len(mixtures) + sum(self._seconds("weight", load, mixtures) for load in in_turn)
         activation = sum(self._seconds("activation", load, mixtures) for load in in_one)
+        if self._known() != before:
+            self._keep()
         chosen: FormName = "weight" if weight < activation else "activation"
         self.last = {"form": chosen, "weight": weight, "activation": activation}
         _log.debug("%d mixtures: %.1f s in weight form, %.1f s in activation form", len(mixtures), weight, activation)
         return chosen
+
+    def _change(self, mixture: Z | None, known: bool) -> float:
+        """Seconds of a change of the weights; where a sum was never timed, those of any other change."""
+        fixed = self._known()
+        if known and True in self._switch:
+            return fixed.setdefault("switch (sum)", self._switch[True])
+        if known and "switch (sum)" in fixed:
+            return fixed["switch (sum)"]
+        if "switch" not in fixed:
+            for _ in range(2):  # the first may still read the basis from disk
+                began = self._clock()
+                with self._forms.applied(mixture):
+                    self._wait()
+                    self.switched(self._clock() - began, known=False)
+            fixed["switch"] = self._switch[False]
+        return fixed["switch"]
+
+    def _known(self) -> dict[str, float]:
+        if self._fixed is None:
+            self._fixed = {}
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stored = json.loads(self._path().read_text())
+                self._fixed = {str(name): float(seconds) for name, seconds in stored.items()}
+        return self._fixed
+
+    def _keep(self) -> None:
+        try:
+            atomic_write(self._path(), canonical_json(self._known()).encode())
+        except StorageError as error:
+            _log.warning("%s", error)
+
+    def _path(self) -> Path:
+        device = self._model.device
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+        content = [1, self._of, str(self._model.dtype), machine, torch.get_num_threads(), torch.__version__]
+        return cache_dir() / "costs" / f"{digest_of(content)}.json"
 
     def _seconds(self, form: FormName, load: Load, mixtures: Sequence[Z | None]) -> float:
         chunk = _CHUNK[self._model.device.type == "cuda"]
@@ -110,16 +155,16 @@ class CostModel:
         return load.steps * step + load.prompt / chunk * self._pass(form, 1, chunk, mixtures)
 
     def _pass(self, form: FormName, rows: int, width: int, mixtures: Sequence[Z | None]) -> float:
-        key: tuple[FormName, int] = (form, rows * width)
-        if key not in self._passes:
+        fixed, key = self._known(), f"{form} {rows * width}"
+        if key not in fixed:
             ids = torch.zeros(rows, width, dtype=torch.long, device=self._model.device)
             if form == "weight":
-                self._passes[key] = self._timed(ids)
+                fixed[key] = self._timed(ids)
             else:
                 some = list(mixtures[:rows])
                 with self._forms.activation(some, torch.arange(rows) % len(some)):
-                    self._passes[key] = self._timed(ids)
-        return self._passes[key]
+                    fixed[key] = self._timed(ids)
+        return fixed[key]
 
     def _timed(self, ids: torch.Tensor) -> float:
         seconds = []

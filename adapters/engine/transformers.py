@@ -76,7 +76,7 @@ class TransformersEngine:
         self.forms = Forms(base_id, self.targets, digests)
         self.lock = self.forms.lock
         self.budget = Budget(model, batch_size)
-        self.costs = CostModel(model, self.forms)
+        self.costs = CostModel(model, self.forms, self.base.fingerprint)
         self.form: FormName | None = None
         self._decoder = Decoder(model, tokenizer)
         self._steps = _Steps()

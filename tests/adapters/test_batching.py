@@ -85,6 +85,16 @@ def test_the_faster_form_is_chosen_and_measured_once() -> None:
     assert engine.costs.measured == seen
 
 
+def test_what_was_measured_holds_for_later_runs() -> None:
+    mixtures = [random_z(fresh(), seed) for seed in range(4)]
+    work = [Load(8, 800, 40)] * 4, [Load(32, 3200, 40)]
+    first, later = fresh(), fresh()
+    first.costs.choose(mixtures, *work, False)
+    later.costs.choose(mixtures, *work, False)
+    assert later.costs.measured == first.costs.measured
+    assert later.costs.last == first.costs.last
+
+
 def test_few_mixtures_span_a_population() -> None:
     engine = fresh()
     mixtures, _, _ = population(engine, 8)

@@ -33,13 +33,13 @@ NAMES = [
 GENERATE = "(self, prompts, *, max_new_tokens=128, stop=(), chat=False, system=None, seed=0, **generate_kwargs)"
 LOGLIKELIHOODS = "(self, prompt, choices, *, chat=False, system=None)"
 SIGNATURES = {
-    "load_model": "(pretrained=None, *, batch=32, moe='refuse', **hf_args)",
+    "load_model": "(pretrained=None, *, batch=None, moe='refuse', **hf_args)",
     "make_config": "(where=None, **values)",
     "mix": "(name, experts, alpha=None, *, space='paper', normalise='none', rescale='none', layers=None, rank=None, "
     "transfer='none', model=None, domain=None, folder=None, overwrite=False)",
     "read_records": "(path)",
     "train": "(config, *, folder=None, overwrite=False, continue_=False, checkpoint_every=5, include_path=None, "
-    "trackers=(), tracker_dir=None, lm=None, task=None, progress=True)",
+    "trackers=(), tracker_dir=None, checkpointing='auto', rollouts=None, lm=None, task=None, progress=True)",
     "Model.adapt": "(self, strategy=None, *, examples=None, prompts=None, task=None, experts=None, score=None, "
     "stop=None, max_new_tokens=None, chat=False, system=None, num_fewshot=None, include_path=None, **options)",
     "Model.experts": "(self)",
