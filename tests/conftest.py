@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # vLLM wants other versions of many libraries, so its tests run where it is installed: `make vllm-test`.
 collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and so would be all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

@@ -99,7 +99,7 @@ class Runs:
 
 
 CHOICES = ("planted_choices", "--steps", "6", "--validate-every", "3", "--kl", "0.05")
-TEXTS = ("planted_texts", "--steps", "4", "--validate-every", "4", "--samples", "6", "--baseline", "rloo")
+TEXTS = ("planted_texts", "--steps", "6", "--validate-every", "2", "--samples", "6", "--baseline", "rloo")
 
 
 def points(folder: Path) -> list[tuple[int, str, float, float]]:
