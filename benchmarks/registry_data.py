@@ -228,6 +228,8 @@ def fill(
         connection.commit()
         connection.autocommit = True
         connection.execute("VACUUM (ANALYZE)")
+        # Else the database writes what was filled in to disk while it is measured, for minutes.
+        connection.execute("CHECKPOINT")
         connection.autocommit = False
     finally:
         raw.invalidate()

@@ -199,6 +199,7 @@ def fill_mlflow(url: str, entries: int) -> None:
         for statement in statements:
             connection.execute(statement.encode())
         connection.execute("VACUUM (ANALYZE)")
+        connection.execute("CHECKPOINT")
 
 
 def fill_t2(url: str, folder: Path, entries: int) -> None:
