@@ -48,7 +48,7 @@ class TransformersEngine:
     Attributes:
         budget: bounds batches by the memory that earlier ones took.
         costs: tells which form is faster.
-        form: the form of :meth:`generate`; None leaves it to ``costs``.
+        form: the form of :meth:`generate` and :meth:`score`; None leaves it to ``costs``.
 
     Raises:
         ModelError: the model has nothing to adapt, or something that cannot be adapted.
@@ -251,43 +251,87 @@ class TransformersEngine:
         *,
         progress: str | None = None,
     ) -> list[Scored]:
-        """Log-likelihoods of continuations, softmax in float32; see :class:`t2.adapters.engine.Engine`."""
+        """Log-likelihoods of continuations, softmax in float32; see :class:`t2.adapters.engine.Engine`.
+
+        Mixtures come in turn or in one batch, as in :meth:`generate`.
+        """
         answers: list[Scored | None] = [None] * len(requests)
         picked = _pick(rows, range(len(requests)))
+        own: dict[int, list[int]] = {}
+        for i, mixture in enumerate(picked):
+            own.setdefault(mixture, []).append(i)
+        loads = [Load(1, sum(item.inputs for item in self._branches(requests, some)), 0) for some in own.values()]
+        whole = Load(1, sum(load.prompt for load in loads), 0)
+        with _bar(progress, len(requests)) as bar:
+            if self._in_turn([mixtures[m] for m in own], loads, [whole]):
+                with self._switching([mixtures[m] for m in own]):
+                    for m, some in own.items():
+                        with self._timed_applied(mixtures[m]):
+                            self._score(requests, {0: some}, (None,), answers, bar)
+            else:
+                self._score(requests, own, mixtures, answers, bar)
+        return [answer for answer in answers if answer is not None]
+
+    def _units(self, requests: Sequence[ScoreRequest], indices: Sequence[int]) -> list[list[int]]:
+        """Requests that are computed together: those of one context, where contexts are shared."""
         shared: dict[tuple[object, ...], list[int]] = {}
-        for i, request in enumerate(requests):
-            shared.setdefault((request.context, picked[i]) if self.likelihood.share else (i,), []).append(i)
-        units = list(shared.values())
-        begin = self._shared_prefix([requests[u[0]].context for u in units], len(set(picked)))
+        for i in indices:
+            shared.setdefault((requests[i].context,) if self.likelihood.share else (i,), []).append(i)
+        return list(shared.values())
+
+    def _branches(self, requests: Sequence[ScoreRequest], indices: Sequence[int]) -> list[Branches]:
+        units = self._units(requests, indices)
+        return [Branches(requests[u[0]].context, tuple(requests[i].continuation for i in u)) for u in units]
+
+    def _score(
+        self,
+        requests: Sequence[ScoreRequest],
+        own: Mapping[int, Sequence[int]],
+        mixtures: Sequence[Z | None],
+        answers: list[Scored | None],
+        bar: tqdm[Any],
+    ) -> None:
+        """Score requests in batches of rows with their own mixtures.
+
+        Args:
+            requests: of the call.
+            own: the requests to score, by their mixture.
+            mixtures: the mixtures.
+            answers: take the results.
+            bar: is told of them.
+        """
+        units = [(m, unit) for m, some in own.items() for unit in self._units(requests, some)]
+        begin = self._shared_prefix([requests[unit[0]].context for _, unit in units], len(own))
         cut = len(begin)
-        branches = [Branches(requests[u[0]].context[cut:], tuple(requests[i].continuation for i in u)) for u in units]
+        branches = [
+            Branches(requests[unit[0]].context[cut:], tuple(requests[i].continuation for i in unit))
+            for _, unit in units
+        ]
         prefix, prefix_of = None, [-1]
         most = _BATCH_TOKENS[self.device.type == "cuda"]
         # A row holds the keys and values of the prefix too.
         rows_of_batch = min(self.batch_size, max(1, most // max(1, cut)))
-        with _bar(progress, len(requests)) as bar:
 
-            def answer(batch: list[int]) -> None:
-                nonlocal prefix, prefix_of
-                work = [branches[unit] for unit in batch]
-                packed = self.likelihood.rows(work, [picked[units[unit][0]] for unit in batch])
-                own = [picked[units[batch[row[0]]][0]] for row in packed]
-                used, index = _compact(mixtures, own)
-                if begin and prefix_of != sorted(set(own)):
-                    with self.activation(used, None if index is None else torch.arange(len(used))):
-                        prefix = self.likelihood.prefix(begin, len(used))
-                    prefix_of = sorted(set(own))
-                with self.activation(used, index):
-                    spans = self.likelihood.run(work, packed, prefix, None if index is None else index.tolist())
-                order = [i for unit in batch for i in units[unit]]
-                for i, value, greedy in zip(order, spans.loglikelihoods().tolist(), spans.greedy(), strict=True):
-                    answers[i] = Scored(value, greedy)
-                bar.update(len(order))
+        def answer(batch: list[int]) -> None:
+            nonlocal prefix, prefix_of
+            work = [branches[unit] for unit in batch]
+            packed = self.likelihood.rows(work, [units[unit][0] for unit in batch])
+            of_rows = [units[batch[row[0]]][0] for row in packed]
+            used, index = _compact(mixtures, of_rows)
+            if begin and prefix_of != sorted(set(of_rows)):
+                with self.activation(used, None if index is None else torch.arange(len(used))):
+                    prefix = self.likelihood.prefix(begin, len(used))
+                prefix_of = sorted(set(of_rows))
+            with self.activation(used, index):
+                spans = self.likelihood.run(work, packed, prefix, None if index is None else index.tolist())
+            order = [i for unit in batch for i in units[unit][1]]
+            for i, value, greedy in zip(order, spans.loglikelihoods().tolist(), spans.greedy(), strict=True):
+                answers[i] = Scored(value, greedy)
+            bar.update(len(order))
 
-            for batch in self.likelihood.batches([[item] for item in branches], most, rows_of_batch):
-                what = f"{self.base.id} with texts of {max(branches[unit].inputs for unit in batch)} tokens"
-                self.budget.shrinking(batch, answer, what, self.forms.release)
-        return [answer for answer in answers if answer is not None]
+        for batch in self.likelihood.batches([[item] for item in branches], most, rows_of_batch):
+            what = f"{self.base.id} with texts of {max(branches[unit].inputs for unit in batch)} tokens"
+            self.budget.shrinking(batch, answer, what, self.forms.release)
 
     def _shared_prefix(self, contexts: Sequence[tuple[int, ...]], mixtures: int) -> tuple[int, ...]:
         """The tokens that all contexts begin with, where computing them once for each mixture saves work."""

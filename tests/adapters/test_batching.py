@@ -67,6 +67,23 @@ def test_both_forms_answer_a_population_alike() -> None:
     assert weights(engine) == before
 
 
+def test_both_forms_score_a_population_alike() -> None:
+    engine = fresh()
+    several, _, _ = population(engine, 6)
+    requests = [ScoreRequest((5, 6, 7 + i % 4), (8 + i % 3, 9)) for i in range(48)]
+    rows = [i % 7 for i in range(48)]
+    before = weights(engine)
+    engine.form = "activation"
+    expected = engine.score(requests, several, rows)
+    engine.form = "weight"
+    found = engine.score(requests, several, rows)
+    assert [one.greedy for one in found] == [one.greedy for one in expected]
+    values = [one.loglikelihood for one in expected]
+    assert [one.loglikelihood for one in found] == pytest.approx(values, abs=1e-3)
+    assert len({round(value, 3) for value in values}) > 12
+    assert weights(engine) == before
+
+
 def test_the_faster_form_is_chosen_and_measured_once() -> None:
     engine = fresh()
     mixtures = [random_z(engine, seed) for seed in range(4)]
