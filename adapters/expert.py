@@ -18,6 +18,7 @@ from t2.adapters.basis import Basis
 from t2.core.errors import ArgumentError, ExpertMismatchError
 from t2.core.expertfile import ExpertFile, Vector, read_expert, write_expert
 from t2.core.manifest import BaseModelRef, Manifest
+from t2.core.record import Transferred
 
 Z = dict[str, torch.Tensor]
 """z by parameter name, each of shape (r,), float32, on the CPU. A matrix that is absent keeps z = 1."""
@@ -36,6 +37,7 @@ class Expert:
         digest: SHA-256 of its file, its identity.
         reference: the version of a registry that it came from; None for a file.
         reason: why it was chosen, where nobody named it.
+        transferred: of which base it was before :mod:`t2.adapters.transfer` resampled it; None for one of its own base.
     """
 
     manifest: Manifest
@@ -43,6 +45,7 @@ class Expert:
     digest: str
     reference: str | None = field(default=None, compare=False)
     reason: str | None = field(default=None, compare=False)
+    transferred: Transferred | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -106,12 +109,12 @@ def check_expert(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -
         if name not in ranks:
             raise ExpertMismatchError(
                 f"expert {expert.name} scales {name}, which {base.id} does not have; it was trained on "
-                f"{expert.manifest.base.id}: choose an expert of {base.id} or that model"
+                f"{expert.manifest.base.id}: choose an expert of {base.id} or that model, or use transfer=resample"
             )
         if ranks[name] != rank:
             raise ExpertMismatchError(
                 f"expert {expert.name} has rank {rank} for {name}, {base.id} has {ranks[name]}; it was trained on "
-                f"{expert.manifest.base.id}: choose an expert of {base.id} or that model"
+                f"{expert.manifest.base.id}: choose an expert of {base.id} or that model, or use transfer=resample"
             )
     if expert.manifest.base.fingerprint != base.fingerprint:
         raise ExpertMismatchError(

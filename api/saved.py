@@ -112,7 +112,7 @@ def mixed(
         model: the base model; None takes the experts' word for it.
 
     Raises:
-        ArgumentError: an option or α does not fit, or ``rescale`` is wanted without a model.
+        ArgumentError: an option or α does not fit, or ``rescale`` or ``transfer=resample`` is wanted without a model.
         ExpertMismatchError: the experts are of several base models.
     """
     read = read_named(experts)
@@ -120,6 +120,7 @@ def mixed(
     settings = parse_args({"adapt": "mix", "experts": names, "alpha": alpha, **options})
     if model is None and settings.rescale != "none":
         raise ArgumentError("rescale=nuclear needs the singular values of the base model; give the model")
+    _check_resample(settings, model)
     base = read[0].manifest.base if model is None else model.base
     ranks = model.engine.ranks() if model is not None else {k: r for e in read for k, r in e.manifest.targets.items()}
     prepared = prepare_experts(settings, read, base, ranks)
@@ -152,7 +153,7 @@ def mix(
         experts: what to mix: names joined by ``+``, or a list of names, files, folders and experts.
         alpha: a coefficient for each; None is their mean.
         space, normalise, rescale, layers, rank, transfer: as the model_args of the same names.
-        model: the base model, which only ``rescale="nuclear"`` needs.
+        model: the base model, which only ``rescale="nuclear"`` and ``transfer="resample"`` need.
         domain: what it is for.
         folder: where experts lie; None is ``T2_EXPERTS_DIR``.
         overwrite: replace an expert of that name.
@@ -196,7 +197,7 @@ def mix_record(
     Args:
         record: of an adaptation with one mixture.
         name: the mixture's name.
-        model: the base model, which only a record with ``rescale=nuclear`` needs.
+        model: the base model, which only a record with ``rescale=nuclear`` or ``transfer=resample`` needs.
         domain: what it is for.
         folder: where experts lie; None is ``T2_EXPERTS_DIR``.
         overwrite: replace an expert of that name.
@@ -221,6 +222,7 @@ def mix_record(
         raise ArgumentError(
             "the record has rescale=nuclear, which needs the singular values of the base model; give the model"
         )
+    _check_resample(settings, model)
     read = [
         replace(expert, manifest=expert.manifest.model_copy(update={"name": ref.name}))
         for ref in record.experts
@@ -246,6 +248,11 @@ def mix_record(
         task=record.task,
         docs=record.adaptation_docs,
     )
+
+
+def _check_resample(settings: Settings, model: Model | None) -> None:
+    if settings.transfer == "resample" and model is None:
+        raise ArgumentError("transfer=resample needs the matrices of the base model; give the model")
 
 
 def write_mixture(

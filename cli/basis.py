@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from t2.adapters.expert import Z
 
 _basis = typer.Typer(help="Spectral bases of large models: plan, build, look.", no_args_is_help=True)
+TRANSFERS = ("none", "strict", "resample")
 _BY = ("module", "kind", "layer", "matrix")
 
 _Pretrained = Annotated[str, typer.Argument(metavar="PRETRAINED", help="A checkpoint's folder, or a model of the Hub.")]
@@ -28,7 +29,9 @@ _Device = Annotated[str | None, typer.Option(help="cpu or cuda; without it the G
 _Workers = Annotated[int | None, typer.Option(help="Processes; without it as many as cores and memory bear.")]
 _Moe = Annotated[str, typer.Option(help="refuse models with routed experts, or skip those and adapt the rest.")]
 _Revision = Annotated[str | None, typer.Option(help="Revision on the Hub.")]
-_Transfer = Annotated[str, typer.Option(help="none; strict takes experts of other weights where ranks agree.")]
+_Transfer = Annotated[
+    str, typer.Option(help="Experts of other weights: none; strict where ranks agree; resample fits them.")
+]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -187,21 +190,18 @@ def _experts(
     names: str | None, pretrained: str, digests: Mapping[str, str], ranks: Mapping[str, int], transfer: str
 ) -> dict[str, Z]:
     """z of experts by name, checked against the checkpoint."""
-    if transfer not in ("none", "strict"):
-        raise ArgumentError(f"--transfer {transfer} is not known{nearest(transfer, ('none', 'strict'))}")
+    if transfer not in TRANSFERS:
+        raise ArgumentError(f"--transfer {transfer} is not known{nearest(transfer, TRANSFERS)}")
     if names is None:
         return {}
     with needs_eval("t2 basis show"):
         from t2.adapters.basis import fingerprint
-        from t2.adapters.expert import check_expert
         from t2.api.saved import read_named
         from t2.core.manifest import BaseModelRef
+        from t2.harness.experts import fit_expert
     base = BaseModelRef(id=Path(pretrained).name, revision=None, fingerprint=fingerprint(digests))
-    read = read_named(names)
-    for expert in read:
-        own = expert.manifest.base.fingerprint
-        check_expert(expert, base if transfer == "none" else base.model_copy(update={"fingerprint": own}), ranks)
-    return {expert.name: expert.z for expert in read}
+    fitted = [fit_expert(expert, transfer, base, ranks) for expert in read_named(names)]
+    return {expert.name: expert.z for expert in fitted}
 
 
 def _ranks(text: str) -> list[int]:

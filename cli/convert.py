@@ -30,7 +30,9 @@ _Normalise = Annotated[str, typer.Option(help="none; sum divides the coefficient
 _Rescale = Annotated[str, typer.Option(help="none; nuclear keeps the nuclear norm of each matrix.")]
 _Layers = Annotated[str | None, typer.Option(help="Only these decoder layers, such as 0-15+20.")]
 _Rank = Annotated[int | None, typer.Option(help="Only the first so many components move.")]
-_Transfer = Annotated[str, typer.Option(help="none; strict takes experts of other weights where ranks agree.")]
+_Transfer = Annotated[
+    str, typer.Option(help="Experts of other weights: none; strict where ranks agree; resample fits them.")
+]
 
 
 def add_to(experts: typer.Typer) -> None:
@@ -113,7 +115,9 @@ def _mix(
     layers: _Layers = None,
     rank: _Rank = None,
     transfer: _Transfer = "none",
-    model_args: Annotated[str, typer.Option(help="The base model, which --rescale nuclear needs.")] = "",
+    model_args: Annotated[
+        str, typer.Option(help="The base model, which --rescale nuclear and --transfer resample need.")
+    ] = "",
     domain: _Domain = None,
     output: _Output = None,
     overwrite: _Overwrite = False,
@@ -136,9 +140,11 @@ def _mix(
     if task is not None:
         raise ArgumentError("--task is for --record; leave it out")
     read_named(experts)
-    model = _load("t2 expert mix", model_args) if rescale != "none" else None
+    model = _load("t2 expert mix", model_args) if rescale != "none" or transfer == "resample" else None
     if model_args and model is None:
-        raise ArgumentError("--model-args: only --rescale nuclear needs the base model; leave one of them out")
+        raise ArgumentError(
+            "--model-args: only --rescale nuclear and --transfer resample need the base model; leave it out"
+        )
     _print(
         mix(
             name,

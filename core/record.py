@@ -26,6 +26,20 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Transferred(_Frozen):
+    """Where an expert that ``transfer=resample`` took to another base model came from.
+
+    Attributes:
+        base: the model that it was trained on.
+        matrices: of the base in use, how many it moves there.
+        left_out: roles of its matrices (their names after the layer) that the base in use does not have.
+    """
+
+    base: BaseModelRef
+    matrices: int
+    left_out: tuple[str, ...] = ()
+
+
 class ExpertRef(_Frozen):
     """An expert that took part.
 
@@ -36,6 +50,7 @@ class ExpertRef(_Frozen):
         reference: the version of a registry that it came from, ``namespace/name@version``, or by digest where it was
             named so; None for a file.
         reason: why it is among the experts; None where it was named.
+        transferred: the base model that it was resampled from; None for an expert of this one.
     """
 
     name: str
@@ -43,11 +58,14 @@ class ExpertRef(_Frozen):
     domain: str | None = None
     reference: str | None = None
     reason: str | None = None
+    transferred: Transferred | None = None
 
     @property
     def content(self) -> dict[str, Any]:
         """What it is, as JSON, whichever way it was found."""
-        return self.model_dump(mode="json", exclude=_FOUND)
+        # Without a transfer it says nothing of one, as before there were any: records keep their digests.
+        unsaid = _FOUND if self.transferred is not None else {*_FOUND, "transferred"}
+        return self.model_dump(mode="json", exclude=unsaid)
 
 
 class Objective(_Frozen):
@@ -245,7 +263,7 @@ class AdaptationRecord(_Frozen):
                 "timing": True,
                 "command": True,
                 "considered": {"__all__": {"seconds"}},
-                "experts": {"__all__": _FOUND},
+                "experts": True,
             },
         )
-        return digest_of(content)
+        return digest_of({**content, "experts": [expert.content for expert in self.experts]})

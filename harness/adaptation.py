@@ -71,7 +71,14 @@ class Runtime:
     def expert_refs(self) -> tuple[ExpertRef, ...]:
         """The experts as a record names them, the classifier last."""
         return tuple(
-            ExpertRef(name=e.name, digest=e.digest, domain=e.domain, reference=e.reference, reason=e.reason)
+            ExpertRef(
+                name=e.name,
+                digest=e.digest,
+                domain=e.domain,
+                reference=e.reference,
+                reason=e.reason,
+                transferred=e.transferred,
+            )
             for e in self.taking_part
         )
 

@@ -185,8 +185,8 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     "transfer": ArgSpec(
         "choice",
         "none",
-        "strict applies experts of other weights when names and ranks agree",
-        ("none", "strict"),
+        "experts of other weights: strict where names and ranks agree, resample from a model of any depth and width",
+        ("none", "strict", "resample"),
         strategies=EXPERTS,
     ),
     "moe": ArgSpec(
@@ -220,7 +220,6 @@ MODEL_ARGS: dict[str, ArgSpec] = {
 
 LATER_VALUES: dict[str, tuple[str, ...]] = {
     "adapt": ("peft",),
-    "transfer": ("resample",),
 }
 LATER_ARGS = ("peft",)
 

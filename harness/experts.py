@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 from t2.adapters.controls import control_expert
 from t2.adapters.expert import Expert, check_expert, distinct, load_expert, of_file
 from t2.adapters.targets import layer_of
+from t2.adapters.transfer import resample
 from t2.core.digests import sha256_file
-from t2.core.errors import ArgumentError, ExpertMismatchError, NotFoundError, StorageError, UnavailableError
+from t2.core.errors import ArgumentError, NotFoundError, StorageError, UnavailableError
 from t2.core.manifest import BaseModelRef
 from t2.core.references import is_name, parse_reference
 from t2.core.settings import experts_dir, registry_url
@@ -20,6 +22,7 @@ from t2.harness.catalogue import find_files, known_experts, shipped_experts
 from t2.harness.defaults import default_classifier, default_experts
 from t2.harness.registry import fetch, unknown
 
+_log = logging.getLogger(__name__)
 _WITH_CLASSIFIER = ("classifier", "auto")
 
 
@@ -78,14 +81,14 @@ def prepare_classifier(
     named = [expert for expert in read or () if expert.manifest.kind == "classifier"]
     classifier = named[0] if named else default_classifier(base, settings.registry)
     if classifier is not None:
-        _check(classifier, settings, base, ranks)
-    elif settings.adapt == "classifier":
+        return fit_expert(classifier, settings.transfer, base, ranks)
+    if settings.adapt == "classifier":
         raise ArgumentError(
             f"adapt=classifier: no classifier for {base.id} (fingerprint {base.fingerprint[:12]}) in the registry "
             f"{settings.registry or registry_url()} or in {experts_dir()}; "
             "train one with t2 train --kind classifier --task t2_domains, name one with experts=, or use adapt=prompt"
         )
-    return classifier
+    return None
 
 
 def prepare_experts(
@@ -106,20 +109,33 @@ def prepare_experts(
     experts = [expert for expert in read or () if expert.manifest.kind != "classifier"] or default_experts(
         base, settings.registry
     )
-    for expert in experts:
-        _check(expert, settings, base, ranks)
+    experts = [fit_expert(expert, settings.transfer, base, ranks) for expert in experts]
     if settings.layers is not None:
         experts = [_keep_layers(expert, settings.layers, ranks) for expert in experts]
     return [control_expert(expert, settings.control, settings.control_seed) for expert in experts]
 
 
-def _check(expert: Expert, settings: Settings, base: BaseModelRef, ranks: Mapping[str, int]) -> None:
-    try:
-        check_expert(expert, base, ranks)
-    except ExpertMismatchError:
-        if settings.transfer != "strict":
-            raise
-        check_expert(expert, base.model_copy(update={"fingerprint": expert.manifest.base.fingerprint}), ranks)
+def fit_expert(expert: Expert, transfer: str, base: BaseModelRef, ranks: Mapping[str, int]) -> Expert:
+    """An expert as it is to act on a base model, by the value of ``transfer``.
+
+    Raises:
+        ExpertMismatchError: it belongs to another base model, and cannot be transferred that way.
+    """
+    own = base.model_copy(update={"fingerprint": expert.manifest.base.fingerprint})
+    match transfer:
+        case "resample":
+            fitted = resample(expert, base, ranks)
+            if fitted.transferred is not None and fitted.transferred.left_out:
+                _log.warning(
+                    "expert %s of %s: %s does not have %s, which are left out",
+                    *(expert.name, expert.manifest.base.id, base.id, ", ".join(fitted.transferred.left_out)),
+                )
+            return fitted
+        case "strict":
+            check_expert(expert, own, ranks)
+        case _:
+            check_expert(expert, base, ranks)
+    return expert
 
 
 def _keep_layers(expert: Expert, layers: Sequence[int], ranks: Mapping[str, int]) -> Expert:

@@ -67,11 +67,11 @@ def test_an_expert_of_another_model_is_refused_with_the_reason(llama: Transforme
         f"tiny-llama ({llama.base.fingerprint[:12]}) has; names and ranks agree, so transfer=strict applies it "
         "all the same": altered(expert, base=other),
         f"expert mine has rank 99 for {name}, tiny-llama has 32; it was trained on other-model: "
-        "choose an expert of tiny-llama or that model": altered(
+        "choose an expert of tiny-llama or that model, or use transfer=resample": altered(
             expert, base=other, targets={**expert.manifest.targets, name: 99}
         ),
         "expert mine scales transformer.h.0.mlp.c_fc.weight, which tiny-llama does not have; it was trained on "
-        "other-model: choose an expert of tiny-llama or that model": altered(
+        "other-model: choose an expert of tiny-llama or that model, or use transfer=resample": altered(
             expert, base=other, targets={"transformer.h.0.mlp.c_fc.weight": 32}
         ),
     }

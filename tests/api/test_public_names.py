@@ -59,7 +59,7 @@ ATTRIBUTES = {"Model": {"base", "engine", "lm"}, "Adapted": {"experts", "model",
 FIELDS = {
     "ChoiceExample": ["prompt", "choices", "label"],
     "Example": ["prompt", "answer"],
-    "Expert": ["manifest", "z", "digest", "reference", "reason"],
+    "Expert": ["manifest", "z", "digest", "reference", "reason", "transferred"],
     "SavedExpert": ["path", "digest", "note"],
 }
 

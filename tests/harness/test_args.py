@@ -114,7 +114,7 @@ def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
         ({"adapt": "prompt", "threshold": 0, "fallback": "base"}, "fallback=base has no effect with threshold=0"),
         ({"engine": "vlm"}, "engine=vlm is not a value of it; did you mean 'vllm'?"),
         ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization is for engine=vllm, not for engine=hf; leave it out"),
-        ({"transfer": "resample"}, "transfer=resample is not part of this version"),
+        ({"adapt": "mix", "transfer": "resampel"}, "transfer=resampel is not a value of it; did you mean 'resample'?"),
         ({"workers": 2}, "workers=2 has no effect with adapt=none"),
         ({"adapt": "cem", "workers": 0}, "workers=0 must be at least 1"),
         ({"shots": 0}, "shots=0 must be at least 1"),
