@@ -7,6 +7,7 @@ what to do; the command-line programs print that line and exit with 2. Anything 
     ├── ArgumentError        a model_arg, option, setting or configuration value
     ├── TaskError            a task: unknown, without a usable adaptation pool, of an unsupported kind
     ├── DataError            a data set that is absent, truncated or of another form
+    ├── ResultsError         results of an evaluation: not lm-eval's, truncated, or at odds with their samples
     ├── ExpertError          an expert
     │   ├── ExpertFileError      its file: truncated, not of the strict profile, not finite
     │   └── ExpertMismatchError  it belongs to another base model, or its ranks differ
@@ -47,6 +48,10 @@ class TaskError(T2Error):
 
 class DataError(T2Error):
     """A data set is absent, truncated or of another form than expected."""
+
+
+class ResultsError(T2Error):
+    """Results of an evaluation are absent, truncated, at odds with their samples, or cannot be compared."""
 
 
 class ExpertError(T2Error):

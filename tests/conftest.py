@@ -25,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
+    from tests.results import Evaluated
+
 settings.register_profile("t2", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("t2")
 
@@ -45,3 +47,11 @@ def smollm2() -> HFLM:
     from t2.harness.base import open_base
 
     return open_base(dtype="float32", device="cpu", batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """Results of a tiny model, as lm-eval writes them."""
+    from tests.results import evaluate_all
+
+    return evaluate_all(tmp_path_factory.mktemp("evaluated"))
