@@ -268,12 +268,19 @@ class T2LM(LM):  # type: ignore[misc]
         """Plan one task after another, or several beside each other where workers do their searches."""
         assert self._runtime is not None
         pool = self._runtime.pool
-        # The other strategies put mixtures into the model of this process, which is one.
-        if pool is not None and self.settings.adapt == "cem":
-            pool.workers.turns.run([adaptation.plan for adaptation in adaptations])
+        if pool is None:
+            for adaptation in adaptations:
+                adaptation.plan()
             return
-        for adaptation in adaptations:
-            adaptation.plan()
+        plans = [adaptation.plan for adaptation in adaptations]
+        # The other strategies put mixtures into the model of this process, which is one.
+        together = [plans] if self.settings.adapt == "cem" else [[plan] for plan in plans]
+        try:
+            for some in together:
+                pool.workers.turns.run(some)
+        finally:
+            if (told := pool.workers.losses()) is not None:
+                _log.warning("%s", told)
 
     def _check_uncached(self, task: Any, requests: Sequence[Instance] = ()) -> None:
         """A new search must not meet answers that another one has left in lm-eval's cache.

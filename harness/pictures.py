@@ -11,11 +11,11 @@ from lm_eval.api.task import Task
 from lm_eval.models.hf_vlms import DEFAULT_IMAGE_PLACEHOLDER
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import resize_image
-from tqdm import tqdm
 
 from t2.adapters.engine import Engine
 from t2.adapters.engine.decoding import seeded
 from t2.adapters.expert import Z
+from t2.adapters.progress import request_bar
 from t2.core.errors import TaskError
 
 
@@ -91,7 +91,7 @@ def likelihoods_in_turn(
 def _turns(
     mixtures: Sequence[Z | None], rows: Sequence[int], progress: str | None
 ) -> Iterator[tuple[list[int], Z | None]]:
-    with tqdm(total=len(rows), desc=progress, unit="doc", disable=progress is None, delay=1, leave=False) as bar:
+    with request_bar(progress, len(rows), "doc") as bar:
         for index in sorted(set(rows)):
             own = [entry for entry, row in enumerate(rows) if row == index]
             yield own, mixtures[index]

@@ -34,6 +34,8 @@ class Progress(BaseModel):
         base_reward: mean reward of the base model there.
         stale: validation measurements since the best one.
         seconds: wall clock, resumes included.
+        factors: whether training held the weights' factors, see :class:`t2.adapters.engine.forms.Forms`; the other way
+            gives other roundings, so a run stays with it on whatever machine it goes on. None where it was not decided.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +50,7 @@ class Progress(BaseModel):
     base_reward: float
     stale: int
     seconds: float
+    factors: bool | None = None
 
 
 class Checkpoint(BaseModel):

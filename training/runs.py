@@ -175,6 +175,7 @@ def _train(place: Workplace, config: TrainConfig, working: Path, run: str) -> Ch
             checkpoint_every=place.checkpoint_every,
             progress=place.progress,
             observe=observe,
+            forms=place.engine.forms,
         )
         return trainer.run(base, checkpoint)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from t2.adapters.engine.forms import Forms
 from t2.core.curve import CurvePoint, append_point
 from t2.core.errors import TrainingError
 from t2.training.checkpoint import Checkpoint, Progress, save_checkpoint
@@ -56,6 +57,7 @@ class Trainer:
         checkpoint_every: steps between checkpoints; each validation makes one too.
         progress: show a progress bar.
         observe: is told each point of the curve as it is written.
+        forms: of the model that is trained; what they decide by the memory at hand is kept in checkpoints.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Trainer:
         checkpoint_every: int = 5,
         progress: bool = True,
         observe: Callable[[CurvePoint], None] | None = None,
+        forms: Forms | None = None,
     ) -> None:
         self.config = config
         self.identity = identity
@@ -80,6 +83,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.observe = observe
+        self.forms = forms
         self._points = 0
         self._earlier = 0.0
         self._began = time.monotonic()
@@ -118,6 +122,8 @@ class Trainer:
             self._point("validation", 0, base)
         else:
             state, best = checkpoint.progress, checkpoint.best_theta
+            if self.forms is not None and state.factors is not None:
+                self.forms.factors = state.factors
             self._points, self._earlier = state.points, state.seconds
             with torch.no_grad():
                 theta.copy_(checkpoint.theta)
@@ -149,7 +155,9 @@ class Trainer:
                     else:
                         state = state.model_copy(update={"stale": state.stale + 1})
                 if validate or state.step % self.checkpoint_every == 0:
-                    state = state.model_copy(update={"points": self._points, "seconds": self._seconds()})
+                    factors = None if self.forms is None else self.forms.factors
+                    update = {"points": self._points, "seconds": self._seconds(), "factors": factors}
+                    state = state.model_copy(update=update)
                     save_checkpoint(
                         self.folder / "checkpoint.safetensors", self._checkpoint(state, theta, optimizer, best)
                     )

@@ -58,6 +58,10 @@ class Forms:
         base_id: the model's name, for messages.
         targets: its adaptable matrices, by parameter name.
         digests: :func:`t2.adapters.basis.matrix_digest` of each.
+
+    Attributes:
+        factors: whether :meth:`trained` holds factors; None leaves it to the memory that is free when it is first used,
+            and what was found then stays.
     """
 
     def __init__(self, base_id: str, targets: Mapping[str, Target], digests: Mapping[str, str]) -> None:
@@ -68,6 +72,7 @@ class Forms:
         self._bases: dict[str, Basis] = {}
         self._factors: dict[tuple[str, torch.dtype], torch.Tensor] = {}
         self._pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.factors: bool | None = None
         self._kept = KeptWeights(targets)
         self._directions: Directions | None = None
         self._last: Directions | None = None
@@ -256,15 +261,16 @@ class Forms:
         W′ is run as its two spectral factors (:class:`~t2.adapters.engine.gradients.Spectral`) in place of W. Hooks, as
         in activation form, serve where these do not: matrices of which fewer than half of the components move,
         quantised ones, layers of an unknown kind, and all of them where the factors, about as large as the adapted
-        weights, would take more than half of the free memory. The factors stay for the next context;
-        :meth:`release` lets them go. A backward pass that recomputes activations must run inside too.
+        weights, would take more than half of the memory that is free at the first use; see :attr:`factors`. The factors
+        stay for the next context; :meth:`release` lets them go. A backward pass that recomputes activations must run
+        inside too.
 
         Args:
             z: by parameter name, each of shape (r,); matrices that are not in it are those of the base.
             rank: only the first so many components of each vector move, the others are 1.
 
         Raises:
-            ModelError: the model has no matrix of that name.
+            ModelError: the model has no matrix of that name, or memory no longer holds the factors.
         """
         bases = self.bases(z)
         with self.lock, contextlib.ExitStack() as stack:
@@ -296,7 +302,16 @@ class Forms:
         missing = [name for name in able if name not in self._pairs]
         wanted = [self.targets[name] for name in missing]
         size = sum((target.parameter.numel() + target.rank**2) * target.parameter.itemsize for target in wanted)
-        if missing and size > free_bytes(self.targets[missing[0]].parameter.device) // 2:
+        if missing:
+            free = free_bytes(wanted[0].parameter.device)
+            if self.factors is None:
+                self.factors = size <= free // 2
+            if self.factors and size > free:
+                raise ModelError(
+                    f"the training began with factors of the weights in memory, which take {size / 1e9:.2f} GB, and "
+                    f"{free / 1e9:.2f} GB are free; free some, or begin again with --overwrite"
+                )
+        if not self.factors:
             return {}
         for name in missing:
             target = self.targets[name]

@@ -15,11 +15,11 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from t2.adapters.basis import Basis
 from t2.adapters.engine.base import Engine, Generated, GenerateRequest, Scored, ScoreRequest
 from t2.adapters.expert import Z
+from t2.adapters.progress import request_bar
 from t2.core.errors import ArgumentError, DependencyError, ModelError, T2Error
 from t2.core.manifest import BaseModelRef
 from t2.core.seeds import derive_seed
@@ -120,6 +120,7 @@ class Workers:
         self._ray = _import_ray()
         self.turns = Turns()
         self.lost = 0
+        self._told, self._why = 0, ""
         self._build = build
         self._base = base
         self._closed = threading.Event()
@@ -246,18 +247,26 @@ class Workers:
 
     def _replace(self, worker: Any, error: BaseException, attempts: int) -> None:
         self.lost += 1
+        self._why = _line(error)
         if attempts >= ATTEMPTS:
             self._give(self._make())
             raise ModelError(
                 f"{attempts} workers died over the same work: {_line(error)}; use fewer workers or a smaller batch"
             ) from error
-        _log.warning("a worker is lost (%s); its work is done again", _line(error))
         with contextlib.suppress(Exception):
             self._ray.kill(worker)
         self._all.remove(worker)
         fresh = self._make()
         self._check(fresh)
         self._give(fresh)
+
+    def losses(self) -> str | None:
+        """In one line how many workers were lost since this was asked last, and why; None where none was."""
+        count, self._told = self.lost - self._told, self.lost
+        if not count:
+            return None
+        some = "1 worker was" if count == 1 else f"{count} workers were"
+        return f"{some} lost and replaced ({self._why}); the work was done again, and no answer depends on it"
 
     def close(self) -> None:
         """Stop the workers, and Ray where this process started it and no other workers use it."""
@@ -363,9 +372,7 @@ class PooledEngine:
         mixtures = [current if z is None else z for z in mixtures]
         pieces = _cut(method, requests, rows if rows is not None else [0] * len(requests), together, self._rows)
         answers: list[Any] = [None] * len(requests)
-        with tqdm(
-            total=len(requests), desc=progress, unit="request", disable=progress is None, delay=1, leave=False
-        ) as bar:
+        with request_bar(progress, len(requests)) as bar:
             for piece, found in zip(pieces, self.workers.run(pieces, mixtures, bar.update), strict=True):
                 for i, answer in zip(piece.indices, found, strict=True):
                     answers[i] = answer

@@ -6,11 +6,9 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 import transformers
-from tqdm import tqdm
 
 from t2.adapters.basis import Basis, fingerprint, matrix_digest
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
@@ -20,6 +18,7 @@ from t2.adapters.engine.decoding import Decoder
 from t2.adapters.engine.forms import ActiveRows, Forms
 from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.expert import Z
+from t2.adapters.progress import Bar, request_bar
 from t2.adapters.quantised import keep_form
 from t2.adapters.targets import Target, find_targets
 from t2.core.manifest import BaseModelRef
@@ -169,7 +168,7 @@ class TransformersEngine:
         def size(i: int) -> int:
             return len(requests[i].context)
 
-        def answer(batch: list[int], shown: tqdm[Any], apart: bool) -> None:
+        def answer(batch: list[int], shown: Bar, apart: bool) -> None:
             asked = [requests[i] for i in batch]
             used, index = _compact(mixtures, [picked[i] for i in batch]) if apart else ([None], None)
             tokens = size(batch[0]) + asked[0].max_new_tokens
@@ -182,7 +181,7 @@ class TransformersEngine:
             self._steps.note([len(row) for row in found])
             shown.update(len(batch))
 
-        def run(indices: list[int], shown: tqdm[Any], apart: bool) -> None:
+        def run(indices: list[int], shown: Bar, apart: bool) -> None:
             waiting = sorted(indices, key=lambda i: (-size(i), i))
             while waiting:
                 new = requests[waiting[0]].max_new_tokens
@@ -200,7 +199,7 @@ class TransformersEngine:
                 found.append(Load(len(part), len(part) * size(part[0]), self._steps.expected(new)))
             return found
 
-        with _bar(progress, len(requests)) as bar:
+        with request_bar(progress, len(requests)) as bar:
             for group in groups.values():
                 own: dict[int, list[int]] = {}
                 for i in group:
@@ -262,7 +261,7 @@ class TransformersEngine:
             own.setdefault(mixture, []).append(i)
         loads = [Load(1, sum(item.inputs for item in self._branches(requests, some)), 0) for some in own.values()]
         whole = Load(1, sum(load.prompt for load in loads), 0)
-        with _bar(progress, len(requests)) as bar:
+        with request_bar(progress, len(requests)) as bar:
             if self._in_turn([mixtures[m] for m in own], loads, [whole]):
                 with self._switching([mixtures[m] for m in own]):
                     for m, some in own.items():
@@ -289,7 +288,7 @@ class TransformersEngine:
         own: Mapping[int, Sequence[int]],
         mixtures: Sequence[Z | None],
         answers: list[Scored | None],
-        bar: tqdm[Any],
+        bar: Bar,
     ) -> None:
         """Score requests in batches of rows with their own mixtures.
 
@@ -379,7 +378,3 @@ def _compact(mixtures: Sequence[Z | None], rows: Sequence[int]) -> tuple[list[Z 
     used = sorted(set(rows))
     index = None if len(used) == 1 else torch.tensor([used.index(row) for row in rows])
     return [mixtures[i] for i in used], index
-
-
-def _bar(text: str | None, total: int) -> tqdm[Any]:
-    return tqdm(total=total, desc=text, unit="request", disable=text is None, delay=1, leave=False)

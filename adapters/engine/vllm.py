@@ -11,7 +11,6 @@ from typing import Any
 import safetensors.torch
 import torch
 import vllm.exceptions
-from tqdm import tqdm
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -20,6 +19,7 @@ from t2.adapters.checkpoint import Checkpoint
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
 from t2.adapters.engine.vllm_worker import Place, Plan
 from t2.adapters.expert import Z, z_digest
+from t2.adapters.progress import request_bar
 from t2.core.errors import ArgumentError, ModelError
 from t2.core.manifest import BaseModelRef
 from t2.core.seeds import derive_seed
@@ -206,9 +206,8 @@ class VllmEngine:
     ) -> list[Any]:
         every = [0] * len(prompts) if rows is None else list(rows)
         answers: list[Any] = [None] * len(prompts)
-        bar = tqdm(total=len(prompts), desc=progress, unit="request", disable=progress is None, delay=1, leave=False)
         # One context around all mixtures: from one to the next, not by way of the base.
-        with bar, self.applied(None):
+        with request_bar(progress, len(prompts)) as bar, self.applied(None):
             before = self._mixture
             for index in dict.fromkeys(every):
                 own = [i for i, row in enumerate(every) if row == index]

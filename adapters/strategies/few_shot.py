@@ -9,8 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tqdm import tqdm
-
+from t2.adapters.progress import SearchBar
 from t2.adapters.search import Candidate, Meter, Needs, Search, make_search
 from t2.adapters.strategies.base import Choice, Job, Plan
 from t2.adapters.strategies.mixing import groups_of
@@ -49,12 +48,16 @@ class FewShotStrategy:
         meter = Meter(job.options.budget, job.clock)
         meter.pace = job.pace
         scorer = Metered(job.scorer, meter)
-        job.say(estimate(job, seconds_of_one(job, scorer, meter)))
-        preselected = None
-        if job.options.preselect is not None and len(job.experts) > job.options.preselect:
-            selected = preselect(job, scorer, meter)
-            job, preselected = replace(job, experts=selected.experts), selected.report
-        return _search(job, Standings(job, scorer), meter, preselected)
+        preselected, wanted = None, job.options.preselect
+        with SearchBar(job.task, job.progress) as bar:
+            bar.begin("first mixtures", 2)
+            job.say(estimate(job, seconds_of_one(job, scorer, meter)))
+            if wanted is not None and len(job.experts) > wanted:
+                looks = sum(entering for _, entering in rounds(scorer.docs, len(job.experts), wanted))
+                bar.begin("choosing experts", looks)
+                selected = preselect(job, scorer, meter, bar.update)
+                job, preselected = replace(job, experts=selected.experts), selected.report
+            return _search(job, Standings(job, scorer), meter, preselected, bar)
 
 
 def seconds_of_one(job: Job, scorer: Metered, meter: Meter) -> float:
@@ -123,50 +126,44 @@ def make(job: Job) -> Search:
     )
 
 
-def _search(job: Job, memory: Standings, meter: Meter, preselected: Preselection | None) -> Plan:
+def _search(job: Job, memory: Standings, meter: Meter, preselected: Preselection | None, bar: SearchBar) -> Plan:
     search, patience = make(job), _Patience(job, memory)
     history: list[Generation] = []
     base = memory.values([BASE])[0]
     stopped: str | None = None
     options = job.options
-    bar = tqdm(
-        total=options.population * options.generations,
-        desc=f"{job.task}: searching",
-        unit="mixture",
-        disable=not job.progress,
-    )
 
     def step(done: int) -> None:
-        bar.set_postfix(
+        bar.update(done)
+        bar.limit(meter.allowed())
+
+    bar.begin("searching", options.population * options.generations)
+    while stopped is None and (candidates := search.ask()):
+        bar.tell(
+            generation=f"{len(history) + 1}/{options.generations}",
             best=f"{memory.top * memory.sign:.4g}",
             base=f"{base * memory.sign:.4g}",
-            generation=len(history) + 1,
-            refresh=False,
         )
-        bar.update(done)
-
-    with bar:
-        while stopped is None and (candidates := search.ask()):
-            bar.total = max(int(bar.total or 0), bar.n + len(candidates))
-            before, needs = memory.spent, search.needs(len(candidates))
-            done = _afford(candidates, memory, meter, needs, len(history), step)
-            if done:
-                evaluations = round(memory.spent - before, 3)
-                history.append(
-                    Generation(
-                        best=memory.top * memory.sign,
-                        mean=_mean(memory.finished(done)) * memory.sign,
-                        evaluations=int(evaluations) if evaluations == int(evaluations) else evaluations,
-                    )
+        before, needs = memory.spent, search.needs(len(candidates))
+        done = _afford(candidates, memory, meter, needs, len(history), step)
+        bar.tell(best=f"{memory.top * memory.sign:.4g}")
+        if done:
+            evaluations = round(memory.spent - before, 3)
+            history.append(
+                Generation(
+                    best=memory.top * memory.sign,
+                    mean=_mean(memory.finished(done)) * memory.sign,
+                    evaluations=int(evaluations) if evaluations == int(evaluations) else evaluations,
                 )
-            if len(done) < len(candidates):
-                stopped = meter.spent()
-                break
-            search.tell(candidates, memory.keys(candidates, needs))
-            if search.stopped is None:
-                stopped = patience.over()
-            if search.stopped is None and stopped is None and meter.allowed() == 0:
-                stopped = meter.spent()
+            )
+        if len(done) < len(candidates):
+            stopped = meter.spent()
+            break
+        search.tell(candidates, memory.keys(candidates, needs))
+        if search.stopped is None:
+            stopped = patience.over()
+        if search.stopped is None and stopped is None and meter.allowed() == 0:
+            stopped = meter.spent()
     return _outcome(job, memory, history, stopped or search.stopped or "", meter, preselected)
 
 

@@ -7,7 +7,7 @@ answers a few docs; the better part of them answers more, until as many as wante
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from t2.adapters.expert import Expert, Z
@@ -52,13 +52,14 @@ def rounds(docs: int, experts: int, wanted: int) -> list[tuple[int, int]]:
     return [(math.ceil(docs / 2 ** (last - i)), max(wanted, math.ceil(experts * shrink**i))) for i in range(last + 1)]
 
 
-def preselect(job: Job, scorer: Scorer, meter: Meter) -> Selected:
+def preselect(job: Job, scorer: Scorer, meter: Meter, step: Callable[[int], None] = lambda done: None) -> Selected:
     """Choose ``job.options.preselect`` of the job's experts.
 
     Args:
         job: with more experts than that.
         scorer: over the adaptation docs; it must count into ``meter``.
         meter: what may be spent.
+        step: told after each round how many experts entered it.
 
     Raises:
         ArgumentError: half of the budget does not suffice for a first look at all experts.
@@ -73,6 +74,7 @@ def preselect(job: Job, scorer: Scorer, meter: Meter) -> Selected:
     for docs, entering in plan:
         keys = keys_alone(job, scorer, sorted(ranked[:entering]), range(docs))
         ranked = sorted(keys, key=lambda i: (keys[i], -i), reverse=True)
+        step(entering)
     best = ranked[:wanted]
     sign = 1.0 if scorer.higher_is_better else -1.0
     report = Preselection(

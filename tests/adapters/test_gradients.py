@@ -12,6 +12,7 @@ from torch import nn
 from t2.adapters.engine.checkpointing import checkpointed
 from t2.adapters.engine.gradients import shifted, spectral
 from t2.adapters.engine.transformers import TransformersEngine
+from t2.core.errors import ModelError
 from tests.adapters.conftest import ARCHITECTURES, make_model, make_tokenizer, random_z
 
 TOKENS = torch.tensor([[5, 9, 14, 30, 22, 6], [40, 8, 8, 17, 3, 12]])
@@ -105,8 +106,19 @@ def test_without_memory_for_the_factors_hooks_give_the_same_gradient(
     engine.forms.release()
     assert engine.forms.kept_bytes == 0
     monkeypatch.setattr("t2.adapters.engine.forms.free_bytes", lambda device: 1000)
-    torch.testing.assert_close(formed(engine, z, "trained"), expected, atol=1e-5, rtol=1e-3)
+    with pytest.raises(
+        ModelError, match=r"factors of the weights in memory, which take 0\.00 GB, and 0\.00 GB are free"
+    ):
+        formed(engine, z, "trained")
+    engine.forms.factors = None
+    by_hooks = formed(engine, z, "trained")
+    torch.testing.assert_close(by_hooks, expected, atol=1e-5, rtol=1e-3)
     assert engine.forms.kept_bytes == 0
+    # What was found at first stays.
+    monkeypatch.undo()
+    assert torch.equal(formed(engine, z, "trained"), by_hooks)
+    assert engine.forms.kept_bytes == 0
+    engine.forms.factors = None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

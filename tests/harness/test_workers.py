@@ -111,6 +111,7 @@ def test_the_work_of_a_killed_worker_is_done_again(
     several, rows = mixtures(tiny_engine, 4), [i % 4 for i in range(60)]
     asked = prompts(60)
     lost = pooled.workers.lost
+    pooled.workers.losses()
     killed: list[int] = []
     original = pooled.workers.run
 
@@ -130,6 +131,10 @@ def test_the_work_of_a_killed_worker_is_done_again(
     # The killed one may have been idle; then the next call finds it dead.
     assert pooled.generate(asked, several, rows) == answers
     assert pooled.workers.lost == lost + 1
+    told = str(pooled.workers.losses())
+    assert told.startswith("1 worker was lost and replaced (")
+    assert "\n" not in told
+    assert pooled.workers.losses() is None
 
 
 def test_work_that_kills_every_worker_is_given_up(pooled: PooledEngine, tiny_engine: TransformersEngine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from lm_eval.models.huggingface import HFLM
 
 from t2.core.errors import ArgumentError
 from t2.core.settings import experts_dir
+from t2.harness.base import open_base
+from t2.training.api import TrainResult
+from t2.training.checkpoint import load_checkpoint
 from t2.training.config import make_config
 from t2.training.trainer import learning_rate
 from tests.training import planted
@@ -123,3 +127,33 @@ def test_the_schedule_follows_from_step_and_configuration() -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             make_config(task="t", name="n", steps=4, **values)
+
+
+@pytest.mark.parametrize("at_first", [True, False], ids=["factors", "hooks"])
+def test_a_run_stays_with_the_form_that_memory_allowed_at_first(
+    tiny_folder: Path, at_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: dict[str, Any] = {"schedule": "constant", "validate_every": 2, "checkpoint_every": 1, "steps": 4}
+
+    def trained(plenty: bool, stop: int | None = None, **more: Any) -> TrainResult:
+        def rate(config: Any, step: int) -> float:
+            if step == stop:
+                raise KeyboardInterrupt
+            return learning_rate(config, step)
+
+        with monkeypatch.context() as patched:
+            # Of a few kilobytes either much more than the factors or, as the least that holds them, less than twice.
+            patched.setattr("t2.adapters.engine.forms.free_bytes", lambda device: 2**40 if plenty else 80_000)
+            patched.setattr("t2.training.trainer.learning_rate", rate)
+            lm = open_base(str(tiny_folder), device="cpu", dtype="bfloat16")
+            return run(lm, planted.choices(), **values, **more)
+
+    whole, otherwise = (
+        trained(plenty, folder=experts_dir() / str(plenty)).digest for plenty in (at_first, not at_first)
+    )
+    assert whole != otherwise
+    with pytest.raises(KeyboardInterrupt):
+        trained(at_first, stop=2)
+    kept = load_checkpoint(experts_dir() / "letters.training" / "checkpoint.safetensors")
+    assert (kept.progress.step, kept.progress.factors) == (2, at_first)
+    assert trained(not at_first).digest == whole
