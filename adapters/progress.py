@@ -6,7 +6,7 @@ import sys
 import time
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self, TypeAlias
 
 from tqdm import tqdm
 
@@ -17,18 +17,6 @@ _BAR = "{desc}: {n_fmt}/{total_fmt} mixtures |{bar:20}| {elapsed}, {remaining} l
 _LINE = "{desc}: {n_fmt}/{total_fmt} mixtures, {elapsed}, {remaining} left{postfix}"
 
 _search: ContextVar[SearchBar | None] = ContextVar("search", default=None)
-
-
-class Bar(Protocol):
-    """A context that is told of what is done."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def update(self, n: int) -> object:
-        """So many more are done."""
-        ...
 
 
 def request_bar(text: str | None, total: int, unit: str = "request") -> Bar:
@@ -43,8 +31,7 @@ def request_bar(text: str | None, total: int, unit: str = "request") -> Bar:
     if text is not None and search is not None:
         return _Told(search, total)
     hidden = True if text is None else None  # None: where there is no terminal
-    bar: Bar = tqdm(total=total, desc=text, unit=unit, disable=hidden, delay=1, leave=False)
-    return bar
+    return tqdm(total=total, desc=text, unit=unit, disable=hidden, delay=1, leave=False)
 
 
 class SearchBar:
@@ -158,3 +145,7 @@ class _Told:
         """So many more are done."""
         self._done += n
         self._search.answered(self._done, self._total)
+
+
+Bar: TypeAlias = "tqdm[Any] | _Told"
+"""A context that is told by ``update`` of what is done."""

@@ -120,13 +120,22 @@ def check_experts_move(runtime: Runtime) -> None:
     Raises:
         ExpertError: an expert that is not z = 1 leaves the logits of a probe text unchanged.
     """
-    moving = [expert for expert in runtime.taking_part if moves(expert.z)]
+    check_all_move(runtime, [(f"expert {expert.name}", expert.z) for expert in runtime.taking_part])
+
+
+def check_all_move(runtime: Runtime, named: Sequence[tuple[str, Z | None]]) -> None:
+    """Stop when something that is not z = 1 changes nothing.
+
+    Raises:
+        ExpertError: it leaves the logits of a probe text unchanged.
+    """
+    moving = [(name, z) for name, z in named if moves(z)]
     width = max(1, min(runtime.settings.batch or _PROBED, _PROBED) - 1)
     for start in range(0, len(moving), width):
         batch = moving[start : start + width]
-        base, *adapted = runtime.probes([None, *(expert.z for expert in batch)])
-        for expert, logits in zip(batch, adapted, strict=True):
-            check_moved(base, logits, f"expert {expert.name}")
+        base, *adapted = runtime.probes([None, *(z for _, z in batch)])
+        for (name, _), logits in zip(batch, adapted, strict=True):
+            check_moved(base, logits, name)
 
 
 def check_moved(base: torch.Tensor, adapted: torch.Tensor, what: str) -> None:

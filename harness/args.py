@@ -209,6 +209,13 @@ MODEL_ARGS: dict[str, ArgSpec] = {
         "rows of a batch at most, during a search or dispatch; by default as many as memory holds, 32 on a CPU",
         low=1,
     ),
+    "mixed": ArgSpec(
+        "choice",
+        "exact",
+        "one batch for answers generated under several mixtures, where it is faster: exact is in float32 only",
+        ("exact", "always", "never"),
+        strategies=DISPATCHING,
+    ),
     "workers": ArgSpec(
         "integer",
         None,
@@ -251,7 +258,7 @@ _VLLM = (
 )
 """Arguments of vLLM that are told apart from misspelt ones where it is not installed."""
 
-_NOT_BEARING = ("record", "batch", "light", "overlap", "registry", "workers")
+_NOT_BEARING = ("record", "batch", "light", "mixed", "overlap", "registry", "workers")
 _ABSENT = object()
 
 
@@ -292,6 +299,7 @@ class Settings:
     overlap: Literal["mark", "refuse"]
     record: Path | None
     batch: int | None
+    mixed: Literal["exact", "always", "never"]
     workers: int | None
     hf: Mapping[str, Any]
 

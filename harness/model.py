@@ -23,11 +23,12 @@ from t2.core.files import check_writable
 from t2.core.manifest import BaseModelRef
 from t2.core.record import AdaptationRecord, Timing, UsedMixture
 from t2.harness import compat, excepthook, store, summary
-from t2.harness.adaptation import Runtime, TaskAdaptation, check_experts_move, check_moved, moves
+from t2.harness.adaptation import Runtime, TaskAdaptation, check_all_move, check_experts_move, check_moved, moves
 from t2.harness.args import Settings, parse_args
 from t2.harness.base import base_id, dtype_of, open_base, open_engine
 from t2.harness.compat import Evaluation
 from t2.harness.experts import prepare_classifier, prepare_experts, read_experts
+from t2.harness.mixed import answer_in_rows
 from t2.harness.pool import Pool, carved, find_pool
 from t2.harness.workers import start_workers
 
@@ -185,8 +186,13 @@ class T2LM(LM):  # type: ignore[misc]
             groups.setdefault(key, []).append(index)
             choices[key] = choice
         self._check_cacheable(kind, requests, groups)
-        answers: list[Any] = [None] * len(requests)
         assert self._runtime is not None
+        if kind == "generate_until" and len(groups) > 1:
+            places = {index: place for place, some in enumerate(groups.values()) for index in some}
+            rows = [places[index] for index in range(len(requests))]
+            if (texts := self._in_rows(requests, [choices[key] for key in groups], rows)) is not None:
+                return texts
+        answers: list[Any] = [None] * len(requests)
         experts = [expert.z for expert in self._runtime.experts]
         with self._runtime.engine.switching(experts, [choice.z for choice in choices.values()]):
             for key, indices in groups.items():
@@ -198,6 +204,21 @@ class T2LM(LM):  # type: ignore[misc]
                 for i, answer in zip(indices, found, strict=True):
                     answers[i] = answer
         return answers
+
+    def _in_rows(self, requests: list[Instance], choices: Sequence[Choice], rows: Sequence[int]) -> list[str] | None:
+        """Texts by :func:`t2.harness.mixed.answer_in_rows`, in lm-eval's cache too."""
+        assert self._runtime is not None
+        start = time.perf_counter()
+        texts = answer_in_rows(self._runtime, requests, [choice.z for choice in choices], rows)
+        if texts is None:
+            return None
+        unchecked = {label: choice.z for choice in choices if (label := _label(choice)) not in self._moved}
+        check_all_move(self._runtime, [(f"the mixture {label[:200]}", z) for label, z in unchecked.items()])
+        self._moved.update(unchecked)
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        self._spent(requests, time.perf_counter() - start)
+        return texts
 
     def _check_cacheable(
         self, kind: RequestType, requests: list[Instance], groups: Mapping[Any, Sequence[int]]
@@ -233,7 +254,7 @@ class T2LM(LM):  # type: ignore[misc]
     def _mixed(self, choice: Choice) -> Iterator[None]:
         """The model under a mixture, which must act."""
         assert self._runtime is not None
-        label = ", ".join(f"{name} {value:g}" for name, value in choice.alpha.items())
+        label = _label(choice)
         unchecked = moves(choice.z) and label not in self._moved
         base = self._runtime.probe() if unchecked else None
         with self._runtime.engine.applied(choice.z):
@@ -474,6 +495,10 @@ class T2LM(LM):  # type: ignore[misc]
     def config(self) -> Any:
         """The model's configuration."""
         return self.inner.config
+
+
+def _label(choice: Choice) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in choice.alpha.items())
 
 
 @contextlib.contextmanager

@@ -14,16 +14,16 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from t2.adapters.engine import Engine, Generated, GenerateRequest, ScoreRequest
+from t2.adapters.engine import Engine, GenerateRequest, ScoreRequest
 from t2.adapters.expert import Z
 from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, T2Error, TaskError, nearest
 from t2.core.record import Objective
 from t2.core.seeds import derive_seed
+from t2.harness.generation import Generations
 from t2.harness.pictures import (
     answers_in_turn,
     check_pictures,
@@ -152,6 +152,7 @@ class TaskDocs:
         self.task = task
         self.lm = lm
         self.rules = rules_of(lm)
+        self._generations = Generations(lm)
         self.form = form
         self.name = str(task.task_name)
         self._pictures = has_pictures(task)
@@ -320,7 +321,7 @@ class TaskDocs:
         """Whether the answer to a request is drawn at random."""
         if request.request_type != "generate_until":
             return False
-        return bool(normalize_gen_kwargs(request.args[1], self.lm.max_gen_toks).get("do_sample"))
+        return self._generations.samples(request)
 
     def right(self, metrics: Mapping[str, Any]) -> bool:
         """Whether a doc counts as answered rightly: its metric is 1."""
@@ -412,7 +413,7 @@ class TaskDocs:
                 prepared = [self.generation(flat[i][1]) for i in texts]
                 found = engine.generate(prepared, mixtures, [row[i] for i in texts], seed=seed, progress=progress)
                 for i, generated in zip(texts, found, strict=True):
-                    answers[i] = self._text(generated, self._stops(flat[i][1]))
+                    answers[i] = self._generations.answer(flat[i][1], generated)
             if scores:
                 windows = [self.continuations(flat[i][1]) for i in scores]
                 parts = [(i, window) for i, some in zip(scores, windows, strict=True) for window in some]
@@ -465,52 +466,12 @@ class TaskDocs:
         return found
 
     def generation(self, instance: Instance) -> GenerateRequest:
-        """A generation request's tokens and arguments, by ``HFLM``'s rules.
-
-        Raises:
-            TaskError: the answer's room leaves none for the prompt.
-        """
-        context, gen_kwargs = instance.args[:2]
-        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, self.lm.max_gen_toks))
-        kwargs.pop("until", None)
-        stop = self.rules.stops_seen(self._stops(instance), self._eos)
-        new_tokens = int(kwargs.pop("max_gen_toks"))
-        room = self.lm.max_length - new_tokens
-        if room <= 0:
-            raise TaskError(
-                f"task {self.name} asks for {new_tokens} new tokens, the model holds {self.lm.max_length} in all; "
-                "lower max_gen_toks or raise max_length"
-            )
-        tokens = tuple(self.rules.prompt(context, room))
-        if "max_length" in kwargs:
-            new_tokens = max(1, int(kwargs.pop("max_length")) - len(tokens))
-        if not kwargs.get("do_sample") and kwargs.get("temperature", 0.0) == 0.0:
-            kwargs.pop("temperature", None)
-        return GenerateRequest(tokens, new_tokens, tuple(stop), kwargs)
-
-    @property
-    def _eos(self) -> str:
-        return str(self.lm.tok_decode(self.lm.eot_token_id, skip_special_tokens=False))
-
-    def _stops(self, instance: Instance) -> list[str]:
-        until = normalize_gen_kwargs(instance.args[1], self.lm.max_gen_toks).get("until")
-        return list(handle_stop_sequences(until, eos=self._eos))
+        """A generation request's tokens and arguments; see :meth:`t2.harness.generation.Generations.request`."""
+        return self._generations.request(instance)
 
     def text(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
-        """An answer's text, by ``HFLM``'s rules."""
-        kept = list(tokens)
-        end = self.lm.think_end_token
-        if isinstance(end, int) and end in kept:
-            kept = kept[len(kept) - kept[::-1].index(end) :]
-        text = self.lm.tok_decode(kept)
-        if isinstance(end, int):
-            text = text.lstrip()
-        return str(postprocess_generated_text(text, list(stop), end if isinstance(end, str) else None))
-
-    def _text(self, answer: Generated, stop: Sequence[str]) -> str:
-        if answer.text is None:
-            return self.text(answer.tokens, stop)
-        return str(postprocess_generated_text(answer.text, list(stop), self.lm.think_end_token))
+        """An answer's text; see :meth:`t2.harness.generation.Generations.text`."""
+        return self._generations.text(tokens, stop)
 
     def continuations(self, instance: Instance) -> list[ScoreRequest]:
         """A likelihood request's tokens by ``HFLM``'s rules: one continuation, or the windows of a rolling request."""

@@ -156,8 +156,8 @@ class Trainer:
                         state = state.model_copy(update={"stale": state.stale + 1})
                 if validate or state.step % self.checkpoint_every == 0:
                     factors = None if self.forms is None else self.forms.factors
-                    update = {"points": self._points, "seconds": self._seconds(), "factors": factors}
-                    state = state.model_copy(update=update)
+                    so_far = {"points": self._points, "seconds": self._seconds(), "factors": factors}
+                    state = state.model_copy(update=so_far)
                     save_checkpoint(
                         self.folder / "checkpoint.safetensors", self._checkpoint(state, theta, optimizer, best)
                     )

@@ -160,10 +160,6 @@ class TransformersEngine:
         answers: list[Generated | None] = [None] * len(requests)
         picked = _pick(rows, range(len(requests)))
         seeds = [derive_seed(seed, "generate", i) if r.seed is None else r.seed for i, r in enumerate(requests)]
-        groups: dict[str, list[int]] = {}
-        for i, request in enumerate(requests):
-            same = json.dumps([request.max_new_tokens, request.stop, sorted(request.kwargs.items())], default=repr)
-            groups.setdefault(same, []).append(i)
 
         def size(i: int) -> int:
             return len(requests[i].context)
@@ -190,22 +186,13 @@ class TransformersEngine:
                 what = f"{self.base.id} with prompts of {size(batch[0])} tokens and answers of {new}"
                 self.budget.shrinking(batch, lambda part: answer(part, shown, apart), what, self.forms.release)
 
-        def load(indices: list[int]) -> list[Load]:
-            found, left = [], sorted(indices, key=lambda i: (-size(i), i))
-            while left:
-                new = requests[left[0]].max_new_tokens
-                part = left[: self._rows(size(left[0]), new)]
-                del left[: len(part)]
-                found.append(Load(len(part), len(part) * size(part[0]), self._steps.expected(new)))
-            return found
-
         with request_bar(progress, len(requests)) as bar:
-            for group in groups.values():
-                own: dict[int, list[int]] = {}
-                for i in group:
-                    own.setdefault(picked[i], []).append(i)
+            for group in _alike(requests):
+                own = _by(picked, group)
                 if self._in_turn(
-                    [mixtures[m] for m in own], [x for some in own.values() for x in load(some)], load(group)
+                    [mixtures[m] for m in own],
+                    [load for some in own.values() for load in self._loads(requests, some)],
+                    self._loads(requests, group),
                 ):
                     with self._switching([mixtures[m] for m in own]):
                         for m, some in own.items():
@@ -214,6 +201,40 @@ class TransformersEngine:
                 else:
                     run(group, bar, apart=True)
         return [answer for answer in answers if answer is not None]
+
+    @torch.no_grad()
+    def faster_in_rows(
+        self,
+        requests: Sequence[GenerateRequest],
+        mixtures: Sequence[Z | None],
+        rows: Sequence[int],
+        batch: int | None = None,
+    ) -> bool:
+        """Whether :meth:`generate` is faster by rows with their own mixtures than one mixture after another elsewhere.
+
+        Args:
+            requests: the prompts.
+            mixtures: the distinct mixtures.
+            rows: mixture of each request.
+            batch: rows of a batch where each mixture is answered by itself; None is as many as here.
+        """
+        in_turn, in_one = [], []
+        for group in _alike(requests):
+            in_turn += [load for some in _by(rows, group).values() for load in self._loads(requests, some, batch)]
+            in_one += self._loads(requests, group)
+        return not self._in_turn([mixtures[m] for m in dict.fromkeys(rows)], in_turn, in_one)
+
+    def _loads(
+        self, requests: Sequence[GenerateRequest], indices: Iterable[int], batch: int | None = None
+    ) -> list[Load]:
+        """What some requests cost, in batches of so many rows or as many as are worth it, the longest prompts first."""
+        found, left = [], sorted(indices, key=lambda i: (-len(requests[i].context), i))
+        while left:
+            prompt, new = len(requests[left[0]].context), requests[left[0]].max_new_tokens
+            part = left[: batch or self._rows(prompt, new)]
+            del left[: len(part)]
+            found.append(Load(len(part), len(part) * prompt, self._steps.expected(new)))
+        return found
 
     def _rows(self, prompt: int, new: int) -> int:
         """Rows of a batch of prompts of so many tokens: by memory, and by the prompt tokens that are worth a pass."""
@@ -256,9 +277,7 @@ class TransformersEngine:
         """
         answers: list[Scored | None] = [None] * len(requests)
         picked = _pick(rows, range(len(requests)))
-        own: dict[int, list[int]] = {}
-        for i, mixture in enumerate(picked):
-            own.setdefault(mixture, []).append(i)
+        own = _by(picked, range(len(requests)))
         loads = [Load(1, sum(item.inputs for item in self._branches(requests, some)), 0) for some in own.values()]
         whole = Load(1, sum(load.prompt for load in loads), 0)
         with request_bar(progress, len(requests)) as bar:
@@ -371,6 +390,23 @@ class _Steps:
 
 def _pick(rows: Sequence[int] | None, batch: Sequence[int]) -> list[int]:
     return [0 if rows is None else rows[i] for i in batch]
+
+
+def _alike(requests: Sequence[GenerateRequest]) -> list[list[int]]:
+    """Requests that differ in their context and seed alone, which can be answered in one batch."""
+    groups: dict[str, list[int]] = {}
+    for i, request in enumerate(requests):
+        same = json.dumps([request.max_new_tokens, request.stop, sorted(request.kwargs.items())], default=repr)
+        groups.setdefault(same, []).append(i)
+    return list(groups.values())
+
+
+def _by(picked: Sequence[int], indices: Iterable[int]) -> dict[int, list[int]]:
+    """Requests by their mixture."""
+    own: dict[int, list[int]] = {}
+    for i in indices:
+        own.setdefault(picked[i], []).append(i)
+    return own
 
 
 def _compact(mixtures: Sequence[Z | None], rows: Sequence[int]) -> tuple[list[Z | None], torch.Tensor | None]:
