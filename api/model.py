@@ -368,6 +368,8 @@ class Model(Asked):
                 raise ArgumentError(f"adapt: {name} does not exist{nearest(name, allowed)}")
         if strategy not in STRATEGIES:
             raise ArgumentError(f"adapt: strategy={strategy} does not exist{nearest(strategy, STRATEGIES)}")
+        if strategy == "peft":
+            raise ArgumentError("adapt: strategy=peft is for lm_eval --model t2; an adapter of PEFT is no mixture")
         names = [expert.name for expert in read] if read is not None else None
         return parse_args({"adapt": strategy, "experts": names, "moe": self._moe, **options})
 

@@ -41,7 +41,8 @@ SPARE = 64
 """Docs of the pool that may serve as few-shot examples where a task's own are all scored."""
 _PROBED = 16
 """Rows of a batch of probes, whose logits over the whole vocabulary are kept."""
-_PROBE = "The quick brown fox jumps over the lazy dog. 12 + 7 ="
+PROBE = "The quick brown fox jumps over the lazy dog. 12 + 7 ="
+"""What is asked to see whether an expert acts."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Runtime:
     def probes(self, mixtures: Sequence[Z | None]) -> list[torch.Tensor]:
         """What the model says of the fixed text under each mixture; see :meth:`t2.adapters.engine.Engine.probe`."""
         rules = rules_of(self.lm)
-        tokens = self.lm.tok_encode(_PROBE)[: rules.rolling]
+        tokens = self.lm.tok_encode(PROBE)[: rules.rolling]
         with rules.arithmetic():
             return self.engine.probe(tokens, mixtures)
 

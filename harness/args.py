@@ -61,9 +61,10 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     "adapt": ArgSpec(
         "choice",
         "none",
-        "the strategy: the base, one expert, a mixture, dispatch of each prompt, few-shot search, or the best of these",
-        ("none", "expert", "mix", "prompt", "classifier", "cem", "auto"),
+        "the base, one expert, a mixture, dispatch of prompts, few-shot search, the best of these, or a PEFT adapter",
+        ("none", "expert", "mix", "prompt", "classifier", "cem", "auto", "peft"),
     ),
+    "peft": ArgSpec("file", None, "for adapt=peft: the folder of an adapter of PEFT", strategies=("peft",)),
     "experts": ArgSpec(
         "names",
         None,
@@ -225,11 +226,6 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     ),
 }
 
-LATER_VALUES: dict[str, tuple[str, ...]] = {
-    "adapt": ("peft",),
-}
-LATER_ARGS = ("peft",)
-
 FROM_PRETRAINED: dict[str, str] = {
     "attn_implementation": "attention kernel: eager, sdpa, flash_attention_2",
     "device_map": "placement of the layers, by accelerate",
@@ -258,7 +254,7 @@ _VLLM = (
 )
 """Arguments of vLLM that are told apart from misspelt ones where it is not installed."""
 
-_NOT_BEARING = ("record", "batch", "light", "mixed", "overlap", "registry", "workers")
+_NOT_BEARING = ("record", "batch", "light", "mixed", "overlap", "registry", "workers", "peft")
 _ABSENT = object()
 
 
@@ -268,6 +264,7 @@ class Settings:
 
     engine: str
     adapt: str
+    peft: Path | None
     experts: tuple[str, ...] | None
     registry: str | None
     alpha: tuple[float, ...] | None
@@ -362,11 +359,11 @@ def hf_arguments(engine: str = "hf") -> list[str]:
     from t2.harness.base import engine_class, vllm_module
 
     if engine == "vllm":
-        return [name for name in vllm_module().arguments() if name not in (*LATER_ARGS, *MODEL_ARGS)]
+        return [name for name in vllm_module().arguments() if name not in MODEL_ARGS]
     classes = dict.fromkeys((engine_class(engine), engine_class("hf")))
     parameters = [p for kind in classes for p in inspect.signature(kind.__init__).parameters.values()]
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
-    return [name for name in dict.fromkeys(named) if name not in LATER_ARGS]
+    return [name for name in dict.fromkeys(named) if name not in MODEL_ARGS]
 
 
 def check_hf_args(given: Mapping[str, Any], where: str) -> None:
@@ -383,7 +380,7 @@ def check_hf_args(given: Mapping[str, Any], where: str) -> None:
     for name in given:
         if name == "engine":
             raise ArgumentError(f"{where}: engine is for lm_eval --model t2; here the model runs in transformers")
-        if name in MODEL_ARGS or name in LATER_ARGS:
+        if name in MODEL_ARGS:
             raise ArgumentError(f"{where}: {name} is an argument of lm_eval --model t2, not of the base model")
         if name not in allowed:
             raise ArgumentError(f"{where}: {name} does not exist{nearest(str(name), allowed)}")
@@ -401,8 +398,6 @@ def parse_args(given: Mapping[str, Any]) -> Settings:
     engine = str(given.get("engine") or "hf")
     allowed = [*MODEL_ARGS, *hf_arguments(engine), *(FROM_PRETRAINED if engine != "vllm" else ("device",))]
     for name in given:
-        if name in LATER_ARGS:
-            raise ArgumentError(f"model_args: {name} is not part of this version of t2; leave it out")
         if name not in allowed and name in (_VLLM if engine != "vllm" else [*hf_arguments(), *FROM_PRETRAINED]):
             other = "vllm" if engine != "vllm" else "hf"
             raise ArgumentError(f"model_args: {name} is for engine={other}, not for engine={engine}; leave it out")
@@ -430,6 +425,13 @@ def parse_args(given: Mapping[str, Any]) -> Settings:
 
 def _agree(settings: Settings) -> None:
     names = settings.experts
+    if settings.adapt == "peft":
+        if settings.peft is None:
+            raise ArgumentError("model_args: adapt=peft needs peft=, the folder of an adapter of PEFT")
+        if settings.engine != "hf":
+            raise ArgumentError(f"model_args: adapt=peft is for engine=hf, not for engine={settings.engine}")
+        if settings.hf.get("delta"):
+            raise ArgumentError("model_args: delta and adapt=peft both change the base model; leave one of them out")
     if settings.adapt == "expert" and names is not None and len(names) != 1:
         raise ArgumentError(f"model_args: adapt=expert applies one expert, experts={'+'.join(names)} are {len(names)}")
     if settings.adapt == "auto" and settings.shots < 2:
@@ -504,10 +506,6 @@ def _choice(name: str, spec: ArgSpec, value: Any) -> str:
     text = str(value)
     if text in spec.values:
         return text
-    if text in LATER_VALUES.get(name, ()):
-        raise ArgumentError(
-            f"model_args: {name}={text} is not part of this version of t2; it has {', '.join(spec.values)}"
-        )
     raise ArgumentError(f"model_args: {name}={text} is not a value of it{nearest(text, spec.values)}")
 
 

@@ -15,14 +15,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.utils import simple_parse_args_string
 
+from t2.adapters.peft_folder import read_folder
 from t2.adapters.strategies import STRATEGIES, Choice
 from t2.adapters.strategies.dispatch import asked_of
 from t2.core.digests import digest_of, doc_hash
 from t2.core.errors import ArgumentError, ModelError, StorageError, TaskError
 from t2.core.files import check_writable
 from t2.core.manifest import BaseModelRef
-from t2.core.record import AdaptationRecord, Timing, UsedMixture
-from t2.harness import compat, excepthook, store, summary
+from t2.core.record import AdaptationRecord, ExpertRef, Timing, UsedMixture
+from t2.harness import compat, excepthook, peft_adapter, store, summary
 from t2.harness.adaptation import Runtime, TaskAdaptation, check_all_move, check_experts_move, check_moved, moves
 from t2.harness.args import Settings, parse_args
 from t2.harness.base import base_id, dtype_of, open_base, open_engine
@@ -81,6 +82,7 @@ class T2LM(LM):  # type: ignore[misc]
             if strategy.needs_experts and named is not None
             else None
         )
+        self._adapter = read_folder(self.settings.peft) if self.settings.peft is not None else None
         hf = dict(self.settings.hf)
         pretrained = hf.pop("pretrained", None)
         self.inner = open_base(pretrained, self.settings.engine, **hf)
@@ -106,6 +108,8 @@ class T2LM(LM):  # type: ignore[misc]
             pool = start_workers(self.settings, engine) if strategy.needs_experts and self.settings.workers else None
             self._runtime = Runtime(self.inner, engine, tuple(experts), self.settings, classifier, pool=pool)
             self.base = engine.base
+        if self._adapter is not None:
+            peft_adapter.adapt(self.inner, self._adapter, self.base.id)
         self.records: list[AdaptationRecord] = []
         self._paths: dict[str, Any] = {}
         self._run: _Run | None = None
@@ -353,19 +357,36 @@ class T2LM(LM):  # type: ignore[misc]
                 self._paths = dict.fromkeys(run.evaluation.tasks, self.settings.record)
 
     def _plain_record(self, name: str, task: Any, seconds: float) -> AdaptationRecord:
+        """What answered a task where nothing was mixed: the base, or an adapter of PEFT."""
         metadata = getattr(task.config, "metadata", None) or {}
+        refs = self._refs()
+        told = [self.settings.adapt, name, self.base.fingerprint, self.dtype]
         return AdaptationRecord(
-            key=digest_of(["none", name, self.base.fingerprint, self.dtype]),
+            key=digest_of([*told, *(ref.digest for ref in refs), self._settings()] if refs else told),
             task=name,
             task_version=str(metadata.get("version", task.VERSION)),
-            strategy="none",
+            strategy=self.settings.adapt,
             base=self.base,
             dtype=self.dtype,
-            settings=self.settings.bearing(),
-            mixtures=(UsedMixture(alpha={}, requests=sum(int(i.repeats or 1) for i in task.instances)),),
-            note="the base model",
+            experts=refs,
+            settings=self._settings(),
+            mixtures=(
+                UsedMixture(
+                    alpha={ref.name: 1.0 for ref in refs}, requests=sum(int(i.repeats or 1) for i in task.instances)
+                ),
+            ),
+            note="the base model" if self._adapter is None else f"the adapter {self._adapter.name} of PEFT",
             timing=Timing(pass2=seconds),
         )
+
+    def _refs(self) -> tuple[ExpertRef, ...]:
+        if self._adapter is not None:
+            return (peft_adapter.reference(self._adapter),)
+        return self._runtime.expert_refs() if self._runtime else ()
+
+    def _settings(self) -> dict[str, Any]:
+        own = peft_adapter.bearing(self._adapter) if self._adapter is not None else {}
+        return {**self.settings.bearing(), **own}
 
     @property
     def dtype(self) -> str:
@@ -374,12 +395,12 @@ class T2LM(LM):  # type: ignore[misc]
 
     def identity(self) -> dict[str, Any]:
         """What answers: base, strategy, experts, controls, settings and seeds, with a digest of all of it."""
-        refs = self._runtime.expert_refs() if self._runtime else ()
+        refs = self._refs()
         content = {
             "base": self.base.model_dump(mode="json"),
             "dtype": self.dtype,
             "experts": [ref.model_dump(mode="json") for ref in refs],
-            "settings": self.settings.bearing(),
+            "settings": self._settings(),
         }
         bare = {**content, "base": self.base.fingerprint, "experts": [ref.content for ref in refs]}
         return {**content, "digest": digest_of(bare)}

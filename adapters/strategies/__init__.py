@@ -21,6 +21,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "classifier": ClassifierStrategy,
     "cem": FewShotStrategy,
     "auto": AutoStrategy,
+    # The adapter is part of the model, which answers as it is.
+    "peft": NoneStrategy,
 }
 
 __all__ = ["STRATEGIES", "Choice", "DomainPrompts", "Job", "Options", "Plan", "Score", "Scorer", "Strategy"]

@@ -383,4 +383,5 @@ def test_strategies_say_what_they_need() -> None:
         "classifier": (True, False),
         "cem": (True, True),
         "auto": (True, True),
+        "peft": (False, False),
     }

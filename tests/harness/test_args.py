@@ -8,7 +8,7 @@ import pytest
 from lm_eval.utils import simple_parse_args_string
 
 from t2.core.errors import ArgumentError, DependencyError, T2Error
-from t2.harness.args import FROM_PRETRAINED, LATER_ARGS, MODEL_ARGS, check_hf_args, hf_arguments, parse_args
+from t2.harness.args import FROM_PRETRAINED, MODEL_ARGS, check_hf_args, hf_arguments, parse_args
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,15 @@ def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
         ({"engine": "vlm"}, "engine=vlm is not a value of it; did you mean 'vllm'?"),
         ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization is for engine=vllm, not for engine=hf; leave it out"),
         ({"adapt": "mix", "transfer": "resampel"}, "transfer=resampel is not a value of it; did you mean 'resample'?"),
+        ({"adapt": "peft"}, "adapt=peft needs peft=, the folder of an adapter of PEFT"),
+        ({"peft": "x"}, "peft=x has no effect with adapt=none, it is for adapt=peft; leave it out"),
+        ({"adapt": "peft", "peft": "x", "experts": "a"}, "experts=a has no effect with adapt=peft"),
+        ({"adapt": "peft", "peft": "x", "control": "shuffle"}, "control=shuffle has no effect with adapt=peft"),
+        ({"adapt": "peft", "peft": "x", "delta": "y"}, "delta and adapt=peft both change the base model"),
+        (
+            {"adapt": "peft", "peft": "x", "engine": "hf-multimodal"},
+            "adapt=peft is for engine=hf, not for engine=hf-multimodal",
+        ),
         ({"workers": 2}, "workers=2 has no effect with adapt=none"),
         ({"adapt": "cem", "workers": 0}, "workers=0 must be at least 1"),
         ({"shots": 0}, "shots=0 must be at least 1"),
@@ -190,7 +199,7 @@ def test_arguments_of_the_base_model_alone_are_checked(given: dict[str, Any], li
 def test_every_argument_says_what_it_does_and_none_is_told_twice() -> None:
     assert all(spec.help and len(spec.help) < 120 for spec in MODEL_ARGS.values())
     assert all(spec.default in (None, *spec.values) for spec in MODEL_ARGS.values() if spec.kind == "choice")
-    assert not set(MODEL_ARGS) & {*hf_arguments(), *FROM_PRETRAINED, *LATER_ARGS}
+    assert not set(MODEL_ARGS) & {*hf_arguments(), *FROM_PRETRAINED}
     assert issubclass(ArgumentError, T2Error)
 
 
@@ -204,4 +213,3 @@ def test_the_readme_names_every_argument_with_its_values_and_default() -> None:
         assert [value for value in spec.values if f"`{value}`" not in told] == []
         if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
             assert f"{spec.default:g}" in row[3]
-    assert not [name for name in LATER_ARGS if any(f"`{name}`" in cells[1] for cells in rows)]

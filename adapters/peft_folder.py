@@ -1,0 +1,117 @@
+"""Adapters of PEFT in their folders: read and checked before a model loads, and put into it as PEFT does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import transformers
+
+from t2.core.digests import sha256_file
+from t2.core.errors import ArgumentError, DependencyError, ExpertFileError, ExpertMismatchError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_out")
+"""PEFT may write these beside an adapter; they are the base's then."""
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """A folder that PEFT's ``save_pretrained`` wrote.
+
+    Attributes:
+        path: the folder.
+        kind: PEFT's name of the method, such as ``LORA``.
+        digest: hex SHA-256 of its weights file.
+        config: hex SHA-256 of its ``adapter_config.json``, without which the weights mean nothing.
+    """
+
+    path: Path
+    kind: str
+    digest: str
+    config: str
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+
+def require_peft(what: str) -> None:
+    """Check that PEFT can be imported.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise DependencyError(f'{what} needs PEFT: pip install "t2-eval[eval]"')
+
+
+def read_folder(path: str | Path) -> PeftFolder:
+    """Look at an adapter's folder, without a model.
+
+    Raises:
+        ArgumentError: it is no folder of an adapter.
+        DependencyError: PEFT is not installed.
+        ExpertFileError: its files cannot be read, or are pickled.
+    """
+    require_peft("adapt=peft")
+    folder = Path(path).expanduser()
+    if not (folder / CONFIG).is_file():
+        missing = f"has no {CONFIG}" if folder.is_dir() else "does not exist here"
+        raise ArgumentError(f"peft={path} {missing}; name a folder that PEFT's save_pretrained wrote")
+    if not (folder / WEIGHTS).is_file():
+        pickled = " and adapter_model.bin is a pickle, which t2 does not load" * (folder / "adapter_model.bin").exists()
+        raise ExpertFileError(f"peft={path} has no {WEIGHTS}{pickled}; save the adapter with safetensors")
+    try:
+        kind = str(json.loads((folder / CONFIG).read_bytes())["peft_type"])
+        _names(folder)
+        return PeftFolder(folder, kind, sha256_file(folder / WEIGHTS), sha256_file(folder / CONFIG))
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ExpertFileError(
+            f"peft={path} cannot be read ({type(error).__name__}: {error}); save the adapter again"
+        ) from error
+
+
+def put_in(model: transformers.PreTrainedModel, adapter: PeftFolder, base: str, revision: str | None = None) -> Any:
+    """Put an adapter into a model, which changes in place, by ``PeftModel.from_pretrained`` as lm-eval's ``hf`` does.
+
+    Args:
+        model: the base model.
+        adapter: what :func:`read_folder` found.
+        base: the model's name, for messages.
+        revision: as ``hf`` hands it on.
+
+    Returns:
+        The ``PeftModel``.
+
+    Raises:
+        ExpertMismatchError: its matrices are not those of this model, in name, number or shape.
+    """
+    import peft
+
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(adapter.path), revision=revision)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise ExpertMismatchError(
+            f"peft={adapter.path} does not fit {base} ({type(error).__name__}: {told}); name an adapter of {base}"
+        ) from error
+    wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    given = _names(adapter.path)
+    odd = sorted(wanted - given) or sorted(name for name in given - wanted if not any(e in name for e in _EMBEDDINGS))
+    if odd:
+        raise ExpertMismatchError(
+            f"peft={adapter.path} was made for another model than {base}: {odd[0]} is in only one of them; name an "
+            f"adapter of {base}"
+        )
+    return adapted
+
+
+def _names(folder: Path) -> set[str]:
+    with safetensors.safe_open(folder / WEIGHTS, framework="pt") as file:
+        return set(file.keys())

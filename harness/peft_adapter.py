@@ -1,0 +1,65 @@
+"""``adapt=peft``: an adapter of PEFT in lm-eval's model, as ``hf`` with ``peft=`` has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from t2.adapters.peft_folder import PeftFolder, put_in
+from t2.core.errors import ExpertError
+from t2.core.record import ExpertRef
+from t2.harness.adaptation import PROBE
+from t2.harness.rules import rules_of
+
+
+def adapt(lm: HFLM, adapter: PeftFolder, base: str) -> None:
+    """Put an adapter into the model that lm-eval's holds, which answers with it from now on.
+
+    Args:
+        lm: lm-eval's model over the base.
+        adapter: the adapter.
+        base: the name of the base, for messages.
+
+    Raises:
+        ExpertMismatchError: the adapter is of another model.
+        ExpertError: it changes nothing.
+    """
+    before = _probe(lm)
+    _resize(lm)
+    lm._model = put_in(lm.model, adapter, base, lm.revision)
+    lm.peft = str(adapter.path)
+    if torch.equal(before, _probe(lm)[..., : before.shape[-1]]):
+        raise ExpertError(
+            f"peft={adapter.path} leaves the logits of a probe text unchanged: it was not trained, or its change does "
+            "not survive rounding in this dtype; try dtype=float32, or leave it out"
+        )
+
+
+def reference(adapter: PeftFolder) -> ExpertRef:
+    """The adapter as a record names it."""
+    return ExpertRef(name=adapter.name, digest=adapter.digest)
+
+
+def bearing(adapter: PeftFolder) -> dict[str, Any]:
+    """What of it bears on the answers besides its weights, for the settings of a record."""
+    return {"peft": {"type": adapter.kind, "config": adapter.config}}
+
+
+def _resize(lm: HFLM) -> None:
+    """Cut or grow the embeddings to the tokenizer's size before an adapter goes in, as ``hf`` does."""
+    config = lm.model.config
+    text = getattr(config, "text_config", None)
+    size = getattr(text, "vocab_size", None) or config.vocab_size
+    if size != len(lm.tokenizer):
+        lm.model.resize_token_embeddings(len(lm.tokenizer))
+
+
+@torch.no_grad()
+def _probe(lm: HFLM) -> torch.Tensor:
+    rules = rules_of(lm)
+    tokens = lm.tok_encode(PROBE)[: rules.rolling]
+    with rules.arithmetic():
+        logits: torch.Tensor = lm.model(input_ids=torch.tensor([tokens], device=lm.device)).logits
+    return logits.clone()

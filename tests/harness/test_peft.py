@@ -1,0 +1,170 @@
+"""``adapt=peft``: adapters that PEFT wrote answer as they do in lm-eval's own ``hf``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+from t2.core.digests import sha256_file
+from t2.core.errors import ArgumentError, ExpertError, ExpertFileError, ExpertMismatchError, T2Error
+from t2.harness.model import T2LM
+from tests.harness import tiny
+
+NAMES = ("tiny_choice", "tiny_text")
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+CONFIGS: dict[str, Any] = {
+    "lora": lambda: peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM"),
+    "dora": lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=TARGETS, task_type="CAUSAL_LM"),
+    "ia3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+}
+
+
+def save_adapter(folder: Path, base: Path, method: str = "lora", trained: bool = True) -> Path:
+    """An adapter after a few steps of PEFT's own training on random tokens."""
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = peft.get_peft_model(model, CONFIGS[method]())
+    if trained:
+        leaves = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(leaves, lr=0.05)
+        tokens = torch.randint(4, 90, (4, 24))
+        for _ in range(4):
+            optimizer.zero_grad()
+            adapted(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    return save_adapter(tmp_path_factory.mktemp("adapters") / "lora", tiny_folder)
+
+
+def make(folder: Path, adapter: Path, **args: Any) -> T2LM:
+    given = {"pretrained": str(folder), "adapt": "peft", "peft": str(adapter), **args}
+    return T2LM.create_from_arg_obj(given, {"device": "cpu", "batch_size": 3})
+
+
+def tasks() -> list[Any]:
+    return [tiny.choice_task(), tiny.text_task()]
+
+
+@pytest.mark.parametrize("method", list(CONFIGS))
+def test_it_equals_hf_with_peft_sample_for_sample(method: str, tiny_folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / method, tiny_folder, method)
+    args = f"pretrained={tiny_folder},device=cpu,peft={adapter}"
+    hf = tiny.evaluate("hf", tasks(), model_args=args, batch_size=3)
+    own = tiny.evaluate(make(tiny_folder, adapter), tasks())
+    base = tiny.evaluate("hf", tasks(), model_args=f"pretrained={tiny_folder},device=cpu", batch_size=3)
+    for name in NAMES:
+        assert tiny.answers(own, name) == tiny.answers(hf, name)
+        assert tiny.answers(own, name) != tiny.answers(base, name)
+    assert own["results"] == hf["results"]
+
+
+def test_a_vocabulary_larger_than_the_tokenizers_is_cut_as_hf_does(tmp_path: Path, tiny_folder: Path) -> None:
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    model.resize_token_embeddings(len(tiny.tokenizer()) + 8)
+    model.save_pretrained(tmp_path / "padded")
+    tiny.tokenizer().save_pretrained(tmp_path / "padded")
+    adapter = save_adapter(tmp_path / "adapter", tmp_path / "padded")
+    args = f"pretrained={tmp_path / 'padded'},device=cpu,peft={adapter}"
+    hf = tiny.evaluate("hf", tasks(), model_args=args, batch_size=3)
+    own = tiny.evaluate(make(tmp_path / "padded", adapter), tasks())
+    assert [tiny.answers(own, name) for name in NAMES] == [tiny.answers(hf, name) for name in NAMES]
+
+
+def test_the_record_names_the_adapter_by_its_digest(lora: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    lm = make(tiny_folder, lora, record=str(tmp_path / "record.json"))
+    tiny.evaluate(lm, [tiny.choice_task()])
+    (record,) = json.loads((tmp_path / "record.json").read_bytes())
+    assert record["strategy"] == "peft"
+    assert [(ref["name"], ref["digest"]) for ref in record["experts"]] == [
+        ("lora", sha256_file(lora / "adapter_model.safetensors"))
+    ]
+    assert record["settings"]["peft"] == {"type": "LORA", "config": sha256_file(lora / "adapter_config.json")}
+    assert record["mixtures"] == [{"alpha": {"lora": 1.0}, "requests": 48}]
+    base = T2LM.create_from_arg_obj({"pretrained": str(tiny_folder)}, {"device": "cpu"})
+    assert record["base"]["fingerprint"] == base.base.fingerprint
+    assert lm.identity()["digest"] != base.identity()["digest"]
+    # The same weights under another alpha are another adapter.
+    stronger = shutil.copytree(lora, tmp_path / "lora")
+    config = json.loads((stronger / "adapter_config.json").read_text())
+    (stronger / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 16}))
+    assert make(tiny_folder, stronger).identity()["digest"] != lm.identity()["digest"]
+
+
+def empty(folder: Path, lora: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def pickled(folder: Path, lora: Path) -> Path:
+    shutil.copytree(lora, folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    return folder
+
+
+def cut(folder: Path, lora: Path) -> Path:
+    shutil.copytree(lora, folder)
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(data[:-40])
+    return folder
+
+
+def deeper(folder: Path, lora: Path) -> Path:
+    return save_adapter(folder, tiny.save_model(folder.with_name("deeper"), layers=3))
+
+
+def shallower(folder: Path, lora: Path) -> Path:
+    return save_adapter(folder, tiny.save_model(folder.with_name("shallower"), layers=1))
+
+
+def wider(folder: Path, lora: Path) -> Path:
+    return save_adapter(folder, tiny.save_model(folder.with_name("wider"), hidden=48))
+
+
+def elsewhere(folder: Path, lora: Path) -> Path:
+    shutil.copytree(lora, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["c_attn"]}))
+    return folder
+
+
+def untrained(folder: Path, lora: Path) -> Path:
+    return save_adapter(folder, folder.parent / "tiny", trained=False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "line"),
+    [
+        (lambda folder, lora: folder, ArgumentError, "does not exist here; name a folder that PEFT's save_pretrained"),
+        (empty, ArgumentError, "has no adapter_config.json; name a folder"),
+        (pickled, ExpertFileError, "adapter_model.bin is a pickle, which t2 does not load; save the adapter with"),
+        (cut, ExpertFileError, "cannot be read (SafetensorError"),
+        (deeper, ExpertMismatchError, "was made for another model than tiny: base_model.model.model.layers.2."),
+        (shallower, ExpertMismatchError, "was made for another model than tiny: base_model.model.model.layers.1."),
+        (wider, ExpertMismatchError, "does not fit tiny (RuntimeError: "),
+        (elsewhere, ExpertMismatchError, "does not fit tiny ("),
+        (untrained, ExpertError, "leaves the logits of a probe text unchanged: it was not trained"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_an_adapter_that_cannot_be_used_is_told_in_one_line(
+    spoil: Any, error: type[T2Error], line: str, lora: Path, tmp_path: Path
+) -> None:
+    base = tiny.save_model(tmp_path / "tiny")
+    with pytest.raises(error) as caught:
+        make(base, spoil(tmp_path / "odd", lora))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
