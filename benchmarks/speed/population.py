@@ -44,7 +44,7 @@ class _Size:
 def run(args: argparse.Namespace) -> list[Row]:
     """Measure; see :class:`benchmarks.speed.rows.Benchmark`."""
     cuda = args.device.startswith("cuda")
-    full = _Size(32, 10, 64, ("float32", "bfloat16"))
+    full = _Size(32, 10, 64 if cuda else 24, ("float32", "bfloat16"))
     size = _Size(4, 2, 4, ("float32",)) if args.quick else full
     rows: list[Row] = []
     for dtype in size.dtypes:

@@ -6,11 +6,12 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, event, literal_column
+from sqlalchemy import Connection, Executable, event, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError as UrlError
 from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, InvalidatePoolError, OperationalError
@@ -281,7 +282,11 @@ def insert_once(session: Session, table: type[Table], **values: Any) -> bool:
 
     Another transaction that inserts the same row at the same time is waited for.
     """
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).values(**values).on_conflict_do_nothing()
+    return session.execute(_insertion(table, session.get_bind().dialect.name), values).first() is not None
+
+
+@cache
+def _insertion(table: type[Table], dialect: str) -> Executable:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     # A row comes back for a row put in; the count of rows is not told on every database.
-    return session.execute(statement.returning(literal_column("1"))).first() is not None
+    return insert(table.__table__).on_conflict_do_nothing().returning(literal_column("1"))

@@ -31,8 +31,6 @@ CONNECTIONS = 1000
 """Connections of one process at once; more are told to come back."""
 BACKLOG = 256
 """Connections that wait to be accepted."""
-HEAD_BYTES = 32 * 1024
-"""Of a request's first line and headers."""
 GARBAGE = 20_000
 """Objects made and still there that set off a collection of the youngest; a page of a list makes thousands."""
 TURN_SECONDS = 0.0005
@@ -66,7 +64,6 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
         "limit_concurrency": CONNECTIONS,
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "timeout_graceful_shutdown": GRACE_SECONDS,
-        "h11_max_incomplete_event_size": HEAD_BYTES,
     }
     listener = _bind(settings)
     port = listener.getsockname()[1]

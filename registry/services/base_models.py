@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -15,6 +15,11 @@ from t2.registry.schemas import BaseModelInfo, Page
 from t2.registry.services import audit
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
+
+_PRINTED = select(models.BaseModel).where(models.BaseModel.fingerprint == bindparam("fingerprint"))
+_IDS = select(models.BaseModel.id).where(
+    or_(models.BaseModel.fingerprint == bindparam("base"), models.BaseModel.model_id == bindparam("base"))
+)
 
 
 def ensure(session: Session, base: BaseModelRef) -> models.BaseModel:
@@ -71,7 +76,7 @@ def check_ranks(row: models.BaseModel, manifest: Manifest) -> None:
 
 def find(session: Session, fingerprint: str) -> models.BaseModel:
     """Raises NotFoundError where there is none."""
-    row = session.scalar(select(models.BaseModel).where(models.BaseModel.fingerprint == fingerprint))
+    row = session.scalar(_PRINTED, {"fingerprint": fingerprint})
     if row is None:
         raise NotFoundError(f"there is no base model with the fingerprint {fingerprint}")
     return row
@@ -79,8 +84,7 @@ def find(session: Session, fingerprint: str) -> models.BaseModel:
 
 def ids_of(session: Session | Connection, base: str) -> list[int]:
     """The ids of the base models with a fingerprint or an id."""
-    table = models.BaseModel
-    return list(session.scalars(select(table.id).where(or_(table.fingerprint == base, table.model_id == base))))
+    return list(session.scalars(_IDS, {"base": base}))
 
 
 def list_base_models(session: Session, *, cursor: str | None, limit: int) -> Page[BaseModelInfo]:
@@ -111,7 +115,7 @@ def shape(row: models.BaseModel) -> BaseModelInfo:
 
 def _known(session: Session, base: BaseModelRef) -> models.BaseModel:
     """Its row, made when new, which it hardly ever is."""
-    row = session.scalar(select(models.BaseModel).where(models.BaseModel.fingerprint == base.fingerprint))
+    row = session.scalar(_PRINTED, {"fingerprint": base.fingerprint})
     if row is not None:
         return row
     insert_once(

@@ -11,13 +11,19 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
 from t2.core.errors import NotFoundError
 from t2.registry.db import models
 from t2.registry.db.database import insert_once
 from t2.registry.services import audit
+
+_HELD = (
+    select(models.Blob.created_at)
+    .where(models.Blob.digest == bindparam("digest"))
+    .with_for_update(read=True, key_share=True)
+)
 
 
 def reserve(session: Session, digest: str, size: int) -> datetime:
@@ -42,8 +48,7 @@ def hold(session: Session, digest: str, made: datetime) -> bool:
     An upload may stall for longer than garbage is left alone. Its bytes are gone then, also where another upload has
     made a new row meanwhile and not put its bytes yet.
     """
-    statement = select(models.Blob.created_at).where(models.Blob.digest == digest)
-    return session.scalar(statement.with_for_update(read=True, key_share=True)) == made
+    return session.scalar(_HELD, {"digest": digest}) == made
 
 
 def check_readable(session: Session, digest: str) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, delete, exists, select, text
@@ -32,6 +35,21 @@ _SORTS: dict[str, InstrumentedAttribute[Any]] = {
 
 
 _EXPERT = columns(models.Expert)
+_NAMED = _EXPERT.path == bindparam("path")
+_FOUND = select(models.Expert).where(_NAMED)
+_LOCKED = _FOUND.with_for_update()
+_LIVE_ID = select(_EXPERT.id).where(_NAMED, _EXPERT.deleted_at.is_(None))
+_SHOWN = select(_EXPERT.id, _EXPERT.deleted_at, cards.CARD).where(_NAMED)
+_CONDITIONS: dict[str, ColumnElement[bool]] = {
+    "namespace": models.Expert.namespace_id == bindparam("namespace"),
+    "base": models.Expert.base_model_id.in_(bindparam("base", expanding=True)),
+    "task": models.Expert.task == bindparam("task"),
+    "domain": models.Expert.domain == bindparam("domain"),
+    "kind": models.Expert.kind == bindparam("kind"),
+    "text": models.Expert.search_text.like(bindparam("text"), escape="/"),
+}
+"""Conditions of a query, by its fields, each with a parameter of this name."""
+_WILD = re.compile("[%_/]")
 
 
 def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: bool = False) -> models.Expert:
@@ -45,8 +63,7 @@ def find(session: Session, name: ExpertName, *, deleted: bool = False, lock: boo
         NotFoundError: there is none.
     """
     known_name(name)
-    statement = select(models.Expert).where(models.Expert.path == str(name))
-    row = session.scalar(statement.with_for_update() if lock else statement)
+    row = session.scalar(_LOCKED if lock else _FOUND, {"path": str(name)})
     if row is None:
         raise NotFoundError(f"there is no expert {name}")
     if row.deleted_at is not None and not deleted:
@@ -61,15 +78,14 @@ def id_of(session: Session, name: ExpertName) -> int:
         NotFoundError: there is none.
     """
     known_name(name)
-    found = session.scalar(select(_EXPERT.id).where(_EXPERT.path == str(name), _EXPERT.deleted_at.is_(None)))
+    found = session.scalar(_LIVE_ID, {"path": str(name)})
     return found if found is not None else find(session, name).id
 
 
 def get(reader: Connection, name: ExpertName) -> str:
     """The card of an expert that is not deleted."""
     known_name(name)
-    statement = select(_EXPERT.id, _EXPERT.deleted_at, cards.CARD).where(_EXPERT.path == str(name))
-    row = reader.execute(statement).first()
+    row = reader.execute(_SHOWN, {"path": str(name)}).first()
     if row is None:
         raise NotFoundError(f"there is no expert {name}")
     if row.deleted_at is not None:
@@ -184,41 +200,63 @@ def list_experts(
     reader: Connection, query: ExpertQuery, *, cursor: str | None, limit: int
 ) -> tuple[list[str], str | None]:
     """The cards of experts that meet a query, and the cursor of the next page."""
-    descending, sort = query.sort.startswith("-"), query.sort.lstrip("-")
-    column = _SORTS[sort]
+    form = _Form(
+        query.sort,
+        query.deleted,
+        tuple(name for name in _CONDITIONS if getattr(query, name) is not None),
+        len(query.tags),
+    )
+    statement, order = _narrowed(form)
+    values: dict[str, Any] = {name: getattr(query, name) for name in form.conditions}
+    if query.namespace is not None:
+        values["namespace"] = namespaces.id_of(reader, query.namespace)
+    if query.base is not None:
+        values["base"] = base_models.ids_of(reader, query.base)
+    if query.text is not None:
+        values["text"] = "%" + _WILD.sub(r"/\g<0>", query.text.lower()) + "%"
+    values |= {f"tag_{i}": tag for i, tag in enumerate(query.tags)}
+    for wanted_range in query.metrics:
+        statement = statement.where(_in_range(reader, wanted_range))
     rows, next_cursor = fetch_page(
         reader,
-        _narrowed(reader, query, column).execution_options(**{VARIED: True}),
-        Order(column, models.Expert.id, descending),
+        statement,
+        order,
         query=query.model_dump(mode="json"),
         cursor=cursor,
         limit=limit,
-        position=lambda row: (getattr(row, column.key), row.id),
+        position=lambda row: (row[1], row[0]),
+        values=values,
+        kept=not query.metrics,
     )
     return cards.told(reader, rows), next_cursor
 
 
-def _narrowed(reader: Connection, query: ExpertQuery, sort: InstrumentedAttribute[Any]) -> Select[*tuple[Any, ...]]:
+@dataclass(frozen=True)
+class _Form:
+    """What decides a list's statement: the values of its conditions are parameters."""
+
+    sort: str
+    deleted: bool
+    conditions: tuple[str, ...]
+    tags: int
+
+
+@lru_cache(1024)
+def _narrowed(form: _Form) -> tuple[Select[*tuple[Any, ...]], Order]:
     table = models.Expert
+    sort = _SORTS[form.sort.lstrip("-")]
     statement = select(_EXPERT.id, sort, cards.CARD).where(
-        table.deleted_at.is_not(None) if query.deleted else table.deleted_at.is_(None)
+        table.deleted_at.is_not(None) if form.deleted else table.deleted_at.is_(None)
     )
-    if query.sort.lstrip("-") == "score":
+    if sort is table.score:
         statement = statement.where(table.score.is_not(None))
-    if query.namespace is not None:
-        statement = statement.where(table.namespace_id == namespaces.id_of(reader, query.namespace))
-    if query.base is not None:
-        statement = statement.where(table.base_model_id.in_(base_models.ids_of(reader, query.base)))
-    for column, wanted in ((table.task, query.task), (table.domain, query.domain), (table.kind, query.kind)):
-        if wanted is not None:
-            statement = statement.where(column == wanted)
-    if query.text is not None:
-        statement = statement.where(table.search_text.contains(query.text.lower(), autoescape=True))
-    for tag in query.tags:
-        statement = statement.where(table.id.in_(select(models.Tag.expert_id).where(models.Tag.tag == tag)))
-    for wanted_range in query.metrics:
-        statement = statement.where(_in_range(reader, wanted_range))
-    return statement
+    statement = statement.where(*(_CONDITIONS[name] for name in form.conditions))
+    for i in range(form.tags):
+        statement = statement.where(
+            table.id.in_(select(models.Tag.expert_id).where(models.Tag.tag == bindparam(f"tag_{i}")))
+        )
+    statement = statement.execution_options(**{VARIED: True})
+    return statement, Order(sort, table.id, form.sort.startswith("-"))
 
 
 def _in_range(reader: Connection, wanted: MetricRange) -> ColumnElement[bool]:

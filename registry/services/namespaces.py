@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ConflictError, NotFoundError
@@ -12,6 +12,9 @@ from t2.registry.schemas import Namespace, Page
 from t2.registry.services import audit
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
+
+_NAMED = select(models.Namespace).where(models.Namespace.name == bindparam("name"))
+_ID = select(models.Namespace.id).where(models.Namespace.name == bindparam("name"))
 
 
 def create(session: Session, actor: Actor, name: str, description: str) -> Namespace:
@@ -29,7 +32,7 @@ def create(session: Session, actor: Actor, name: str, description: str) -> Names
 def ensure(session: Session, actor: Actor, name: str) -> models.Namespace:
     """The namespace, made when new."""
     # Nearly always it is there.
-    row = session.scalar(select(models.Namespace).where(models.Namespace.name == name))
+    row = session.scalar(_NAMED, {"name": name})
     if row is not None:
         return row
     if insert_once(session, models.Namespace, name=name, description="", created_at=audit.now()):
@@ -39,7 +42,7 @@ def ensure(session: Session, actor: Actor, name: str) -> models.Namespace:
 
 def find(session: Session, name: str) -> models.Namespace:
     """Raises NotFoundError where there is none."""
-    row = session.scalar(select(models.Namespace).where(models.Namespace.name == name))
+    row = session.scalar(_NAMED, {"name": name})
     if row is None:
         raise NotFoundError(f"there is no namespace {name}")
     return row
@@ -50,7 +53,7 @@ def id_of(session: Session | Connection, name: str) -> int:
 
     A list is narrowed by the number itself: the database chooses its way by how common that one is.
     """
-    return session.scalar(select(models.Namespace.id).where(models.Namespace.name == name)) or 0
+    return session.scalar(_ID, {"name": name}) or 0
 
 
 def list_namespaces(session: Session, *, cursor: str | None, limit: int) -> Page[Namespace]:

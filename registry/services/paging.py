@@ -8,18 +8,23 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, tuple_
+from sqlalchemy import Connection, Integer, Select, bindparam, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.digests import canonical_json, digest_of
 from t2.core.errors import InvalidRequestError
 from t2.registry.schemas import MAX_PAGE
 
+_KEPT = 512
+"""Statements that are kept; more kinds of queries than that are not asked again and again."""
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _KINDS: dict[str, type] = {"t": datetime, "n": float, "s": str, "i": int}
 
 
@@ -41,6 +46,8 @@ def fetch_page(
     cursor: str | None,
     limit: int,
     position: Callable[[Any], tuple[Any, int]],
+    values: Mapping[str, Any] = _NONE,
+    kept: bool = False,
 ) -> tuple[Sequence[Any], str | None]:
     """The rows of one page, and the cursor of the next one or None.
 
@@ -50,28 +57,42 @@ def fetch_page(
         cursor: where the page before ended; None for the first.
         limit: rows.
         position: the sort value and the id of a row.
+        values: of the statement's parameters.
+        kept: the statement was made once and is asked for again and again: so is what is made of it here, for building
+            a statement takes as long as half of the database's work.
 
     Raises:
         InvalidRequestError: the limit is out of range, or the cursor is damaged or of another query.
     """
     if not 1 <= limit <= MAX_PAGE:
         raise InvalidRequestError(f"limit: {limit} is not between 1 and {MAX_PAGE}")
-    columns = (order.column, order.id) if order.column is not order.id else (order.id,)
+    asked: dict[str, Any] = {**values, "page_rows": limit + 1}
     if cursor is not None:
-        after = _decode(cursor, query, order.column.type.python_type)[-len(columns) :]
-        statement = statement.where(_beyond(columns, after, order.descending))
-    statement = statement.order_by(*(column.desc() if order.descending else column.asc() for column in columns))
-    rows = session.execute(statement.limit(limit + 1)).all()
+        after = _decode(cursor, query, order.column.type.python_type)
+        asked |= (
+            {"page_value": after[0], "page_id": after[1]} if order.column is not order.id else {"page_id": after[1]}
+        )
+    page = (_kept_page if kept else _page)(statement, order, cursor is not None)
+    rows = session.execute(page, asked).all()
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], _encode(position(rows[limit - 1]), query)
 
 
-def _beyond(columns: Sequence[Any], after: Sequence[Any], descending: bool) -> ColumnElement[bool]:
-    left: Any = tuple_(*columns) if len(columns) > 1 else columns[0]
-    right: Any = tuple_(*after, types=[column.type for column in columns]) if len(columns) > 1 else after[0]
-    result: ColumnElement[bool] = left < right if descending else left > right
-    return result
+def _page(statement: Select[*tuple[Any, ...]], order: Order, later: bool) -> Select[*tuple[Any, ...]]:
+    """A page of a statement's rows: the first one, or one after ``page_value`` and ``page_id``."""
+    columns: tuple[Any, ...] = (order.column, order.id) if order.column is not order.id else (order.id,)
+    if later:
+        names = ("page_value", "page_id")[-len(columns) :]
+        after = [bindparam(name, type_=column.type) for name, column in zip(names, columns, strict=True)]
+        left: Any = tuple_(*columns) if len(columns) > 1 else columns[0]
+        right: Any = tuple_(*after) if len(columns) > 1 else after[0]
+        statement = statement.where(left < right if order.descending else left > right)
+    statement = statement.order_by(*(column.desc() if order.descending else column.asc() for column in columns))
+    return statement.limit(bindparam("page_rows", type_=Integer))
+
+
+_kept_page = lru_cache(_KEPT)(_page)
 
 
 def _encode(position: tuple[Any, int], query: Any) -> str:

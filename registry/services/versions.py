@@ -60,8 +60,29 @@ _RESOLVED = _JOINED.add_columns(_VERSION.manifest).where(*_ALIVE)
 _LIVE_ID = (
     select(_VERSION.id)
     .join_from(models.Version.__table__, models.Expert.__table__, _VERSION.expert_id == _EXPERT.id)
-    .where(*_ALIVE)
+    .where(*_ALIVE, _EXPERT.path == bindparam("path"), _VERSION.number == bindparam("version"))
 )
+_BY_ID = _JOINED.where(_VERSION.id == bindparam("id"))
+_OF_EXPERT = _JOINED.where(_VERSION.expert_id == bindparam("expert"))
+_SAME = select(models.Version).where(
+    models.Version.expert_id == bindparam("expert"), models.Version.digest == bindparam("digest")
+)
+_BY_NUMBER = Order(models.Version.number, models.Version.number, descending=True)
+_NAMED = _RESOLVED.where(_EXPERT.path == bindparam("path"))
+_ALIASED = (
+    select(_ALIAS.number)
+    .where(_ALIAS.expert_id == _EXPERT.id, _ALIAS.alias == bindparam("alias"))
+    .correlate(models.Expert.__table__)
+    .scalar_subquery()
+)
+_RESOLVING = {
+    "content": _RESOLVED.where(_VERSION.digest == bindparam("digest")).order_by(_VERSION.id).limit(1),
+    "digest": _NAMED.where(_VERSION.digest == bindparam("digest")),
+    "version": _NAMED.where(_VERSION.number == bindparam("version")),
+    "alias": _NAMED.where(_VERSION.number == _ALIASED),
+    "default": _NAMED.where(_VERSION.number == func.coalesce(_ALIASED, _EXPERT.latest)),
+}
+"""How a reference is looked up, by what it names a version with."""
 _LATEST = _JOINED.where(any_of(_VERSION.expert_id, "experts"), _VERSION.number == _EXPERT.latest)
 _NEWEST = (
     _JOINED.add_columns(_VERSION.base_model_id)
@@ -112,9 +133,7 @@ def publish(
             return earlier
     base = base_models.ensure(session, file.manifest.base)
     base_models.check_ranks(base, file.manifest)
-    same = session.scalar(
-        select(models.Version).where(models.Version.expert_id == expert.id, models.Version.digest == file.digest)
-    )
+    same = session.scalar(_SAME, {"expert": expert.id, "digest": file.digest})
     if same is not None and same.deleted_at is not None:
         raise ConflictError(f"{name}@{same.number} has this content and is deleted; restore it instead")
     published = None
@@ -169,13 +188,13 @@ def id_of(session: Session, name: ExpertName, number: int) -> int:
     """
     found = None
     if 1 <= number <= MAX_NUMBER:
-        found = session.scalar(_LIVE_ID.where(_EXPERT.path == str(name), _VERSION.number == number))
+        found = session.scalar(_LIVE_ID, {"path": str(name), "version": number})
     return found if found is not None else find(session, name, number).id
 
 
 def get(session: Session, name: ExpertName, number: int) -> Version:
     """A version that is not deleted."""
-    return shape(session, session.execute(joined().where(_VERSION.id == id_of(session, name, number))).all())[0]
+    return shape(session, session.execute(_BY_ID, {"id": id_of(session, name, number)}).all())[0]
 
 
 def resolve(session: Session, reference: Reference) -> VersionDetail:
@@ -184,21 +203,18 @@ def resolve(session: Session, reference: Reference) -> VersionDetail:
     Raises:
         NotFoundError: there is none.
     """
-    statement = _RESOLVED
     if reference.expert is None:
-        statement = statement.where(_VERSION.digest == reference.digest).order_by(_VERSION.id).limit(1)
+        how, values = "content", {"digest": reference.digest}
     else:
-        statement = statement.where(_EXPERT.path == str(reference.expert))
+        values = {"path": str(reference.expert)}
         if reference.digest is not None:
-            statement = statement.where(_VERSION.digest == reference.digest)
+            how, values["digest"] = "digest", reference.digest
         elif reference.version is not None:
-            statement = statement.where(_VERSION.number == min(reference.version, MAX_NUMBER))
+            how, values["version"] = "version", min(reference.version, MAX_NUMBER)
         else:
-            alias = _ALIAS.alias == (PRODUCTION if reference.alias is None else reference.alias)
-            number = select(_ALIAS.number).where(_ALIAS.expert_id == _EXPERT.id, alias).scalar_subquery()
-            wanted = func.coalesce(number, _EXPERT.latest) if reference.alias is None else number
-            statement = statement.where(_VERSION.number == wanted)
-    rows = session.execute(statement).all()
+            how = "default" if reference.alias is None else "alias"
+            values["alias"] = PRODUCTION if reference.alias is None else reference.alias
+    rows = session.execute(_RESOLVING[how], values).all()
     if not rows:
         raise _unresolved(session, reference)
     return known(VersionDetail, {**vars(shape(session, rows)[0]), "manifest": rows[0].manifest})
@@ -209,12 +225,14 @@ def list_versions(session: Session, name: ExpertName, *, cursor: str | None, lim
     expert_id = experts.id_of(session, name)
     rows, next_cursor = fetch_page(
         session,
-        joined().where(models.Version.expert_id == expert_id),
-        Order(models.Version.number, models.Version.number, descending=True),
+        _OF_EXPERT,
+        _BY_NUMBER,
         query=["versions", expert_id],
         cursor=cursor,
         limit=limit,
         position=lambda row: (row.number, row.number),
+        values={"expert": expert_id},
+        kept=True,
     )
     return Page(items=shape(session, rows), next=next_cursor)
 

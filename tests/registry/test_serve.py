@@ -97,6 +97,47 @@ def test_who_sends_no_whole_head_does_not_hold_a_connection(tmp_path: Path, monk
             assert connection.recv(65536).startswith(b"HTTP/1.1 201")
 
 
+def test_a_head_without_end_is_refused(tmp_path: Path) -> None:
+    start = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    with open_embedded(tmp_path) as service, cells.serve(service, settings()) as url:
+        where = urlsplit(url)
+        assert where.hostname is not None
+        small, large = b"X-Note: " + b"a" * 1000 + b"\r\n", b"X-Note: " + b"a" * protocol.HEAD_BYTES
+        for parts in ([start + large + b"\r\n\r\n"], [start, large], [start, *[small] * 40], [b"GET /" + large]):
+            with socket.create_connection((where.hostname, where.port or 0), timeout=30) as connection:
+                answer = b""
+                with contextlib.suppress(OSError):  # the server may close before all is sent
+                    for part in parts:
+                        connection.sendall(part)
+                        time.sleep(0.005)
+                    while more := connection.recv(65536):
+                        answer += more
+                assert answer.startswith(b"HTTP/1.1 400 ") or not answer, parts[0][:40]
+                assert b"alive" not in answer
+        with socket.create_connection((where.hostname, where.port or 0), timeout=30) as connection:
+            for _ in range(3):  # each request of a connection has a head of its own
+                connection.sendall(start + small * 20 + b"\r\n")
+                answer = b""
+                while b"alive" not in answer:
+                    answer += connection.recv(65536)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_follows_a_chunked_body_is_no_header(tmp_path: Path) -> None:
+    body = expert_bytes(0)
+    head = b"POST /v1/experts/team/math/versions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    chunked = b"Content-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with open_embedded(tmp_path) as service, cells.serve(service, settings()) as url:
+        service.create_token("someone", ["read"])
+        admin = service.create_token("writer", ["write"]).secret
+        where = urlsplit(url)
+        assert where.hostname is not None
+        with socket.create_connection((where.hostname, where.port or 0), timeout=30) as connection:
+            connection.sendall(head + chunked + b"%x\r\n" % len(body) + body + b"\r\n0\r\n")
+            connection.sendall(f"Authorization: Bearer {admin}\r\n\r\n".encode())
+            assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
 def test_uploads_in_flight_finish_when_the_server_is_told_to_stop(tmp_path: Path) -> None:
     data = expert_bytes(0)
     with process(T2_REGISTRY_URL=str(tmp_path)) as (server, url):
