@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from operator import itemgetter
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Row, func, select
+from sqlalchemy import Connection, Row, Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from t2.core.curve import CurvePoint
@@ -20,6 +22,8 @@ from t2.registry.services import audit, experts, versions
 from t2.registry.services.actor import Actor, Limits
 
 _FIELDS = tuple(CurvePoint.model_fields)
+_STEP, _SPLIT, _REWARD = (_FIELDS.index(name) for name in ("step", "split", "reward"))
+_SPLITS = ("train", "validation")
 _POINT = columns(models.CurvePoint)
 _POINTS = TypeAdapter(tuple[CurvePoint, ...])
 MIN_POINTS = 3
@@ -63,20 +67,30 @@ def add_points(
     return len(new)
 
 
-def curve(session: Session, name: ExpertName, number: int, split: str | None, points: int | None) -> Curve:
-    """A curve, whole or downsampled split by split."""
+def check_wanted(split: str | None, points: int | None) -> None:
+    """Check what is asked of a curve.
+
+    Raises:
+        InvalidRequestError: there is no such split, or too few points are wanted.
+    """
     if points is not None and points < MIN_POINTS:
         raise InvalidRequestError(f"points: {points} is too few, at least {MIN_POINTS}")
-    if split not in (None, "train", "validation"):
+    if split not in (None, *_SPLITS):
         raise InvalidRequestError(f"split: {split!r} is neither train nor validation")
-    rows = _rows(session, versions.id_of(session, name, number), split)
+
+
+def curve(reader: Session | Connection, version_id: int, split: str | None, points: int | None) -> Curve:
+    """A curve, whole or downsampled split by split."""
+    rows = _rows(reader, version_id, split)
     total = len(rows)
     if points is not None:
-        parts = [[row for row in rows if row.split == each] for each in ("train", "validation")]
-        rows = sorted(
-            (part[i] for part in parts for i in downsample([(row.step, row.reward) for row in part], points)),
-            key=lambda row: (row.step, row.split),
-        )
+        parts: dict[str, list[Row[*tuple[Any, ...]]]] = {each: [] for each in _SPLITS}
+        for row in rows:
+            parts[row[_SPLIT]].append(row)
+        rows = [
+            part[i] for part in parts.values() for i in downsample([(row[_STEP], row[_REWARD]) for row in part], points)
+        ]
+        rows.sort(key=itemgetter(_STEP, _SPLIT))
     return Curve(points=_points(rows), total=total)
 
 
@@ -116,15 +130,25 @@ def downsample(points: Sequence[tuple[float, float]], wanted: int) -> list[int]:
 
 
 def _rows(
-    session: Session, version_id: int, split: str | None, steps: tuple[int, int] | None = None
+    reader: Session | Connection, version_id: int, split: str | None, steps: tuple[int, int] | None = None
 ) -> list[Row[*tuple[Any, ...]]]:
     """Rows by step, of one split and of a range of steps with both ends, where they are given."""
-    statement = select(*(_POINT[field] for field in _FIELDS)).where(_POINT.version_id == version_id)
+    values: dict[str, Any] = {"version": version_id}
     if split is not None:
-        statement = statement.where(_POINT.split == split)
+        values["split"] = split
     if steps is not None:
-        statement = statement.where(_POINT.step.between(*steps))
-    return list(session.execute(statement.order_by(_POINT.step, _POINT.split)).all())
+        values |= {"first": steps[0], "last": steps[1]}
+    return list(reader.execute(_selection(split is not None, steps is not None), values).all())
+
+
+@cache
+def _selection(of_split: bool, of_steps: bool) -> Select[*tuple[Any, ...]]:
+    statement = select(*(_POINT[field] for field in _FIELDS)).where(_POINT.version_id == bindparam("version"))
+    if of_split:
+        statement = statement.where(_POINT.split == bindparam("split"))
+    if of_steps:
+        statement = statement.where(_POINT.step.between(bindparam("first"), bindparam("last")))
+    return statement.order_by(_POINT.step, _POINT.split)
 
 
 def _points(rows: Sequence[Row[*tuple[Any, ...]]]) -> tuple[CurvePoint, ...]:

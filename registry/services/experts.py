@@ -216,7 +216,7 @@ def list_experts(
         values["text"] = "%" + _WILD.sub(r"/\g<0>", query.text.lower()) + "%"
     values |= {f"tag_{i}": tag for i, tag in enumerate(query.tags)}
     for wanted_range in query.metrics:
-        statement = statement.where(_in_range(reader, wanted_range))
+        statement = statement.where(_in_range(reader, wanted_range)).execution_options(**{VARIED: True})
     rows, next_cursor = fetch_page(
         reader,
         statement,
@@ -255,7 +255,8 @@ def _narrowed(form: _Form) -> tuple[Select[*tuple[Any, ...]], Order]:
         statement = statement.where(
             table.id.in_(select(models.Tag.expert_id).where(models.Tag.tag == bindparam(f"tag_{i}")))
         )
-    statement = statement.execution_options(**{VARIED: True})
+    if form.conditions or form.tags:
+        statement = statement.execution_options(**{VARIED: True})
     return statement, Order(sort, table.id, form.sort.startswith("-"))
 
 

@@ -240,8 +240,13 @@ class Service:
             return curves.add_points(session, self.actor, name, version, points, self.limits)
 
     def curve(self, name: ExpertName, version: int, *, split: str | None = None, points: int | None = None) -> Curve:
+        curves.check_wanted(split, points)
+        with self.database.glance() as connection:
+            found = versions.live_id(connection, name, version)
+            if found is not None:
+                return curves.curve(connection, found, split, points)
         with self.database.read() as session:
-            return curves.curve(session, name, version, split, points)
+            return curves.curve(session, versions.id_of(session, name, version), split, points)
 
     def lineage(self, digest: str) -> Lineage:
         _digest(digest)

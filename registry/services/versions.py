@@ -180,15 +180,21 @@ def find(session: Session, name: ExpertName, number: int, *, deleted: bool = Fal
     return row
 
 
+def live_id(reader: Session | Connection, name: ExpertName, number: int) -> int | None:
+    """The id of a version that is not deleted; None where there is none."""
+    found: int | None = None
+    if 1 <= number <= MAX_NUMBER:
+        found = reader.scalar(_LIVE_ID, {"path": str(name), "version": number})
+    return found
+
+
 def id_of(session: Session, name: ExpertName, number: int) -> int:
     """The id of a version that is not deleted.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: there is none, and why.
     """
-    found = None
-    if 1 <= number <= MAX_NUMBER:
-        found = session.scalar(_LIVE_ID, {"path": str(name), "version": number})
+    found = live_id(session, name, number)
     return found if found is not None else find(session, name, number).id
 
 
