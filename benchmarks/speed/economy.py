@@ -8,8 +8,8 @@ timed as it is, from nothing (but the spectral bases, as the reference's decompo
 the search is completed without any economy, which tells how many candidates the reference asks and the score it ends
 with.
 
-On a CPU the search is cut after 8 generations, of the paper's 100, to be done in minutes; that favours the reference,
-whose later generations are the ones that are left out.
+On a CPU one task is taken, and the search is cut after 8 generations, of the paper's 100, to be done in minutes; that
+favours the reference, whose later generations are the ones that are left out.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class ReferenceEngine:
 def run(args: argparse.Namespace) -> list[Row]:
     """Measure; see :class:`benchmarks.speed.rows.Benchmark`."""
     device = "cuda" if args.device.startswith("cuda") else "cpu"
-    size = Size(generations=100, timed=16) if device == "cuda" else Size()
+    size = Size(generations=100, timed=16) if device == "cuda" else Size(Size.tasks[:1])
     if args.quick:
         size = Size(size.tasks[:1], population=6, generations=2, timed=1)
     lm = open_base(dtype="float32", device=args.device)

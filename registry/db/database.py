@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy
 from sqlalchemy import Connection, Executable, event, literal_column
@@ -289,4 +289,4 @@ def insert_once(session: Session, table: type[Table], **values: Any) -> bool:
 def _insertion(table: type[Table], dialect: str) -> Executable:
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     # A row comes back for a row put in; the count of rows is not told on every database.
-    return insert(table.__table__).on_conflict_do_nothing().returning(literal_column("1"))
+    return insert(cast(sqlalchemy.Table, table.__table__)).on_conflict_do_nothing().returning(literal_column("1"))

@@ -81,7 +81,8 @@ class PromptProtocol(HttpToolsProtocol):
             self._waiting = None
 
     def _give_up(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
+        # uvicorn does not say that it is None before the first request.
+        if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]
             self._await_head()  # the head of another request after one that is still being answered
         else:
             self._waiting = None

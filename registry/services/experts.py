@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, delete, exists, select, text
@@ -39,7 +39,6 @@ _NAMED = _EXPERT.path == bindparam("path")
 _FOUND = select(models.Expert).where(_NAMED)
 _LOCKED = _FOUND.with_for_update()
 _LIVE_ID = select(_EXPERT.id).where(_NAMED, _EXPERT.deleted_at.is_(None))
-_SHOWN = select(_EXPERT.id, _EXPERT.deleted_at, cards.CARD).where(_NAMED)
 _CONDITIONS: dict[str, ColumnElement[bool]] = {
     "namespace": models.Expert.namespace_id == bindparam("namespace"),
     "base": models.Expert.base_model_id.in_(bindparam("base", expanding=True)),
@@ -85,12 +84,17 @@ def id_of(session: Session, name: ExpertName) -> int:
 def get(reader: Connection, name: ExpertName) -> str:
     """The card of an expert that is not deleted."""
     known_name(name)
-    row = reader.execute(_SHOWN, {"path": str(name)}).first()
+    row = reader.execute(_shown(), {"path": str(name)}).first()
     if row is None:
         raise NotFoundError(f"there is no expert {name}")
     if row.deleted_at is not None:
         raise NotFoundError(f"the expert {name} is deleted; it can be restored")
     return cards.told(reader, [row])[0]
+
+
+@cache
+def _shown() -> Select[*tuple[Any, ...]]:
+    return select(_EXPERT.id, _EXPERT.deleted_at, cards.CARD).where(_NAMED)
 
 
 def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> models.Expert:

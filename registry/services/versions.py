@@ -209,6 +209,7 @@ def resolve(session: Session, reference: Reference) -> VersionDetail:
     Raises:
         NotFoundError: there is none.
     """
+    values: dict[str, Any]
     if reference.expert is None:
         how, values = "content", {"digest": reference.digest}
     else:
