@@ -102,6 +102,11 @@ class Runtime:
         """What the model says of a fixed text under the weights as they are now."""
         return self.probes([None])[0]
 
+    @cached_property
+    def base_probe(self) -> torch.Tensor:
+        """What the base says of it; asked once, for to an engine that holds one mixture the base is another one."""
+        return self.probe()
+
     def probes(self, mixtures: Sequence[Z | None]) -> list[torch.Tensor]:
         """What the model says of the fixed text under each mixture; see :meth:`t2.adapters.engine.Engine.probe`."""
         rules = rules_of(self.lm)

@@ -249,6 +249,9 @@ class T2LM(LM):  # type: ignore[misc]
         self.inner.set_cache_hook(self.cache_hook)
         try:
             return getattr(self.inner, kind)(requests)
+        except KeyboardInterrupt as stop:
+            stop.add_note("t2: stopped while answering; the base model is as it was")
+            raise
         except NotImplementedError as error:
             raise TaskError(f"lm-eval's {self.settings.engine} model cannot answer {kind} requests: {error}") from error
         finally:
@@ -260,7 +263,7 @@ class T2LM(LM):  # type: ignore[misc]
         assert self._runtime is not None
         label = _label(choice)
         unchecked = moves(choice.z) and label not in self._moved
-        base = self._runtime.probe() if unchecked else None
+        base = self._runtime.base_probe if unchecked else None
         with self._runtime.engine.applied(choice.z):
             if base is not None:
                 check_moved(base, self._runtime.probe(), f"the mixture {label[:200]}")

@@ -17,6 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from t2.adapters.basis import Basis, fingerprint, load_bases, matrix_digest
 from t2.adapters.checkpoint import Checkpoint
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
+from t2.adapters.engine.vllm_likelihood import Likelihoods, of_text, of_tokens
 from t2.adapters.engine.vllm_worker import Place, Plan
 from t2.adapters.expert import Z, z_digest
 from t2.adapters.progress import request_bar
@@ -62,6 +63,9 @@ class VllmEngine:
         base_id: the name it was loaded by.
         revision: its revision.
 
+    Attributes:
+        switches: how often the weights have been changed.
+
     Raises:
         ModelError: the checkpoint cannot be read, or holds some adaptable matrices in another way than one by one.
     """
@@ -84,7 +88,11 @@ class VllmEngine:
         self._digests = {name: matrix_digest(stored.matrix) for name, stored in self._matrices.items()}
         self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=fingerprint(self._digests))
         self._bases: dict[str, Basis] = {}
-        self._mixture: Z = {}
+        self.switches = 0
+        self._held: Z = {}
+        self._meant: Z = {}
+        self._depth = 0
+        self._spans = 0
         self._failed: str | None = None
         places = {
             name: Place(checkpoint.key(name), self._digests[name], stored.rank, checkpoint.targets[name].transposed)
@@ -128,22 +136,48 @@ class VllmEngine:
         Raises:
             ModelError: the model has no matrix of that name, or vLLM has failed.
         """
-        with self.lock:
-            before = self._mixture
+        with self.lock, self._returning():
+            if z is not None:
+                self._meant = _moving(z)
+            self._switch(self._meant)
+            self._depth += 1
             try:
-                if z is not None:
-                    self._switch(_moving(z))
                 yield
-            except BaseException:
-                # An engine that has ended, by Ctrl-C or out of memory, can no longer be changed; that is not the news.
-                with contextlib.suppress(ModelError):
-                    self._switch(before)
-                raise
-            self._switch(before)
+            finally:
+                self._depth -= 1
 
-    def switching(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> contextlib.AbstractContextManager[None]:
-        """Each change costs the same, whatever was changed before."""
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def switching(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> Iterator[None]:
+        """Inside the context the weights go from one mixture to the next, not by way of the base.
+
+        What the model was comes back when it is asked for, at the latest with the end of the context.
+        """
+        with self._returning():
+            self._spans += 1
+            try:
+                yield
+            finally:
+                self._spans -= 1
+
+    @contextlib.contextmanager
+    def _returning(self) -> Iterator[None]:
+        """Afterwards the model is what it was before, also after an error."""
+        meant = self._meant
+        try:
+            yield
+        except BaseException:
+            self._meant = meant
+            # An engine that has ended, by Ctrl-C or out of memory, can no longer be changed; that is not the news.
+            with contextlib.suppress(ModelError):
+                self._settle()
+            raise
+        self._meant = meant
+        self._settle()
+
+    def _settle(self) -> None:
+        # Inside `applied` others ask vLLM too, so there the weights are at once what they are meant to be.
+        if self._depth or not self._spans:
+            self._switch(self._meant)
 
     def release(self) -> None:
         """Nothing is kept."""
@@ -183,18 +217,16 @@ class VllmEngine:
         Raises:
             ModelError: vLLM has failed.
         """
-        prompts = [(*request.context, *request.continuation) for request in requests]
-        found = self._run(prompts, [_likelihoods()] * len(prompts), mixtures, rows, progress)
-        return [
-            Scored(sum(_of_tokens(prompt, out)[len(request.context) - 1 :]), _greedy(prompt, out, len(request.context)))
-            for request, prompt, out in zip(requests, prompts, found, strict=True)
-        ]
+        asked = Likelihoods(requests, [0] * len(requests) if rows is None else rows)
+        params = [question.params() for question in asked.questions]
+        texts, owners = ([getattr(question, name) for question in asked.questions] for name in ("text", "row"))
+        return asked.read(self._run(texts, params, mixtures, owners, progress))
 
     def probe(self, tokens: Sequence[int], mixtures: Sequence[Z | None] = (None,)) -> list[torch.Tensor]:
         """Log-likelihood of each token of a text after the first, under each mixture; see :class:`Engine`."""
         prompt = tuple(tokens)
-        found = self._run([prompt] * len(mixtures), [_likelihoods()] * len(mixtures), mixtures, range(len(mixtures)))
-        return [torch.tensor(_of_tokens(prompt, out), dtype=torch.float64) for out in found]
+        found = self._run([prompt] * len(mixtures), [of_text()] * len(mixtures), mixtures, range(len(mixtures)))
+        return [torch.tensor(of_tokens(prompt[1:], out.prompt_logprobs[1:]), dtype=torch.float64) for out in found]
 
     def _run(
         self,
@@ -206,20 +238,28 @@ class VllmEngine:
     ) -> list[Any]:
         every = [0] * len(prompts) if rows is None else list(rows)
         answers: list[Any] = [None] * len(prompts)
-        # One context around all mixtures: from one to the next, not by way of the base.
-        with request_bar(progress, len(prompts)) as bar, self.applied(None):
-            before = self._mixture
+        with request_bar(progress, len(prompts)) as bar, self.lock, self._returning():
             for index in dict.fromkeys(every):
                 own = [i for i, row in enumerate(every) if row == index]
                 z = mixtures[index]
-                self._switch(before if z is None else _moving(z))
+                self._switch(self._meant if z is None else _moving(z))
                 asked = [TokensPrompt(prompt_token_ids=list(prompts[i])) for i in own]
-                with in_one_line("cannot answer"):
-                    found = self.llm.generate(asked, [params[i] for i in own], use_tqdm=False)
+                found = self._answers(asked, [params[i] for i in own])
                 for i, out in zip(own, found, strict=True):
                     answers[i] = out
                 bar.update(len(own))
         return answers
+
+    def _answers(self, prompts: Sequence[Any], params: Sequence[SamplingParams]) -> list[Any]:
+        try:
+            with in_one_line("cannot answer"):
+                return list(self.llm.generate(prompts, params, use_tqdm=False))
+        except BaseException:
+            # What vLLM has begun it would go on with at the next call, under other weights.
+            with contextlib.suppress(Exception):
+                engine = self.llm.llm_engine
+                engine.abort_request(list(engine.output_processor.request_states), internal=True)
+            raise
 
     def _switch(self, z: Z) -> None:
         """Become the base under the moving vectors of a mixture.
@@ -229,7 +269,7 @@ class VllmEngine:
         """
         if self._failed is not None:
             raise ModelError(f"vLLM could not change the mixture ({self._failed}); start again")
-        if z_digest(z) == z_digest(self._mixture):
+        if z_digest(z) == z_digest(self._held):
             return
         self.bases(z)
         content = safetensors.torch.save({name: vector.float().contiguous() for name, vector in z.items()})
@@ -241,7 +281,8 @@ class VllmEngine:
         except BaseException as error:
             self._failed = str(error)[:200] or type(error).__name__
             raise
-        self._mixture = z
+        self._held = z
+        self.switches += 1
 
     def _ask(self, method: str, argument: str | bytes) -> None:
         with in_one_line("cannot change its weights"):
@@ -267,26 +308,11 @@ class VllmEngine:
             )
         except _FAILURES as error:
             given = ", ".join(f"{name}={value!r}" for name, value in request.kwargs.items())
-            raise ArgumentError(f"vLLM refuses to generate with {given}: {error}") from error
+            raise ArgumentError(f"vLLM refuses to generate with {given}: {' '.join(str(error).split())}") from error
 
 
 def _moving(z: Z) -> Z:
     return {name: vector for name, vector in z.items() if bool((vector != 1).any())}
-
-
-def _likelihoods() -> SamplingParams:
-    return SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
-
-
-def _of_tokens(prompt: Sequence[int], out: Any) -> list[float]:
-    """Log-likelihood of each token of a prompt but the first, in nats."""
-    return [float(found[token].logprob) for token, found in zip(prompt[1:], out.prompt_logprobs[1:], strict=True)]
-
-
-def _greedy(prompt: Sequence[int], out: Any, start: int) -> bool:
-    """Whether each token from ``start`` on is the likeliest one."""
-    pairs = zip(prompt[start:], out.prompt_logprobs[start:], strict=True)
-    return all(max(found, key=lambda token: found[token].logprob) == token for token, found in pairs)
 
 
 @contextlib.contextmanager
@@ -295,4 +321,5 @@ def in_one_line(what: str) -> Iterator[None]:
     try:
         yield
     except _FAILURES as error:
-        raise ModelError(f"vLLM {what}: {type(error).__name__}: {str(error)[:600]}") from error
+        told = " ".join(str(error).split())
+        raise ModelError(f"vLLM {what}: {type(error).__name__}: {told[:600]}") from error

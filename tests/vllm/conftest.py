@@ -1,4 +1,6 @@
-"""One vLLM for all tests of this folder: SmolLM2 in float32 on the CPU, beside transformers over the same files."""
+"""One vLLM for all tests of this folder: a small random model in float32 on the CPU, beside transformers over the
+same files.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
-from lm_eval.models.huggingface import HFLM
 
 # Before vLLM is imported: in this process, on two cores, with room for a few prompts.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -22,18 +21,16 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.engine.vllm import VllmEngine
 from t2.harness.base import open_base, open_engine
+from tests.harness import tiny
 
-START: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "batch_size": "auto"}
-NAME = "smollm2"
+START: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "batch_size": "auto"}
+NAME = "tiny"
 
 
 @pytest.fixture(scope="session")
-def folder(smollm2: HFLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model in safetensors files."""
-    path = tmp_path_factory.mktemp("models") / NAME
-    smollm2.model.save_pretrained(path)
-    smollm2.tokenizer.save_pretrained(path)
-    return path
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in safetensors files; vLLM's kernels know heads of 32 and more."""
+    return tiny.save_model(tmp_path_factory.mktemp("models") / NAME, layers=4, hidden=128)
 
 
 @pytest.fixture(scope="session")
@@ -55,5 +52,4 @@ def engine(inner: Any) -> VllmEngine:
 @pytest.fixture(scope="session")
 def other(folder: Path) -> TransformersEngine:
     """The engine to agree with."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return TransformersEngine(model, transformers.AutoTokenizer.from_pretrained(folder), NAME)
+    return tiny.engine_of(folder)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +34,8 @@ metadata: {{version: 1.0}}
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Path:
-    """A tiny model, two experts and a task."""
-    folder = tiny.save_model(tmp_path / "tiny", hidden=128)  # vLLM's kernels know heads of 32 and more
+def prepared(tmp_path: Path, folder: Path) -> Path:
+    """Two experts and a task."""
     engine = tiny.engine_of(folder)
     for seed, name in enumerate(["alpha", "beta"]):
         tiny.save_expert(tmp_path / "experts" / f"{name}.safetensors", engine, seed)
@@ -54,24 +57,50 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def test_a_run_searches_answers_and_leaves_no_process(prepared: Path) -> None:
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not what():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_a_run_is_stopped_by_ctrl_c_goes_on_and_leaves_no_process(prepared: Path, folder: Path) -> None:
     mark = uuid.uuid4().hex
     environment = {
         **os.environ,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "T2_CACHE_DIR": str(prepared / "cache"),
         "T2_EXPERTS_DIR": str(prepared / "experts"),
         "T2_TEST_MARK": mark,
     }
     args = (
-        f"engine=vllm,pretrained={prepared}/tiny,dtype=float32,enforce_eager=true,max_model_len=256,adapt=cem,"
-        "experts=alpha+beta,shots=3,population=3,generations=2"
+        f"engine=vllm,pretrained={folder},dtype=float32,enforce_eager=true,max_model_len=256,adapt=cem,"
+        "experts=alpha+beta,shots=3,population=6,generations=12,economy=none"
     )
     command = [sys.executable, "-m", "t2.cli", "eval", "--model", "t2", "--model_args", args]
     command += ["--tasks", "vllm_letters", "--include_path", str(prepared), "--limit", "4", "--batch_size", "auto"]
-    done = subprocess.run(
-        [*command, "--output_path", str(prepared / "out")], env=environment, capture_output=True, text=True, check=False
+    command += ["--output_path", str(prepared / "out")]
+    files = digests(folder)
+
+    stopped = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    wait_for(lambda: any((prepared / "cache" / "answers").glob("*.jsonl")), stopped)
+    os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does: to all of them
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, errors[-3000:]
+    assert "Traceback" not in errors, errors[-3000:]
+    told = "stopped while adapting; the base model is as it was, and the same command goes on from here"
+    assert errors.splitlines()[-1] == f"t2: vllm_letters: {told}"
+    assert marked(mark) == []
+    assert digests(folder) == files
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "answers of an earlier run are known and not asked for again" in done.stderr
     results = json.loads(next((prepared / "out").rglob("results*.json")).read_text())
     record = results["config"]["t2"]["records"][0]
     assert (record["strategy"], record["settings"]["engine"], record["dtype"]) == ("cem", "vllm", "float32")

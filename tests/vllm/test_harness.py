@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,94 +10,120 @@ from typing import Any
 import pytest
 
 from t2.adapters.engine.transformers import TransformersEngine
-from t2.core.errors import ArgumentError, DependencyError, ModelError
-from t2.harness import base, model
+from t2.adapters.engine.vllm import VllmEngine
+from t2.core.errors import ArgumentError, DependencyError, ExpertError, ModelError
+from t2.harness import base, held_out, model
 from t2.harness.args import check_hf_args, parse_args
 from t2.harness.model import T2LM
 from tests.harness import tiny
+from tests.vllm.conftest import NAME
 
 TASKS = {"choice": tiny.choice_task, "text": tiny.text_task, "rolling": tiny.rolling_task}
+LABELS = ("code", "math", "reasoning", "others")
+SEARCH: dict[str, Any] = {"shots": 3, "population": 3, "generations": 2, "experts": "alpha+beta"}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "expert": {"adapt": "expert", "experts": "beta"},
+    "mix": {"adapt": "mix", "experts": "alpha+beta", "alpha": "0.7+0.3"},
+    "prompt": {"adapt": "prompt", "threshold": 0.6},
+    "prompt by generation": {"adapt": "prompt", "dispatch": "generate"},
+    "classifier": {"adapt": "classifier"},
+    "cem": {"adapt": "cem", **SEARCH},
+    "auto": {"adapt": "auto", **SEARCH},
+}
 
 
 @pytest.fixture(autouse=True)
 def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: TransformersEngine) -> None:
-    """Three random experts of the last three layers, and adaptations that no test shares."""
+    """Three random experts and a random classifier, and adaptations that no test shares."""
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
+    monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("T2_EXPERTS_DIR", str(tmp_path / "experts"))
     monkeypatch.setenv("T2_DATA_HOME", str(tmp_path / "data"))
     for seed, (name, domain) in enumerate([("alpha", "math"), ("beta", "code"), ("gamma", "reasoning")]):
-        path = tmp_path / "experts" / f"{name}.safetensors"
-        tiny.save_expert(path, other, seed, domain=domain, scale=0.4, layers=range(27, 30))
+        tiny.save_expert(tmp_path / "experts" / f"{name}.safetensors", other, seed, domain=domain)
+    tiny.save_expert(tmp_path / "experts" / "names.safetensors", other, 9, kind="classifier", labels=LABELS)
 
 
 @pytest.fixture
 def running(inner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model is not started again for each test."""
+    """vLLM is not started again for each test, and a dispatch is calibrated on a few prompts of each domain."""
 
     def opened(pretrained: str, engine: str = "hf", **args: Any) -> Any:
         return inner if engine == "vllm" else base.open_base(pretrained, engine, **args)
 
     monkeypatch.setattr(model, "open_base", opened)
+    monkeypatch.setattr(held_out, "PER_DOMAIN", 3)
 
 
-def make(folder: Path, **args: Any) -> T2LM:
+def vllm(folder: Path, **args: Any) -> T2LM:
     return T2LM(engine="vllm", pretrained=str(folder), dtype="float32", **args)
+
+
+def transformers(folder: Path, **args: Any) -> T2LM:
+    return T2LM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=4, max_length=512, **args)
 
 
 @pytest.mark.parametrize("kind", list(TASKS))
 def test_none_is_lm_eval_s_own_vllm(running: None, folder: Path, inner: Any, kind: str) -> None:
     task = TASKS[kind]()
-    ours = tiny.evaluate(make(folder), [task], limit=3)
-    theirs = tiny.evaluate(inner, [TASKS[kind]()], limit=3)
+    ours = tiny.evaluate(vllm(folder), [task], limit=4)
+    theirs = tiny.evaluate(inner, [TASKS[kind]()], limit=4)
     assert tiny.answers(ours, task.task_name) == tiny.answers(theirs, task.task_name)
 
 
-@pytest.mark.parametrize("kind", list(TASKS))
-def test_a_mixture_answers_as_in_transformers_and_the_base_comes_back(
-    running: None, folder: Path, inner: Any, kind: str
-) -> None:
-    args: dict[str, Any] = {"adapt": "mix", "experts": "alpha+beta", "alpha": "0.7+0.3"}
-    tasks = [TASKS[kind]() for _ in range(4)]
-    before = tiny.answers(tiny.evaluate(inner, [tasks[0]], limit=3), tasks[0].task_name)
-    ours = tiny.answers(tiny.evaluate(make(folder, **args), [tasks[1]], limit=3), tasks[1].task_name)
-    after = tiny.answers(tiny.evaluate(inner, [tasks[2]], limit=3), tasks[2].task_name)
-    assert before == after
-    assert ours != before
-    hf = T2LM(**args, device="cpu", batch_size=4, **_loaded(folder))
-    theirs = tiny.answers(tiny.evaluate(hf, [tasks[3]], limit=3), tasks[3].task_name)
-    for one, two in zip(ours, theirs, strict=True):
-        assert _near(one[3], two[3])
-
-
 @pytest.mark.parametrize(
-    "args",
-    [
-        {"adapt": "expert", "experts": "beta"},
-        {"adapt": "prompt", "threshold": 0, "experts": "alpha+beta+gamma"},
-        {"adapt": "prompt", "dispatch": "generate", "experts": "alpha+beta+gamma"},
-        {"adapt": "cem", "shots": 3, "population": 3, "generations": 2, "experts": "alpha+beta"},
-        {"adapt": "auto", "shots": 3, "population": 2, "generations": 1, "experts": "alpha+beta"},
-    ],
-    ids=lambda args: "-".join(map(str, args.values())),
+    ("strategy", "kind"),
+    [*((strategy, kind) for strategy in STRATEGIES for kind in ("choice", "text")), ("mix", "rolling")],
 )
-def test_every_strategy_runs_and_says_what_it_did(running: None, folder: Path, args: dict[str, Any]) -> None:
-    for kind in ("choice", "text"):
-        lm = make(folder, **args)
-        task = TASKS[kind]()
-        results = tiny.evaluate(lm, [task], limit=3)
-        assert len(results["samples"][task.task_name]) == 3
-        assert [(record.strategy, record.dtype) for record in lm.records] == [(args["adapt"], "float32")]
-        assert lm.records[0].settings["engine"] == "vllm"
-
-
-def test_a_search_finds_the_same_mixture_as_over_transformers(running: None, folder: Path) -> None:
-    args: dict[str, Any] = {"adapt": "cem", "shots": 4, "population": 4, "generations": 2, "experts": "alpha+beta"}
+def test_every_strategy_answers_as_over_transformers_and_the_base_comes_back(
+    running: None, folder: Path, inner: Any, strategy: str, kind: str
+) -> None:
+    args = STRATEGIES[strategy]
+    task = TASKS[kind]()
+    before = tiny.answers(tiny.evaluate(inner, [TASKS[kind]()], limit=4), task.task_name)
     found = []
-    for lm in (make(folder, **args), T2LM(**args, device="cpu", batch_size=4, **_loaded(folder))):
-        tiny.evaluate(lm, [tiny.text_task()], limit=2)
-        record = lm.records[0]
-        found.append((record.mixtures[0].alpha, record.held_out, [g.best for g in record.history]))
-    assert found[0] == found[1]
+    for lm in (vllm(folder, **args), transformers(folder, **args)):
+        answers = tiny.answers(tiny.evaluate(lm, [TASKS[kind]()], limit=4), task.task_name)
+        found.append((answers, lm.records[0]))
+    (ours, record), (theirs, by_transformers) = found
+    assert (record.strategy, record.dtype, record.settings["engine"]) == (args["adapt"], "float32", "vllm")
+    for name in ("mixtures", "dispatch", "held_out", "no_signal", "pool"):
+        assert getattr(record, name) == getattr(by_transformers, name), name
+    assert [g.best for g in record.history] == [g.best for g in by_transformers.history]
+    if record.calibration is not None:
+        assert record.calibration.confusion == by_transformers.calibration.confusion
+    for one, two in zip(ours, theirs, strict=True):
+        assert _near(_spelt(one[3]), _spelt(two[3]))
+    if any(used.alpha for used in record.mixtures):
+        assert ours != before
+    assert tiny.answers(tiny.evaluate(inner, [TASKS[kind]()], limit=4), task.task_name) == before
+
+
+def test_prompts_of_a_mixture_are_answered_together_and_the_weights_go_from_one_to_the_next(
+    running: None, folder: Path, inner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, generate = [], inner.model.generate
+
+    def counted(prompts: list[Any], *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(prompts))
+        return generate(prompts, *args, **kwargs)
+
+    monkeypatch.setattr(inner.model, "generate", counted)
+    lm = vllm(folder, adapt="prompt", threshold=1)
+    assert lm._runtime is not None
+    engine = lm._runtime.engine
+    assert isinstance(engine, VllmEngine)
+    tiny.evaluate(lm, [tiny.choice_task()], limit=12)
+    used = [mixture for mixture in lm.records[0].mixtures if mixture.alpha]
+    experts = 3
+    # To see that they act: the three experts after the base, and each mixture before it answers.
+    probes = [1] * (1 + experts), [1] * (1 + len(used))
+    assert sum(mixture.requests for mixture in used) == 48
+    # The first call asks for the domains of held-out prompts, with an empty one as their prior; the next for those of
+    # the prompts. Labels of several characters are read one by one.
+    asked = [13 * len(LABELS), 12 * len(LABELS)]
+    assert sorted(calls) == sorted([*probes[0], *probes[1], *asked, *(mixture.requests for mixture in used)])
+    assert engine.switches == (experts + 1) + (len(used) + 1)
 
 
 def test_what_it_cannot_take_is_told_before_it_starts(folder: Path, tmp_path: Path) -> None:
@@ -117,6 +144,21 @@ def test_what_it_cannot_take_is_told_before_it_starts(folder: Path, tmp_path: Pa
         base.open_base(str(tmp_path / "absent"), "vllm")
 
 
+def test_what_vllm_cannot_start_with_is_told_in_one_line(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"vLLM does not start with pretrained=.*max_model_len") as caught:
+        base.open_base(str(folder), "vllm", dtype="float32", max_model_len=100_000)
+    assert "\n" not in str(caught.value)
+
+
+def test_experts_of_another_base_are_refused(running: None, folder: Path, tmp_path: Path) -> None:
+    foreign = tiny.engine_of(tiny.save_model(tmp_path / "foreign", seed=1, layers=4, hidden=128))
+    tiny.save_expert(tmp_path / "experts" / "foreign.safetensors", foreign, 0)
+    with pytest.raises(ExpertError, match="foreign") as caught:
+        vllm(folder, adapt="expert", experts="foreign")
+    assert NAME in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_vllm_of_another_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "t2.harness.vllm_lm", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", None)
@@ -124,19 +166,15 @@ def test_a_vllm_of_another_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         base.vllm_module()
 
 
-def _loaded(folder: Path) -> dict[str, Any]:
-    return {"pretrained": str(folder), "dtype": "float32"}
+def _spelt(answers: Any) -> Any:
+    """Without special tokens, which lm-eval's ``vllm`` spells and its ``hf`` leaves out."""
+    if isinstance(answers, (list, tuple)):
+        return [_spelt(answer) for answer in answers]
+    return re.sub(r"<pad>|<s>|</s>|<unk>", "", answers) if isinstance(answers, str) else answers
 
 
 def _near(ours: Any, theirs: Any) -> bool:
     """Equal texts and greedy flags, and likelihoods within 1e-3."""
-    flat = [value for answers in (ours, theirs) for answer in answers for value in _flat(answer)]
-    half = len(flat) // 2
-    return all(
-        one == pytest.approx(two, abs=1e-3) if isinstance(one, float) else one == two
-        for one, two in zip(flat[:half], flat[half:], strict=True)
-    )
-
-
-def _flat(value: Any) -> list[Any]:
-    return [part for item in value for part in _flat(item)] if isinstance(value, (list, tuple)) else [value]
+    if isinstance(ours, (list, tuple)):
+        return len(ours) == len(theirs) and all(map(_near, ours, theirs))
+    return bool(ours == pytest.approx(theirs, abs=1e-3) if isinstance(ours, float) else ours == theirs)
