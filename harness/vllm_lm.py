@@ -6,7 +6,10 @@ import atexit
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from t2.adapters.engine.vllm_worker import NAME
 from t2.core.errors import ArgumentError
 
 _OURS = ("worker_extension_cls", "model", "runner", "convert")
+_ENDING = 30.0
+"""Seconds in which vLLM's processes end by themselves; by default it kills them while one waits for another."""
 _REFUSED = {
     "quantization": "t2 adapts the matrices of an unquantised checkpoint; leave it out",
     "lora_local_path": "t2 adapts the base model; merge the adapter into it",
@@ -64,7 +69,7 @@ class AdaptableVLLM(VLLM):  # type: ignore[misc]
             )
         self._pretrained = pretrained
         self._revision = args.get("revision")
-        with in_one_line(f"does not start with pretrained={pretrained}"):
+        with in_one_line(f"does not start with pretrained={pretrained}"), _deaf_to_ctrl_c():
             super().__init__(pretrained=pretrained, worker_extension_cls=NAME, **args)
         atexit.register(self.close)
         self.t2_rules = VLLMRules(self)
@@ -73,7 +78,7 @@ class AdaptableVLLM(VLLM):  # type: ignore[misc]
         """End vLLM's processes, where it has some of its own; asked again it does nothing."""
         atexit.unregister(self.close)
         with contextlib.suppress(AttributeError):
-            self.model.llm_engine.engine_core.shutdown()
+            self.model.llm_engine.engine_core.shutdown(timeout=_ENDING)
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +132,31 @@ class AdaptableVLLM(VLLM):  # type: ignore[misc]
             ModelError: they are not in safetensors files, are quantised, or have nothing to adapt.
         """
         return open_checkpoint(self._pretrained, self._revision, moe)
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Context in which processes that are started do not hear Ctrl-C, nor do those that they start.
+
+    A terminal sends it to all processes of a command. vLLM's would end at once, before this one could restore the base
+    and end them in order.
+    """
+    # To start this helper of multiprocessing would let Ctrl-C through again.
+    resource_tracker.ensure_running()
+    start = BaseProcess.start
+
+    def deaf(self: BaseProcess) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            start(self)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    BaseProcess.start = deaf  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        BaseProcess.start = start  # type: ignore[method-assign]
 
 
 class VLLMRules:

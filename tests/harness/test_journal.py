@@ -152,6 +152,23 @@ def test_ctrl_c_leaves_the_weights_of_the_base(
     assert all(torch.equal(value, before[name]) for name, value in lm.inner.model.state_dict().items())
 
 
+def test_ctrl_c_while_answering_is_told_and_leaves_the_weights_of_the_base(
+    tiny_folder: Path, experts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = {"pretrained": str(tiny_folder), "adapt": "expert", "experts": "alpha"}
+    lm = T2LM.create_from_arg_obj(args, {"device": "cpu", "batch_size": 3})
+    before = {name: value.clone() for name, value in lm.inner.model.state_dict().items()}
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lm.inner, "_model_call", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tiny.evaluate(lm, [tiny.choice_task()])
+    assert caught.value.__notes__ == ["t2: stopped while answering; the base model is as it was"]
+    assert all(torch.equal(value, before[name]) for name, value in lm.inner.model.state_dict().items())
+
+
 def test_a_search_with_other_settings_takes_up_the_answers_and_one_with_a_time_limit_does_not(
     tiny_folder: Path, experts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,8 +91,8 @@ def test_a_run_is_stopped_by_ctrl_c_goes_on_and_leaves_no_process(prepared: Path
     wait_for(lambda: any((prepared / "cache" / "answers").glob("*.jsonl")), stopped)
     os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, errors = stopped.communicate(timeout=120)
-    assert stopped.returncode == 130, errors[-3000:]
-    assert "Traceback" not in errors, errors[-3000:]
+    assert stopped.returncode == 130, errors
+    assert "Traceback" not in errors, errors
     told = "stopped while adapting; the base model is as it was, and the same command goes on from here"
     assert errors.splitlines()[-1] == f"t2: vllm_letters: {told}"
     assert marked(mark) == []

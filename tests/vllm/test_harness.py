@@ -91,6 +91,7 @@ def test_every_strategy_answers_as_over_transformers_and_the_base_comes_back(
         assert getattr(record, name) == getattr(by_transformers, name), name
     assert [g.best for g in record.history] == [g.best for g in by_transformers.history]
     if record.calibration is not None:
+        assert by_transformers.calibration is not None
         assert record.calibration.confusion == by_transformers.calibration.confusion
     for one, two in zip(ours, theirs, strict=True):
         assert _near(_spelt(one[3]), _spelt(two[3]))
