@@ -7,7 +7,7 @@ import sys
 import typer
 
 from t2.cli.extras import needs_eval
-from t2.harness import discovery
+from t2.harness import discovery, excepthook
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,4 +27,8 @@ def _eval(context: typer.Context) -> None:
     discovery.install()
     # lm-eval reads sys.argv and prints its program's name from it.
     sys.argv = ["lm_eval", *context.args]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except KeyboardInterrupt as stop:
+        excepthook.tell(stop)
+        raise

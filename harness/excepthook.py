@@ -8,8 +8,16 @@ from types import TracebackType
 from t2.core.errors import T2Error
 
 
+def tell(stop: KeyboardInterrupt) -> bool:
+    """Print what t2 says of a Ctrl-C; False where it says nothing."""
+    notes = [note for note in getattr(stop, "__notes__", []) if note.startswith("t2: ")]
+    if notes:
+        print(f"\n{notes[0]}", file=sys.stderr)
+    return bool(notes)
+
+
 def install() -> None:
-    """Print an uncaught :class:`T2Error` as ``t2: error: …``, and what t2 says of a Ctrl-C that came while it adapted.
+    """Print an uncaught :class:`T2Error` as ``t2: error: …``, and what t2 says of a Ctrl-C that came while it worked.
 
     Every other exception goes where it went before.
     """
@@ -22,9 +30,7 @@ def install() -> None:
             print(f"t2: error: {error}", file=sys.stderr)
             # An interpreter that meets SystemExit in its hook ends with that status instead of 1.
             raise SystemExit(2)
-        notes = [note for note in getattr(error, "__notes__", []) if note.startswith("t2: ")]
-        if isinstance(error, KeyboardInterrupt) and notes:
-            print(f"\n{notes[0]}", file=sys.stderr)
+        if isinstance(error, KeyboardInterrupt) and tell(error):
             raise SystemExit(130)
         previous(kind, error, traceback)
 

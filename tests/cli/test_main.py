@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,22 @@ def test_ctrl_c_ends_quietly(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=600)
     assert (process.returncode, output, errors) == (130, b"", b"")
+
+
+def test_what_a_stopped_evaluation_says_is_printed() -> None:
+    code = """
+        import lm_eval.__main__
+        from t2.cli.main import main
+
+        def stopped():
+            stop = KeyboardInterrupt()
+            stop.add_note("t2: stopped while adapting")
+            raise stop
+
+        lm_eval.__main__.cli_evaluate = stopped
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), "eval"], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert (done.returncode, done.stderr.split("\n")) == (130, ["", "t2: stopped while adapting", ""])
