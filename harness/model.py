@@ -213,7 +213,8 @@ class T2LM(LM):  # type: ignore[misc]
         """Texts by :func:`t2.harness.mixed.answer_in_rows`, in lm-eval's cache too."""
         assert self._runtime is not None
         start = time.perf_counter()
-        texts = answer_in_rows(self._runtime, requests, [choice.z for choice in choices], rows)
+        with _told_of_ctrl_c():
+            texts = answer_in_rows(self._runtime, requests, [choice.z for choice in choices], rows)
         if texts is None:
             return None
         unchecked = {label: choice.z for choice in choices if (label := _label(choice)) not in self._moved}
@@ -248,10 +249,8 @@ class T2LM(LM):  # type: ignore[misc]
     def _ask(self, kind: RequestType, requests: list[Instance]) -> Any:
         self.inner.set_cache_hook(self.cache_hook)
         try:
-            return getattr(self.inner, kind)(requests)
-        except KeyboardInterrupt as stop:
-            stop.add_note("t2: stopped while answering; the base model is as it was")
-            raise
+            with _told_of_ctrl_c():
+                return getattr(self.inner, kind)(requests)
         except NotImplementedError as error:
             raise TaskError(f"lm-eval's {self.settings.engine} model cannot answer {kind} requests: {error}") from error
         finally:
@@ -523,6 +522,16 @@ class T2LM(LM):  # type: ignore[misc]
 
 def _label(choice: Choice) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in choice.alpha.items())
+
+
+@contextlib.contextmanager
+def _told_of_ctrl_c() -> Iterator[None]:
+    """A Ctrl-C while the model answers ends with one line, by :mod:`t2.harness.excepthook`."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note("t2: stopped while answering; the base model is as it was")
+        raise
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Both are asked over one vLLM that is running: what is compared is what t2 does to requests and answers. What it does
 when it starts, reading the checkpoint for its fingerprint, is told beside it. Needs vLLM (``pip install
-"t2-eval[vllm]"``); without it there are no rows. In the environment of ``make vllm-test``, in a few minutes on two cores:
+"t2-eval[vllm]"``); without it there are no rows. In the environment of ``make vllm-test``, in a few minutes:
 
     .venv-vllm/bin/t2 data fetch arc_easy
     .venv-vllm/bin/python -m benchmarks.speed vllm_none
