@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import transformers
 
 from t2.core.digests import sha256_file
 from t2.core.errors import ArgumentError, DependencyError, ExpertFileError, ExpertMismatchError
+from t2.core.manifest import BaseModelRef, Manifest
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, TRAINING = "adapter_config.json", "adapter_model.safetensors", "training.json"
+"""The last one is what ``t2 train`` says of an adapter, as the manifest of an expert does."""
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_out")
 """PEFT may write these beside an adapter; they are the base's then."""
 
@@ -28,12 +31,14 @@ class PeftFolder:
         kind: PEFT's name of the method, such as ``LORA``.
         digest: hex SHA-256 of its weights file.
         config: hex SHA-256 of its ``adapter_config.json``, without which the weights mean nothing.
+        manifest: what ``t2 train`` says of it; None for an adapter from elsewhere.
     """
 
     path: Path
     kind: str
     digest: str
     config: str
+    manifest: Manifest | None = None
 
     @property
     def name(self) -> str:
@@ -70,44 +75,58 @@ def read_folder(path: str | Path) -> PeftFolder:
     try:
         kind = str(json.loads((folder / CONFIG).read_bytes())["peft_type"])
         _names(folder)
-        return PeftFolder(folder, kind, sha256_file(folder / WEIGHTS), sha256_file(folder / CONFIG))
+        told = (folder / TRAINING).read_bytes() if (folder / TRAINING).exists() else None
+        manifest = Manifest.model_validate_json(told) if told is not None else None
+        return PeftFolder(folder, kind, sha256_file(folder / WEIGHTS), sha256_file(folder / CONFIG), manifest)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ExpertFileError(
             f"peft={path} cannot be read ({type(error).__name__}: {error}); save the adapter again"
         ) from error
 
 
-def put_in(model: transformers.PreTrainedModel, adapter: PeftFolder, base: str, revision: str | None = None) -> Any:
+def put_in(
+    model: transformers.PreTrainedModel, adapter: PeftFolder, base: BaseModelRef, revision: str | None = None
+) -> Any:
     """Put an adapter into a model, which changes in place, by ``PeftModel.from_pretrained`` as lm-eval's ``hf`` does.
 
     Args:
         model: the base model.
         adapter: what :func:`read_folder` found.
-        base: the model's name, for messages.
+        base: the model as loaded; what was trained by t2 names the weights that it belongs to.
         revision: as ``hf`` hands it on.
 
     Returns:
         The ``PeftModel``.
 
     Raises:
-        ExpertMismatchError: its matrices are not those of this model, in name, number or shape.
+        ExpertMismatchError: its matrices are not those of this model, in name, number or shape, or it was trained on
+            other weights.
     """
     import peft
 
+    own = adapter.manifest.base if adapter.manifest is not None else None
+    if own is not None and own.fingerprint != base.fingerprint:
+        raise ExpertMismatchError(
+            f"peft={adapter.path} was trained on other weights ({own.id}, fingerprint {own.fingerprint[:12]}) than "
+            f"{base.id} ({base.fingerprint[:12]}) has; name an adapter of {base.id}"
+        )
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(adapter.path), revision=revision)
+        with warnings.catch_warnings():
+            # What is missing is an error below.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            adapted = peft.PeftModel.from_pretrained(model, str(adapter.path), revision=revision)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         told = " ".join(str(error).split())[:200]
         raise ExpertMismatchError(
-            f"peft={adapter.path} does not fit {base} ({type(error).__name__}: {told}); name an adapter of {base}"
+            f"peft={adapter.path} does not fit {base.id} ({type(error).__name__}: {told}); name an adapter of {base.id}"
         ) from error
     wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     given = _names(adapter.path)
     odd = sorted(wanted - given) or sorted(name for name in given - wanted if not any(e in name for e in _EMBEDDINGS))
     if odd:
         raise ExpertMismatchError(
-            f"peft={adapter.path} was made for another model than {base}: {odd[0]} is in only one of them; name an "
-            f"adapter of {base}"
+            f"peft={adapter.path} was made for another model than {base.id}: {odd[0]} is in only one of them; name "
+            f"an adapter of {base.id}"
         )
     return adapted
 

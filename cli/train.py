@@ -19,6 +19,7 @@ from t2.training.config import (
     BASELINES,
     CHECKPOINTING,
     KINDS,
+    METHODS,
     NORMALISES,
     OBJECTIVES,
     PARAMETRISATIONS,
@@ -26,6 +27,7 @@ from t2.training.config import (
     REWARDS,
     SCHEDULES,
     SELECTS,
+    TARGETS,
     UPDATES,
     CheckpointingName,
     TrainConfig,
@@ -46,6 +48,9 @@ def _train(
     context: typer.Context,
     task: Annotated[str | None, typer.Option(help="The lm-eval task to learn.")] = None,
     name: Annotated[str | None, typer.Option(help="The expert's name.")] = None,
+    method: Annotated[str, typer.Option(help=f"An expert or an adapter of PEFT: {', '.join(METHODS)}.")] = _default(
+        "method"
+    ),
     kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}.")] = _default("kind"),
     domain: Annotated[str | None, typer.Option(help="What it is for; without it the task's domain.")] = None,
     model_args: Annotated[
@@ -114,12 +119,17 @@ def _train(
     rescale: Annotated[str, typer.Option(help=f"Keep each matrix's nuclear norm: {', '.join(RESCALES)}.")] = _default(
         "rescale"
     ),
-    targets: Annotated[str, typer.Option(help="Matrices to scale: mlp, attn, all.")] = _default("targets"),
+    targets: Annotated[str, typer.Option(help=f"Matrices to adapt: {', '.join(TARGETS)}.")] = _default("targets"),
     layers: Annotated[str | None, typer.Option(help="Layers to adapt, such as 0-15+20.")] = None,
     moe: Annotated[str, typer.Option(help="A base with mixture-of-experts layers: refuse, or skip them.")] = _default(
         "moe"
     ),
     rank: Annotated[int | None, typer.Option(help="Only the first so many components move.")] = None,
+    lora_rank: Annotated[int, typer.Option(help="Of lora and dora.")] = _default("lora_rank"),
+    lora_alpha: Annotated[float, typer.Option(help="Of lora and dora; the update counts α/rank times.")] = _default(
+        "lora_alpha"
+    ),
+    lora_dropout: Annotated[float, typer.Option(help="Of lora and dora.")] = _default("lora_dropout"),
     micro_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.")] = _default("micro_tokens"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = _default("seed"),
     config_file: Annotated[
@@ -170,6 +180,8 @@ def _train(
     if print_config:
         print(to_yaml(config), end="")
         return
+    if push is not None and config.method != "svf":
+        raise ArgumentError(f"--push publishes experts, and --method {config.method} makes an adapter of PEFT")
     target = _check_target(push, push_alias, registry, config.kind)
     # One that was trained and could not be published is published without another training.
     done = finished(config, output) if target is not None and not (overwrite or go_on) else None
@@ -186,7 +198,7 @@ def _train(
     )
     print_fields(
         [
-            ("expert", result.path),
+            ("expert" if config.method == "svf" else "adapter", result.path),
             ("digest", result.digest),
             ("base score", f"{result.base_score:.4f}"),
             ("best score", f"{result.best_score:.4f}"),

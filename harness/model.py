@@ -109,7 +109,7 @@ class T2LM(LM):  # type: ignore[misc]
             self._runtime = Runtime(self.inner, engine, tuple(experts), self.settings, classifier, pool=pool)
             self.base = engine.base
         if self._adapter is not None:
-            peft_adapter.adapt(self.inner, self._adapter, self.base.id)
+            peft_adapter.adapt(self.inner, self._adapter, self.base)
         self.records: list[AdaptationRecord] = []
         self._paths: dict[str, Any] = {}
         self._run: _Run | None = None
@@ -372,6 +372,7 @@ class T2LM(LM):  # type: ignore[misc]
             dtype=self.dtype,
             experts=refs,
             settings=self._settings(),
+            overlap=peft_adapter.overlap(self._adapter, task) if self._adapter is not None else (),
             mixtures=(
                 UsedMixture(
                     alpha={ref.name: 1.0 for ref in refs}, requests=sum(int(i.repeats or 1) for i in task.instances)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
 from t2.adapters.peft_folder import PeftFolder, put_in
 from t2.core.errors import ExpertError
-from t2.core.record import ExpertRef
+from t2.core.manifest import BaseModelRef, unpack_hashes
+from t2.core.record import ExpertRef, Overlap
 from t2.harness.adaptation import PROBE
+from t2.harness.overlap import DocMarks
 from t2.harness.rules import rules_of
 
+_log = logging.getLogger(__name__)
 
-def adapt(lm: HFLM, adapter: PeftFolder, base: str) -> None:
+
+def adapt(lm: HFLM, adapter: PeftFolder, base: BaseModelRef) -> None:
     """Put an adapter into the model that lm-eval's holds, which answers with it from now on.
 
     Args:
         lm: lm-eval's model over the base.
         adapter: the adapter.
-        base: the name of the base, for messages.
+        base: the base.
 
     Raises:
         ExpertMismatchError: the adapter is of another model.
@@ -39,7 +45,23 @@ def adapt(lm: HFLM, adapter: PeftFolder, base: str) -> None:
 
 def reference(adapter: PeftFolder) -> ExpertRef:
     """The adapter as a record names it."""
-    return ExpertRef(name=adapter.name, digest=adapter.digest)
+    domain = adapter.manifest.domain if adapter.manifest is not None else None
+    return ExpertRef(name=adapter.name, digest=adapter.digest, domain=domain)
+
+
+def overlap(adapter: PeftFolder, task: Task) -> tuple[Overlap, ...]:
+    """How many of the docs that a task scores the adapter was trained on, where ``t2 train`` made it."""
+    trained = frozenset(unpack_hashes(adapter.manifest.training_docs)) if adapter.manifest is not None else frozenset()
+    marks = DocMarks(task)
+    docs = {instance.doc_id: instance.doc for instance in task.instances}
+    seen = sum(not trained.isdisjoint(marks.of(doc)) for doc in docs.values()) if trained else 0
+    if not seen:
+        return ()
+    _log.warning(
+        "%s: adapter %s was trained on %d of the %d scored docs; it looks better on them than it is",
+        *(task.task_name, adapter.name, seen, len(docs)),
+    )
+    return (Overlap(expert=adapter.name, scored=seen, adaptation=0),)
 
 
 def bearing(adapter: PeftFolder) -> dict[str, Any]:

@@ -16,18 +16,18 @@ from lm_eval.models.huggingface import HFLM
 
 from t2.adapters.engine.base import Engine
 from t2.adapters.engine.transformers import TransformersEngine
-from t2.adapters.targets import find_targets, parse_layers
+from t2.adapters.targets import parse_layers
 from t2.core.curve import CurvePoint
 from t2.core.errors import ArgumentError, StorageError, TaskError, nearest
 from t2.core.settings import experts_dir
 from t2.harness.args import check_hf_args
-from t2.harness.base import base_id, open_base
+from t2.harness.base import open_base
 from t2.harness.tasks import PromptForm, TaskDocs, load_task
 from t2.training import folders
 from t2.training.choices import ChoiceProblem
 from t2.training.config import CHECKPOINTING, CheckpointingName, TrainConfig
+from t2.training.methods import build_engine, build_method
 from t2.training.next_token import NextTokenProblem
-from t2.training.parameters import Parameters
 from t2.training.passes import Passes
 from t2.training.problem import Problem, Setup
 from t2.training.rollouts import GenerationProblem
@@ -41,8 +41,9 @@ class TrainResult:
     """A finished training.
 
     Attributes:
-        path: the expert's file; beside it lie ``curve.jsonl``, ``config.json``, ``scores.json``, ``base.json``
-            and ``checkpoint.safetensors``, and after a sweep ``sweep.json`` and ``sweep/``.
+        path: the expert's file, or the adapter's weights; beside it lie ``curve.jsonl``, ``config.json``,
+            ``scores.json``, ``base.json`` and ``checkpoint.safetensors``, after a sweep ``sweep.json`` and ``sweep/``,
+            and of an adapter ``adapter_config.json`` and ``training.json``.
         digest: hex SHA-256 of the file.
         curve: the points of the curve.
         base_score: the task's metric of the base model on the validation documents.
@@ -112,21 +113,24 @@ def train(
         )
     home = (folder or experts_dir()).absolute()
     final, working = home / config.name, home / f"{config.name}.training"
-    layers = parse_layers(config.layers) if config.layers is not None else None
+    if config.layers is not None:
+        parse_layers(config.layers)
+    if rollouts is not None and config.method != "svf":
+        raise ArgumentError(f"rollouts: an adapter of method={config.method} is in the model that is trained alone")
     check_hf_args(config.model_args, "model_args")
     tracking = Tracking(trackers, tracker_dir or home / "logs")
     folders.check_places(final, working)
     # One that was killed while it took its final place is only to be put there.
-    ready = (working / folders.EXPERT).exists()
+    ready = folders.result_of(working) is not None
     earlier = folders.check_continued(final, config) if continue_ and not ready else None
-    if (final / folders.EXPERT).exists() and not overwrite and not continue_:
+    if folders.result_of(final) is not None and not overwrite and not continue_:
         raise ArgumentError(
             f"expert {config.name} exists in {final}; give another --name, --overwrite to replace it, or --continue to "
             "train it further"
         )
     with _lock(home, config.name):
         folders.check_interrupted(working, config, overwrite)
-        if (working / folders.EXPERT).exists():
+        if folders.result_of(working) is not None:
             return _result(folders.publish(working, final))
         task = task if task is not None else load_task(config.task, include_path=include_path)
         halves = split_docs(task, config.seed, config.train_docs, config.validation_docs)
@@ -134,30 +138,26 @@ def train(
         given = lm is not None
         lm = lm if lm is not None else open_base(**config.model_args)
         engine = build_engine(lm, config, given=given)
-        ranks = {
-            name: target.rank for name, target in find_targets(lm.model, config.targets, layers, config.moe).items()
-        }
-        problem = build_problem(config, engine, lm, task, halves, checkpointing=checkpointing, rollouts=rollouts)
-        bases = engine.bases(ranks, progress=progress)
-        place = Workplace(
-            engine=engine,
-            problem=problem,
-            parameters=Parameters(config, ranks, {name: basis.sigma.cpu() for name, basis in bases.items()}),
-            halves=halves,
-            labels=labels,
-            domain=config.domain or _domain(task),
-            checkpoint_every=checkpoint_every,
-            overwrite=overwrite,
-            progress=progress,
-            tracking=tracking,
-        )
-        place.check_room(config)
-        if earlier is not None and not working.exists():
-            folders.take_up(final, working, config, place.identity(earlier), place.identity(config))
-        if len(config.kls) > 1:
-            run_sweep(place, config, working)
-        else:
-            run_one(place, config, working)
+        try:
+            problem = build_problem(config, engine, lm, task, halves, checkpointing=checkpointing, rollouts=rollouts)
+            method = build_method(config, engine, progress=progress)
+            place = Workplace(
+                method=method,
+                problem=problem,
+                halves=halves,
+                labels=labels,
+                domain=config.domain or _domain(task),
+                checkpoint_every=checkpoint_every,
+                overwrite=overwrite,
+                progress=progress,
+                tracking=tracking,
+            )
+            place.check_room(config)
+            if earlier is not None and not working.exists():
+                folders.take_up(final, working, config, place.identity(earlier), place.identity(config))
+            (run_sweep if len(config.kls) > 1 else run_one)(place, config, working)
+        finally:
+            engine.close()
         return _result(folders.publish(working, final))
 
 
@@ -169,24 +169,7 @@ def finished(config: TrainConfig, folder: Path | None = None) -> TrainResult | N
 
 def _result(final: Path) -> TrainResult:
     done = folders.read_finished(final)
-    return TrainResult(
-        final / folders.EXPERT, done.digest, done.curve, done.base_score, done.best_score, done.config.kls[0]
-    )
-
-
-def build_engine(lm: HFLM, config: TrainConfig, *, given: bool = True) -> TransformersEngine:
-    """The engine over a loaded base model.
-
-    Args:
-        lm: the base model.
-        config: its ``model_args`` name it.
-        given: the caller loaded it, so it goes by its own name.
-    """
-    pretrained = lm.model if given else config.model_args.get("pretrained")
-    name = base_id(pretrained, config.model_args.get("gguf_file"))
-    batch = lm.batch_size if isinstance(lm.batch_size, int) and lm.batch_size > 1 else 32
-    revision = config.model_args.get("revision")
-    return TransformersEngine(lm.model, lm.tokenizer, name, revision, batch_size=batch, moe=config.moe)
+    return TrainResult(done.path, done.digest, done.curve, done.base_score, done.best_score, done.config.kls[0])
 
 
 def build_problem(
@@ -218,7 +201,7 @@ def build_problem(
             f"rollouts come from {rollouts.base.id}, whose weights are not those of {engine.base.id}, which is "
             "trained; load the same base model into both"
         )
-    passes = Passes(engine, engine.likelihood, config.micro_tokens, config.rank, checkpointing)
+    passes = Passes(engine, engine.likelihood, config.micro_tokens, config.rank, checkpointing, config.seed)
     setup = Setup(config, engine, engine.likelihood, passes, rollouts or engine, docs, halves.train, halves.validation)
     chosen = docs.output_type != "generate_until"
     if chosen and (config.reward != "outcome" or config.reward_format):

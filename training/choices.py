@@ -127,6 +127,7 @@ class ChoiceProblem:
 
     def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:
         """See :class:`Problem`."""
+        self.setup.passes.begin(step)
         picked = self._training_docs(docs)
         weights = None if self.exact else self._sampled(z, picked, step)
         reward = penalty = 0.0

@@ -20,10 +20,13 @@ ScheduleName = Literal["cosine", "constant"]
 ParametrisationName = Literal["direct", "sigmoid"]
 RescaleName = Literal["auto", "none", "nuclear"]
 KindName = Literal["expert", "classifier"]
-TargetsName = Literal["mlp", "attn", "all"]
+TargetsName = Literal["mlp", "attn", "all", "qv"]
+MethodName = Literal["svf", "lora", "dora", "ia3"]
 MoeName = Literal["refuse", "skip"]
 CheckpointingName = Literal["auto", "on", "off"]
 
+METHODS: tuple[str, ...] = get_args(MethodName)
+TARGETS: tuple[str, ...] = get_args(TargetsName)
 OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
 NORMALISES: tuple[str, ...] = get_args(NormaliseName)
 BASELINES: tuple[str, ...] = get_args(BaselineName)
@@ -35,6 +38,8 @@ SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 PARAMETRISATIONS: tuple[str, ...] = get_args(ParametrisationName)
 RESCALES: tuple[str, ...] = get_args(RescaleName)
 CHECKPOINTING: tuple[str, ...] = get_args(CheckpointingName)
+
+_OF_LORA = ("lora_rank", "lora_alpha", "lora_dropout")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
 Count = Annotated[int, Field(ge=1)]
@@ -61,6 +66,8 @@ class TrainConfig(BaseModel):
     Attributes:
         task: an lm-eval task.
         name: the expert's name; letters, digits, ``_`` and ``-``, beginning with a letter.
+        method: ``svf`` makes an expert, z; ``lora``, ``dora`` and ``ia3`` make an adapter of PEFT from the same
+            documents by the same steps, to compare with.
         kind: ``expert`` answers; ``classifier`` learns a task whose documents all offer the same choices, the domains,
             and names them for ``adapt=classifier``.
         domain: what the expert is for; None takes ``metadata.t2.domain`` of the task.
@@ -111,10 +118,14 @@ class TrainConfig(BaseModel):
         init_std: of p.
         rescale: ``nuclear`` multiplies z of each matrix by Σσ / Σ(σ⊙z), as the public code does; ``auto`` does so with
             ``sigmoid``.
-        targets: which matrices are scaled: ``mlp``, ``attn`` or ``all``.
+        targets: which matrices are adapted: ``mlp``, ``attn``, ``all``, or ``qv``, projections to queries and
+            values.
         layers: decoder layers to adapt, such as ``0-15+20``; None adapts all.
         moe: a base with mixture-of-experts layers: ``refuse`` it, or ``skip`` their routers and routed experts.
         rank: only the first so many components move; None lets all.
+        lora_rank: of ``lora`` and ``dora``: rank of the update; this and the next two are the paper's.
+        lora_alpha: the update counts ``lora_alpha / lora_rank`` times.
+        lora_dropout: of the update's input, where a gradient is taken.
         micro_tokens: tokens in one forward pass; bounds memory.
         seed: of the split, the order of documents, sampled answers and the first p.
     """
@@ -123,6 +134,7 @@ class TrainConfig(BaseModel):
 
     task: Annotated[str, StringConstraints(min_length=1)]
     name: Name
+    method: MethodName = "svf"
     kind: KindName = "expert"
     domain: str | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
@@ -169,6 +181,9 @@ class TrainConfig(BaseModel):
     layers: str | None = None
     moe: MoeName = "refuse"
     rank: Count | None = None
+    lora_rank: Count = 16
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     micro_tokens: Count = 4096
     seed: int = 0
 
@@ -188,6 +203,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"decay_steps={self.decay_steps} ends the schedule before the {self.steps} steps")
         if self.reward == "outcome" and self._differs("reward_partial"):
             raise ValueError("reward_partial has no effect with reward=outcome, which gives no partial credit")
+        self._check_method()
         if self.parametrisation == "direct":
             idle = [name for name in ("max_mult", "init_mean", "init_std") if self._differs(name)]
             if idle:
@@ -195,6 +211,18 @@ class TrainConfig(BaseModel):
         if len(set(self.kls)) < len(self.kls):
             raise ValueError(f"kl={','.join(map(str, self.kls))} names a value twice")
         return self
+
+    def _check_method(self) -> None:
+        if self.method != "svf":
+            if self.kind == "classifier":
+                raise ValueError(f"kind=classifier makes an expert, and method={self.method} an adapter of PEFT")
+            idle = [name for name in ("rank", "parametrisation", "rescale") if self._differs(name)]
+            if idle:
+                raise ValueError(f"{idle[0]} has no effect with method={self.method}, it is for svf")
+        if self.method not in ("lora", "dora"):
+            idle = [name for name in _OF_LORA if self._differs(name)]
+            if idle:
+                raise ValueError(f"{idle[0]} has no effect with method={self.method}, it is for lora and dora")
 
     def _differs(self, field: str) -> bool:
         return bool(getattr(self, field) != type(self).model_fields[field].default)
@@ -209,9 +237,16 @@ class TrainConfig(BaseModel):
         """Whether z keeps the nuclear norm of each matrix."""
         return self.rescale == "nuclear" or (self.rescale == "auto" and self.parametrisation == "sigmoid")
 
+    def told(self) -> dict[str, Any]:
+        """The configuration as JSON, as files hold it.
+
+        Of an expert it does not name what is for other methods, as before there were any: files keep their digests.
+        """
+        return self.model_dump(mode="json", exclude={"method", *_OF_LORA} if self.method == "svf" else None)
+
     def digest(self) -> str:
         """Hex SHA-256 of the configuration; a run may be resumed only under the same one."""
-        return digest_of(self.model_dump(mode="json"))
+        return digest_of(self.told())
 
 
 def make_config(where: Callable[[str], str] | None = None, **values: Any) -> TrainConfig:

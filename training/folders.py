@@ -28,6 +28,9 @@ EXPERT, CURVE, CONFIG, SCORES, BASE, CHECKPOINT, TABLE = (
     "checkpoint.safetensors",
     "sweep.json",
 )
+ADAPTER = "adapter_model.safetensors"
+RESULTS = (EXPERT, ADAPTER)
+"""What a finished training ends in, by its method; what is written last."""
 SWEEP = "sweep"
 """The folder of a sweep's runs."""
 MAY_CHANGE = ("steps", "patience", "decay_steps", "validate_every")
@@ -39,6 +42,7 @@ class Finished:
     """What a finished training left."""
 
     config: TrainConfig
+    path: Path
     digest: str
     curve: list[CurvePoint]
     base_score: float
@@ -47,7 +51,12 @@ class Finished:
 
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Write ``config.json``."""
-    atomic_write(folder / CONFIG, (canonical_json(config.model_dump(mode="json")) + "\n").encode())
+    atomic_write(folder / CONFIG, (canonical_json(config.told()) + "\n").encode())
+
+
+def result_of(folder: Path) -> Path | None:
+    """The file of the expert or adapter in a folder; None where its training has not come to an end."""
+    return next((folder / name for name in RESULTS if (folder / name).exists()), None)
 
 
 def check_places(*places: Path) -> None:
@@ -71,11 +80,11 @@ def check_interrupted(working: Path, config: TrainConfig, overwrite: bool) -> No
         return
     # A sweep's own configuration lies with its runs; that of the chosen run takes the other place in the end.
     found = [_read_json(place / CONFIG) for place in (working, working / SWEEP)]
-    wanted = config.model_dump(mode="json")
+    wanted = config.told()
     if wanted in found:
         return
     earlier = next((one for one in found if isinstance(one, dict)), None)
-    kept = [*working.rglob(CHECKPOINT), *working.rglob(EXPERT)]
+    kept = [path for name in (CHECKPOINT, *RESULTS) for path in working.rglob(name)]
     if earlier is not None and not overwrite and kept:
         raise ArgumentError(
             f"an interrupted training of {config.name} in {working} had another configuration "
@@ -87,9 +96,9 @@ def check_interrupted(working: Path, config: TrainConfig, overwrite: bool) -> No
 
 def is_trained(final: Path, config: TrainConfig) -> bool:
     """Whether a folder holds the finished expert of a configuration."""
-    if not (final / EXPERT).exists():
+    if result_of(final) is None:
         return False
-    return config.model_dump(mode="json") in [_read_json(place / CONFIG) for place in (final, final / SWEEP)]
+    return config.told() in [_read_json(place / CONFIG) for place in (final, final / SWEEP)]
 
 
 def check_continued(final: Path, config: TrainConfig) -> TrainConfig:
@@ -98,7 +107,7 @@ def check_continued(final: Path, config: TrainConfig) -> TrainConfig:
     Raises:
         ArgumentError: there is no such expert, it cannot be continued, or more than :data:`MAY_CHANGE` differs.
     """
-    if not (final / EXPERT).exists():
+    if result_of(final) is None:
         raise ArgumentError(f"--continue: there is no finished expert {final.name} in {final.parent} to train further")
     if not (final / CHECKPOINT).exists():
         raise ArgumentError(
@@ -111,9 +120,9 @@ def check_continued(final: Path, config: TrainConfig) -> TrainConfig:
         earlier = TrainConfig.model_validate(found)
     except pydantic.ValidationError as error:
         raise DataError(f"{final / CONFIG} is not a training configuration; train again with --overwrite") from error
-    wanted = config.model_dump(mode="json")
+    wanted = config.told()
     fixed = [key for key in wanted if key not in MAY_CHANGE]
-    differences = _differences(earlier.model_dump(mode="json"), wanted, fixed)
+    differences = _differences(earlier.told(), wanted, fixed)
     if differences:
         raise ArgumentError(
             f"--continue may change {', '.join(MAY_CHANGE)} only, and {differences}; give the options that "
@@ -198,8 +207,9 @@ def publish(working: Path, final: Path) -> Path:
     aside = final.with_name(f"{final.name}.replaced")
     try:
         if (working / SWEEP).exists():
-            for path in (*(working / SWEEP).rglob(EXPERT), *(working / SWEEP).rglob(CHECKPOINT)):
-                path.unlink()
+            for name in (*RESULTS, CHECKPOINT):
+                for path in (working / SWEEP).rglob(name):
+                    path.unlink()
         remove(aside)
         if final.exists():
             final.rename(aside)
@@ -212,11 +222,14 @@ def publish(working: Path, final: Path) -> Path:
 
 def read_finished(final: Path) -> Finished:
     """What a finished training left in its folder."""
+    result = result_of(final)
+    assert result is not None
     scores = json.loads((final / SCORES).read_bytes())
     config = TrainConfig.model_validate_json((final / CONFIG).read_bytes())
     return Finished(
         config,
-        sha256_file(final / EXPERT),
+        result,
+        sha256_file(result),
         read_curve(final / CURVE),
         float(scores["base_score"]),
         float(scores["best_score"]),

@@ -70,6 +70,7 @@ class NextTokenProblem:
 
     def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:
         """See :class:`Problem`; the score is the share of tokens that were the likeliest."""
+        self.setup.passes.begin(step)
         missing = sorted({i for i in docs if i not in self._train})
         self._train.update(zip(missing, self._prepare([self.setup.train[i] for i in missing]), strict=True))
         answers = [self._train[i] for i in docs]

@@ -3,12 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
 from t2.adapters.expert import Z
 from t2.core.seeds import generator
 from t2.training.config import TrainConfig
+
+
+class Trainable(Protocol):
+    """What a vector θ of shape (parameters,), float32, stands for: tensors by name, which passes take."""
+
+    def initial(self) -> torch.Tensor:
+        """θ before the first step."""
+        ...
+
+    def z(self, theta: torch.Tensor) -> Z:
+        """The tensors, new ones, without gradient."""
+        ...
+
+    def gradient(self, theta: torch.Tensor, z: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """∇θ from the gradients of the tensors at θ; one without a gradient counts as zero."""
+        ...
+
+
+class PlainParameters:
+    """θ as some tensors one after another, such as an adapter's; weight decay pulls each number towards 0.
+
+    Args:
+        first: the tensors at first, by name.
+    """
+
+    def __init__(self, first: Z) -> None:
+        self._first = {name: tensor.detach().float().cpu() for name, tensor in first.items()}
+
+    def initial(self) -> torch.Tensor:
+        """See :class:`Trainable`."""
+        return torch.cat([tensor.flatten() for tensor in self._first.values()])
+
+    def z(self, theta: torch.Tensor) -> Z:
+        """See :class:`Trainable`."""
+        parts = torch.split(theta.detach(), [tensor.numel() for tensor in self._first.values()])
+        return {
+            name: part.clone().view(tensor.shape)
+            for (name, tensor), part in zip(self._first.items(), parts, strict=True)
+        }
+
+    def gradient(self, theta: torch.Tensor, z: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See :class:`Trainable`."""
+        found = {name: z[name].grad for name in self._first}
+        return torch.cat(
+            [
+                torch.zeros(self._first[name].numel()) if grad is None else grad.float().cpu().flatten()
+                for name, grad in found.items()
+            ]
+        )
 
 
 class Parameters:

@@ -15,6 +15,7 @@ from t2.adapters.engine.checkpointing import checkpointed
 from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.core.errors import TrainingError
+from t2.core.seeds import derive_seed
 from t2.training.config import CheckpointingName
 
 Result = TypeVar("Result")
@@ -34,6 +35,7 @@ class Passes:
         micro_tokens: at most so many tokens in one pass, at first.
         rank: only the first so many components of each vector are trained; None means all.
         checkpointing: compute each layer's activations again in the backward pass: ``on``, ``off`` or ``auto``.
+        seed: of what an adapter draws in a pass, together with the step and the pass's number in it.
     """
 
     def __init__(
@@ -43,12 +45,19 @@ class Passes:
         micro_tokens: int,
         rank: int | None = None,
         checkpointing: CheckpointingName = "auto",
+        seed: int = 0,
     ) -> None:
         self.engine = engine
         self.model = model
         self.micro_tokens = micro_tokens
         self.rank = rank
         self.checkpointing: CheckpointingName = checkpointing
+        self.seed = seed
+        self._drawn = (0, 0)
+
+    def begin(self, step: int) -> None:
+        """Say which step the passes to come are of; what is random in them follows from it."""
+        self._drawn = (step, 0)
 
     def run(
         self, units: Sequence[Sequence[Branches]], work: Callable[[list[int]], Result]
@@ -82,16 +91,25 @@ class Passes:
         """Context of a forward pass under z and of its backward pass."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.engine.trained(z, self.rank))
+            if self.engine.random and torch.is_grad_enabled():
+                stack.enter_context(self._seeded())
             if self.checkpointing == "on" and torch.is_grad_enabled():
-                targets = {name: self.engine.targets[name] for name in z}
-                stack.enter_context(checkpointed(self.engine.model, targets))
+                targets = self.engine.trained_targets(z)
+                stack.enter_context(checkpointed(self.engine.model, targets, self.engine.random))
+            yield
+
+    @contextlib.contextmanager
+    def _seeded(self) -> Iterator[None]:
+        step, number = self._drawn
+        self._drawn = (step, number + 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, "passes", step, number))
             yield
 
     @contextlib.contextmanager
     def base(self, z: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Context of a forward pass of the base, which rounds as one under z does: where z = 1 they are equal."""
-        ones = {name: torch.ones_like(vector, requires_grad=False) for name, vector in z.items()}
-        with torch.no_grad(), self.engine.trained(ones, self.rank):
+        with torch.no_grad(), self.engine.untrained(z, self.rank):
             yield
 
     def _attempt(self, work: Callable[[list[int]], Result], batch: list[int]) -> tuple[Result] | None:

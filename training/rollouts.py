@@ -86,6 +86,7 @@ class GenerationProblem:
 
     def accumulate(self, z: Mapping[str, torch.Tensor], docs: Sequence[int], step: int) -> Measured:
         """See :class:`Problem`."""
+        self.setup.passes.begin(step)
         config = self.setup.config
         missing = sorted({i for i in docs if i not in self._train})
         self._train.update(zip(missing, self._prepare([self.setup.train[i] for i in missing]), strict=True))

@@ -8,20 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from t2.adapters.engine.transformers import TransformersEngine
-from t2.adapters.expert import save_expert
 from t2.core.digests import canonical_json, digest_of
 from t2.core.errors import ExpertFileError, StorageError, TrainingError
-from t2.core.expertfile import encode_expert
 from t2.core.files import atomic_write
 from t2.core.manifest import Manifest, pack_hashes
 from t2.harness.runs import BaseTargets
 from t2.training import folders
 from t2.training.checkpoint import Checkpoint
 from t2.training.config import TrainConfig
-from t2.training.parameters import Parameters
+from t2.training.methods import Method
 from t2.training.problem import Measured, Problem
 from t2.training.split import Halves
 from t2.training.tracking import Tracking
@@ -32,9 +27,8 @@ from t2.training.trainer import Trainer
 class Workplace:
     """What all runs of a training share."""
 
-    engine: TransformersEngine
+    method: Method
     problem: Problem
-    parameters: Parameters
     halves: Halves
     labels: tuple[str, ...]
     domain: str | None
@@ -49,12 +43,12 @@ class Workplace:
         return Manifest(
             kind=config.kind,
             name=config.name,
-            base=self.engine.base,
-            targets=self.parameters.ranks,
+            base=self.method.engine.base,
+            targets=self.method.ranks,
             task=config.task,
             domain=self.domain,
             method=self.problem.method,
-            training=config.model_dump(mode="json"),
+            training=config.told(),
             training_docs=pack_hashes(self.halves.marks),
             labels=self.labels,
         )
@@ -65,9 +59,8 @@ class Workplace:
         Raises:
             TrainingError: an expert's file has no room for the hashes of so many documents.
         """
-        ones = {name: np.ones(rank, dtype=np.float32) for name, rank in self.parameters.ranks.items()}
         try:
-            encode_expert(self.manifest(config), ones)
+            self.method.check_room(self.manifest(config))
         except ExpertFileError as error:
             documents = len(self.halves.train) + len(self.halves.validation)
             raise TrainingError(
@@ -77,8 +70,8 @@ class Workplace:
 
     def identity(self, config: TrainConfig) -> str:
         """Digest of all that decides the outcome of a run."""
-        base = self.engine.base.fingerprint
-        return digest_of([config.digest(), base, str(self.engine.dtype), self.halves.digest()])
+        engine = self.method.engine
+        return digest_of([config.digest(), engine.base.fingerprint, str(engine.dtype), self.halves.digest()])
 
     def base(self, config: TrainConfig) -> Measured:
         """The base model on the validation documents, measured once.
@@ -146,7 +139,7 @@ def run_sweep(place: Workplace, config: TrainConfig, working: Path) -> None:
     _write_base(place, working)
     # The expert comes last: where it is, the training is finished.
     try:
-        for name in (folders.CURVE, folders.SCORES, folders.CHECKPOINT, folders.CONFIG, folders.EXPERT):
+        for name in (folders.CURVE, folders.SCORES, folders.CHECKPOINT, folders.CONFIG, *place.method.files):
             shutil.copy(folder / name, working / f"{name}.copy")
             (working / f"{name}.copy").replace(working / name)
     except OSError as error:
@@ -169,13 +162,13 @@ def _train(place: Workplace, config: TrainConfig, working: Path, run: str) -> Ch
             config,
             identity,
             place.problem,
-            place.parameters,
+            place.method.parameters,
             len(place.halves.train),
             working,
             checkpoint_every=place.checkpoint_every,
             progress=place.progress,
             observe=observe,
-            forms=place.engine.forms,
+            forms=place.method.engine.forms,
         )
         return trainer.run(base, checkpoint)
 
@@ -208,7 +201,7 @@ def _finished_run(folder: Path) -> dict[str, Any] | None:
         scores = dict(json.loads((folder / folders.SCORES).read_bytes()))
     except (OSError, ValueError):
         return None
-    return scores if not scores.get("best_step") or (folder / folders.EXPERT).exists() else None
+    return scores if not scores.get("best_step") or folders.result_of(folder) is not None else None
 
 
 def _write_scores(place: Workplace, done: Checkpoint, working: Path) -> dict[str, Any]:
@@ -229,12 +222,12 @@ def _write_scores(place: Workplace, done: Checkpoint, working: Path) -> dict[str
 
 
 def _write_base(place: Workplace, working: Path) -> None:
-    known = BaseTargets(base=place.engine.base, targets=dict(place.engine.ranks()))
+    known = BaseTargets(base=place.method.engine.base, targets=dict(place.method.engine.ranks()))
     atomic_write(working / folders.BASE, (canonical_json(known.model_dump(mode="json")) + "\n").encode())
 
 
 def _write_expert(place: Workplace, config: TrainConfig, done: Checkpoint, working: Path) -> None:
-    save_expert(working / folders.EXPERT, place.manifest(config), place.parameters.z(done.best_theta))
+    place.method.write(working, place.manifest(config), done.best_theta)
 
 
 def _check_signal(problem: Problem, base: Measured, config: TrainConfig) -> None:

@@ -91,5 +91,5 @@ class Tracking:
 
 def _flat(config: TrainConfig) -> dict[str, str | int | float | bool]:
     """The configuration in the types that every tracker takes."""
-    values = config.model_dump(mode="json").items()
+    values = config.told().items()
     return {key: value if isinstance(value, (str, int, float, bool)) else json.dumps(value) for key, value in values}

@@ -15,7 +15,7 @@ from t2.core.curve import CurvePoint, append_point
 from t2.core.errors import TrainingError
 from t2.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from t2.training.config import TrainConfig
-from t2.training.parameters import Parameters
+from t2.training.parameters import Trainable
 from t2.training.problem import Measured, Problem
 from t2.training.split import batch_docs
 
@@ -65,7 +65,7 @@ class Trainer:
         config: TrainConfig,
         identity: str,
         problem: Problem,
-        parameters: Parameters,
+        parameters: Trainable,
         train_docs: int,
         folder: Path,
         *,

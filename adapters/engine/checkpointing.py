@@ -13,7 +13,7 @@ from t2.adapters.targets import Target, language_modules
 
 
 @contextlib.contextmanager
-def checkpointed(model: nn.Module, targets: Mapping[str, Target]) -> Iterator[None]:
+def checkpointed(model: nn.Module, targets: Mapping[str, Target], random: bool = False) -> Iterator[None]:
     """Context in which the decoder layers that hold some matrices are checkpointed; run the backward pass inside too.
 
     Activations then take the memory of one layer and of every layer's input, for about a third more time. The second
@@ -23,6 +23,7 @@ def checkpointed(model: nn.Module, targets: Mapping[str, Target]) -> Iterator[No
     Args:
         model: a language model.
         targets: its adapted matrices; the layers below the first of them need no gradient.
+        random: layers draw from torch's random state, which the second computation then begins with again.
     """
     names = dict.fromkeys(_layer(name, target.layer) for name, target in targets.items())
     layers = [module for name, module in language_modules(model) if name in names]
@@ -30,7 +31,7 @@ def checkpointed(model: nn.Module, targets: Mapping[str, Target]) -> Iterator[No
         for layer in layers:
             own = layer.__dict__.get("forward")
             stack.callback(_restore, layer, own)
-            layer.__dict__["forward"] = _twice(layer.forward)
+            layer.__dict__["forward"] = _twice(layer.forward, random)
         yield
 
 
@@ -39,10 +40,9 @@ def _layer(name: str, number: int) -> str:
     return ".".join(parts[: parts.index(str(number)) + 1])
 
 
-def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _twice(forward: Callable[..., Any], random: bool) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        # Nothing is random in eval mode, so no state of generators has to be kept.
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=random, **kwargs)
 
     return run
 

@@ -136,6 +136,25 @@ class TransformersEngine:
         """Training form; see :meth:`t2.adapters.engine.forms.Forms.trained`."""
         return self.forms.trained(z, rank)
 
+    def untrained(
+        self, z: Mapping[str, torch.Tensor], rank: int | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """The base in the form that :meth:`trained` has with ``z``: it rounds as that does, so at z = 1 both agree."""
+        ones = {name: torch.ones_like(vector, requires_grad=False) for name, vector in z.items()}
+        return self.trained(ones, rank)
+
+    def trained_targets(self, z: Mapping[str, torch.Tensor]) -> dict[str, Target]:
+        """The matrices that ``z`` changes."""
+        return {name: self.targets[name] for name in z}
+
+    def close(self) -> None:
+        """Leave the model as it was found; here nothing of it was changed."""
+
+    @property
+    def random(self) -> bool:
+        """Whether a pass of :meth:`trained` that takes gradients draws from torch's random state."""
+        return False
+
     @torch.no_grad()
     def generate(
         self,

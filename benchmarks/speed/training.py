@@ -37,9 +37,10 @@ from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.harness.base import open_base
 from t2.harness.tasks import load_task
-from t2.training.api import build_engine, build_problem
+from t2.training.api import build_problem
 from t2.training.choices import ChoiceProblem
 from t2.training.config import make_config
+from t2.training.methods import build_engine
 from t2.training.objective import expected_reward, reinforce
 from t2.training.passes import Passes, accumulate, gradient
 from t2.training.rollouts import GenerationProblem

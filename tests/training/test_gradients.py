@@ -12,9 +12,10 @@ from lm_eval.models.huggingface import HFLM
 
 from t2.adapters.engine.likelihood import Branches
 from t2.core.seeds import derive_seed
-from t2.training.api import build_engine, build_problem
+from t2.training.api import build_problem
 from t2.training.choices import ChoiceProblem
 from t2.training.config import make_config
+from t2.training.methods import build_engine
 from t2.training.objective import choice_kl, expected_reward, vocabulary_kl
 from t2.training.problem import Measured
 from t2.training.rollouts import GenerationProblem

@@ -15,8 +15,9 @@ from t2.adapters.engine.base import Generated
 from t2.adapters.expert import Z
 from t2.core.errors import ArgumentError, TrainingError
 from t2.core.manifest import BaseModelRef
-from t2.training.api import build_engine, build_problem, train
+from t2.training.api import build_problem, train
 from t2.training.config import make_config
+from t2.training.methods import build_engine
 from t2.training.split import split_docs
 from tests.harness import tiny
 from tests.training import planted

@@ -19,8 +19,9 @@ from t2.core.errors import ArgumentError, TaskError, TrainingError
 from t2.core.manifest import unpack_hashes
 from t2.core.settings import experts_dir
 from t2.harness.tasks import TaskDocs
-from t2.training.api import TrainResult, build_engine, train
+from t2.training.api import TrainResult, train
 from t2.training.config import TrainConfig, make_config
+from t2.training.methods import build_engine
 from t2.training.parameters import Parameters
 from t2.training.split import split_docs
 from t2.training.trainer import learning_rate
