@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +39,7 @@ from t2.core.digests import doc_hash
 from t2.core.errors import ModelError
 from t2.core.files import atomic_write
 from t2.core.seeds import generator
+from t2.core.statistics import mean_interval
 from t2.harness.base import base_id, open_base
 from t2.harness.data import load_rows
 from t2.harness.defaults import default_classifier, default_experts
@@ -242,15 +242,6 @@ def confusion(prompts: Sequence[Prompt], found: Route) -> dict[str, dict[str, in
     return table
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval at 95% (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    z, p = 1.959964, right / n
-    middle, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)
-
-
 def show(report: Mapping[str, Any], suites: Mapping[str, Sequence[Prompt]]) -> None:
     """Print the tables; "always one domain" names the same for every prompt, the one that is right most often."""
     strategies = report["strategies"]
@@ -293,8 +284,8 @@ def show(report: Mapping[str, Any], suites: Mapping[str, Sequence[Prompt]]) -> N
 def _share(right: int, n: int) -> str:
     if n == 0:
         return "–"
-    low, high = wilson(right, n)
-    return f"{right / n:.0%} ({low:.0%}–{high:.0%})"
+    interval = mean_interval([1] * right + [0] * (n - right))
+    return f"{right / n:.0%} ({interval.low:.0%}–{interval.high:.0%})"
 
 
 if __name__ == "__main__":

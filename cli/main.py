@@ -1,7 +1,7 @@
 """The program ``t2``: its commands, and what all of them share.
 
 Exit codes: 0 done, 1 a defect of t2 or of a program it runs, 2 a mistake that the user can mend (one line on standard
-error, no traceback), 130 stopped by Ctrl-C.
+error, no traceback), 130 stopped by Ctrl-C. ``t2 leaderboard check`` answers with 0, 1 and 3 besides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2.cli import basis, data, evaluate, expert, registry, train
+from t2.cli import basis, data, evaluate, expert, leaderboard, registry, train
 from t2.cli.output import print_error
 from t2.core.errors import T2Error
 
@@ -45,7 +45,7 @@ def _program(
     pass
 
 
-for _command in (evaluate, data, expert, registry, train, basis):
+for _command in (evaluate, data, expert, registry, leaderboard, train, basis):
     _command.add_to(app)
 
 
