@@ -209,6 +209,7 @@ def _doctor(
                 ("store", store.location),
                 ("experts", seen.experts),
                 ("versions", seen.versions),
+                ("runs", seen.runs),
                 ("files", f"{seen.blobs} of {seen.bytes} bytes, {seen.hashed} bytes hashed"),
                 ("healthy", "no" if wrong else "yes"),
             ]

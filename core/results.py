@@ -86,7 +86,11 @@ class Score(_Frozen):
 
 
 class EvaluatedBase(_Frozen):
-    """The base model; only t2 tells a fingerprint."""
+    """The base model; only t2 tells a fingerprint.
+
+    Attributes:
+        id: the name it was loaded by; of a folder its last part.
+    """
 
     id: Label
     revision: Label | None = None
@@ -135,7 +139,7 @@ class TaskRun(_Frozen):
     experts: tuple[ExpertRef, ...] = Field(max_length=1000)
     settings: dict[str, Any]
     evaluation: dict[str, Any]
-    seeds: dict[Label, int]
+    seeds: dict[Label, Annotated[int, Field(ge=-(2**63), lt=2**63)]]
     record: AdaptationRecord | None
     versions: dict[Label, str]
     evaluated_at: datetime | None
@@ -143,8 +147,10 @@ class TaskRun(_Frozen):
     @pydantic.field_validator("experts")
     @classmethod
     def _by_digest(cls, experts: tuple[ExpertRef, ...]) -> tuple[ExpertRef, ...]:
-        if not all(_HASH.fullmatch(expert.digest) for expert in experts):
-            raise ValueError("each has the SHA-256 of its file as its digest")
+        for expert in experts:
+            labels = (expert.name, expert.domain or "")
+            if not _HASH.fullmatch(expert.digest) or any(len(label) > 200 or "\x00" in label for label in labels):
+                raise ValueError("each has the SHA-256 of its file as its digest, and a name of at most 200 characters")
         return experts
 
     def digest(self) -> str:
@@ -418,7 +424,7 @@ def _identity(results: Mapping[str, Any], config: Mapping[str, Any], task: str) 
         return {
             "model": model,
             "base": {
-                "id": str(given.get("pretrained") or results.get("model_name") or model),
+                "id": _name(str(given.get("pretrained") or results.get("model_name") or model), given.get("gguf_file")),
                 "revision": str(given["revision"]) if given.get("revision") else None,
             },
             "dtype": str(config.get("model_dtype") or "").removeprefix("torch."),
@@ -445,6 +451,13 @@ def _identity(results: Mapping[str, Any], config: Mapping[str, Any], task: str) 
         "seeds": seeds,
         "record": record,
     }
+
+
+def _name(pretrained: str, gguf_file: str | None) -> str:
+    """What t2 calls a base model too: of a folder its last part, for the folder may be gone, or on another machine."""
+    if pretrained.startswith(("/", "./", "../", "~")):
+        pretrained = Path(pretrained).name or pretrained
+    return f"{pretrained}/{gguf_file}" if gguf_file else pretrained
 
 
 def _arguments(given: Any) -> dict[str, Any]:

@@ -29,6 +29,21 @@ def check_name(name: ExpertName) -> None:
             raise InvalidRequestError(f"{what}: {part[:100]!r} does not match {NAME_PATTERN}, or has two dots in a row")
 
 
+def check_namespace(namespace: str) -> None:
+    """Raises InvalidRequestError where a namespace cannot have this name."""
+    if not _fits(namespace):
+        raise InvalidRequestError(
+            f"namespace: {namespace[:100]!r} does not match {NAME_PATTERN}, or has two dots in a row"
+        )
+
+
+def known_namespace(namespace: str) -> str:
+    """The name; raises NotFoundError where no namespace can have it."""
+    if not _fits(namespace):
+        raise NotFoundError(f"there is no namespace {namespace[:100]!r}, nor can one have this name")
+    return namespace
+
+
 def known_name(name: ExpertName) -> None:
     """Raises NotFoundError where no expert can have this name."""
     if not _fits(name.namespace) or not _fits(name.name):

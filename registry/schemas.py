@@ -295,6 +295,188 @@ class VersionQuery(_Frozen):
     alias: Alias | None = None
 
 
+class RunScore(_Frozen):
+    """What a metric said of a run.
+
+    Attributes:
+        score, stderr: as lm-eval told them; None where that is no number.
+        low, high: 95% interval of the score; None where neither samples nor a standard error tell one.
+        n: documents it was computed from.
+    """
+
+    metric: str
+    filter: str
+    score: float | None
+    stderr: float | None
+    low: float | None
+    high: float | None
+    n: int
+    higher_is_better: bool
+
+
+class RunExpert(_Frozen):
+    """An expert that took part in a run.
+
+    Attributes:
+        references: the versions that have its content, as ``namespace/name@version``, the twenty oldest at most; none
+            where it is not here.
+    """
+
+    name: str
+    digest: Digest
+    domain: str | None
+    references: tuple[str, ...]
+
+
+class Run(_Frozen):
+    """One task of one evaluation.
+
+    Attributes:
+        digest: its identity in its namespace: the same evaluation again, with the same samples, has the same one.
+        docs, docs_digest: how many documents were scored, and which.
+        prompts_digest: how they were asked.
+        samples_digest, samples_size: SHA-256 and bytes of the file of samples.
+        model: lm-eval's name of the model, such as ``t2`` or ``hf``.
+        base, base_revision, base_fingerprint: the base model; only t2 tells a fingerprint.
+        strategy, control, seed: how it was adapted, and the seed of that.
+        record_digest: of t2's adaptation record.
+        scores: by metric and filter, the task's first one first.
+        evaluated_at: when, by the clock of whoever evaluated.
+        created_by: who pushed it, as ``source:subject``.
+        created: False where a push found it there already.
+    """
+
+    namespace: Name
+    digest: Digest
+    task: str
+    task_version: str
+    n_shot: int
+    docs: int
+    docs_digest: Digest
+    prompts_digest: Digest
+    samples_digest: Digest
+    samples_size: int
+    model: str
+    base: str
+    base_revision: str | None
+    base_fingerprint: Digest | None
+    strategy: str
+    control: str
+    seed: int | None
+    record_digest: Digest | None
+    experts: tuple[RunExpert, ...]
+    scores: tuple[RunScore, ...]
+    evaluated_at: datetime | None
+    created_at: datetime
+    created_by: str
+    created: bool = True
+
+    @property
+    def reference(self) -> str:
+        """``namespace/digest``."""
+        return f"{self.namespace}/{self.digest}"
+
+
+class RunDetail(Run):
+    """A run with all that was told of it.
+
+    Attributes:
+        header: the first line of its file: settings, seeds, versions, adaptation record.
+    """
+
+    header: dict[str, Any]
+
+
+class RunQuery(_Frozen):
+    """What a list of runs is narrowed to; what is None narrows nothing.
+
+    Attributes:
+        base: a base model's name, or its fingerprint.
+        expert: runs with an expert: a reference to a version, ``@sha256:…``, or a name for any of its versions.
+        digest: of the run; its first characters will do.
+    """
+
+    namespace: Name | None = None
+    task: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    base: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    expert: Annotated[str, StringConstraints(min_length=1, max_length=300)] | None = None
+    strategy: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{6,64}$")] | None = None
+
+
+class Board(_Frozen):
+    """What can be compared: one version of a task, with as many shots, on the same documents, by one base model.
+
+    Attributes:
+        runs: how many there are.
+    """
+
+    task: str
+    task_version: str
+    n_shot: int
+    base: str
+    docs: int
+    docs_digest: Digest
+    runs: int
+
+
+class BoardQuery(_Frozen):
+    """Which board, and by which metric; what is None is chosen.
+
+    Of several boards that one is taken that has most documents, and of these the one with the newest run. Without a
+    metric its newest run's first one is taken.
+
+    Attributes:
+        base: a base model's name, or its fingerprint.
+    """
+
+    task: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    base: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    task_version: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    n_shot: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    docs_digest: Digest | None = None
+    metric: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    filter: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+
+
+class BoardEntry(_Frozen):
+    """A run on a board, and the score that it stands by."""
+
+    score: RunScore
+    run: Run
+
+
+class BoardPage(_Frozen):
+    """A page of a board.
+
+    Attributes:
+        items: the best first, by the metric's own direction; runs without a number are left out.
+        next: as of :class:`Page`.
+    """
+
+    board: Board
+    metric: str
+    filter: str
+    higher_is_better: bool
+    items: list[BoardEntry]
+    next: str | None = None
+
+
+class AliasRun(_Frozen):
+    """A run of a version that an alias points or pointed to.
+
+    Attributes:
+        version: which.
+        since: when the alias was last moved to it.
+        current: whether it points to it now.
+    """
+
+    version: int
+    since: datetime
+    current: bool
+    run: Run
+
+
 class TokenInfo(_Frozen):
     """An access token, without its secret."""
 

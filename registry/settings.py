@@ -69,7 +69,7 @@ class ServerSettings(BaseSettings):
         default=(), description="origins whose pages may read, joined by commas; none by default"
     )
     max_upload_bytes: int = Field(
-        default=64 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="largest file of an expert"
+        default=64 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="largest file of an expert or a run"
     )
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="largest body of any other request")
     max_points: int = Field(default=100_000, ge=1, description="points of one reward curve")
@@ -81,7 +81,7 @@ class ServerSettings(BaseSettings):
     )
     idempotency_hours: float = Field(default=24.0, gt=0, description="for which the key of an upload is remembered")
     gc_grace_seconds: float = Field(
-        default=3600.0, ge=0, description="how long `gc` leaves a file alone that no version has"
+        default=3600.0, ge=0, description="how long `gc` leaves a file alone that no version and no run has"
     )
     retention_days: float = Field(default=30.0, ge=0, description="after which `gc` drops what was deleted")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="of the server's log")

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from lm_eval.loggers import EvaluationTracker
 
+from t2.core.manifest import BaseModelRef
+from t2.core.results import TaskResult, samples_digests
 from t2.harness import discovery
 from tests.harness import tiny
 
@@ -83,3 +85,39 @@ def change_lines(folder: Path, task: str, change: Callable[[list[dict[str, Any]]
     samples = [json.loads(line) for line in file.read_text().splitlines()]
     change(samples)
     file.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
+
+
+def vary(result: TaskResult, *, wrong: int | None = None, docs: int | None = None, **fields: Any) -> TaskResult:
+    """The same task again with something else about it; digests and means follow.
+
+    Args:
+        wrong: how many of its samples score 0; the others score 1.
+        docs: keep so many samples.
+        fields: of the run; with another ``base`` the record is of that too.
+    """
+    samples = result.samples[:docs]
+    if wrong is not None:
+        samples = tuple(
+            sample.model_copy(update={"scores": dict.fromkeys(sample.scores, float(number >= wrong))})
+            for number, sample in enumerate(samples)
+        )
+    scores = []
+    for score in result.run.scores:
+        values = [sample.scores[score.key] for sample in samples if score.key in sample.scores]
+        if score.aggregation == "mean":
+            score = score.model_copy(update={"n": len(values), "score": sum(values) / len(values)})
+        scores.append(score)
+    docs_digest, prompts_digest, samples_digest = samples_digests(samples)
+    record = result.run.record
+    if record is not None and "base" in fields:
+        record = record.model_copy(update={"base": BaseModelRef(**fields["base"].model_dump())})
+    update = {
+        "docs": len(samples),
+        "docs_digest": docs_digest,
+        "prompts_digest": prompts_digest,
+        "samples_digest": samples_digest,
+        "scores": tuple(scores),
+        "record": record,
+        **fields,
+    }
+    return TaskResult(result.run.model_copy(update=update), samples)

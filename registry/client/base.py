@@ -15,8 +15,12 @@ from t2.core.references import ExpertName, Reference
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
+    AliasRun,
     AuditEntry,
     BaseModelInfo,
+    Board,
+    BoardPage,
+    BoardQuery,
     Curve,
     Expert,
     ExpertQuery,
@@ -24,6 +28,9 @@ from t2.registry.schemas import (
     Namespace,
     NewToken,
     Page,
+    Run,
+    RunDetail,
+    RunQuery,
     Scope,
     TokenInfo,
     Version,
@@ -96,7 +103,7 @@ class RegistryClient(Protocol):
         ...
 
     def download(self, digest: str) -> bytes:
-        """The file with this SHA-256, checked against it.
+        """The file with this SHA-256, an expert or the samples of a run, checked against it.
 
         Raises:
             RegistryError: the registry gave other bytes.
@@ -148,6 +155,44 @@ class RegistryClient(Protocol):
         ...
 
     def lineage(self, digest: str) -> Lineage: ...
+
+    def push_run(self, namespace: str, data: bytes) -> Run:
+        """Put a run on the boards; the namespace is made when new.
+
+        The same run again in the same namespace gives the one that is there, with ``created`` False.
+
+        Args:
+            data: the file of a run (:mod:`t2.core.runfile`).
+
+        Raises:
+            InvalidRequestError: it is no such file, or tells other than its samples do.
+            TooLargeError: it is over the registry's limit.
+        """
+        ...
+
+    def list_runs(self, query: RunQuery | None = None, *, cursor: str | None = None, limit: int = 50) -> Page[Run]:
+        """Runs that meet the query, newest first."""
+        ...
+
+    def get_run(self, namespace: str, digest: str) -> RunDetail: ...
+
+    def delete_run(self, namespace: str, digest: str) -> None:
+        """Take a run off the boards, for ever; it can be pushed again."""
+        ...
+
+    def list_boards(
+        self, *, task: str | None = None, base: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[Board]:
+        """Boards with runs on them, the newest board first; ``base`` is a base model's name or fingerprint."""
+        ...
+
+    def board(self, query: BoardQuery, *, cursor: str | None = None, limit: int = 50) -> BoardPage:
+        """A board, the best run first."""
+        ...
+
+    def alias_runs(self, name: ExpertName, alias: str, *, cursor: str | None = None, limit: int = 50) -> Page[AliasRun]:
+        """Runs of the versions that an alias points or pointed to, newest first."""
+        ...
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:
         """Raises ConflictError where it exists."""

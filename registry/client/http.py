@@ -24,17 +24,23 @@ from t2.registry.names import (
     check_key,
     check_metric,
     check_name,
+    check_namespace,
     check_note,
     check_number,
     check_points,
     check_tag,
     known_name,
+    known_namespace,
 )
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
+    AliasRun,
     AuditEntry,
     BaseModelInfo,
+    Board,
+    BoardPage,
+    BoardQuery,
     Curve,
     Expert,
     ExpertQuery,
@@ -43,6 +49,9 @@ from t2.registry.schemas import (
     Namespace,
     NewToken,
     Page,
+    Run,
+    RunDetail,
+    RunQuery,
     Scope,
     TokenInfo,
     Version,
@@ -131,8 +140,7 @@ class HttpRegistry:
         return self._get(Page[Version], f"{_path(name)}/versions", _page(cursor, limit))
 
     def search_versions(self, query: VersionQuery, *, cursor: str | None = None, limit: int = 50) -> Page[Version]:
-        params = [(field, value) for field, value in query.model_dump(exclude_none=True).items()]
-        return self._get(Page[Version], "/versions", [*params, *_page(cursor, limit)])
+        return self._get(Page[Version], "/versions", [*_given(query), *_page(cursor, limit)])
 
     def download(self, digest: str) -> bytes:
         if not is_digest(digest):
@@ -200,6 +208,37 @@ class HttpRegistry:
         if not is_digest(digest):
             raise NotFoundError("a digest is 64 hex digits in lower case")
         return self._get(Lineage, f"/lineage/{digest}")
+
+    def push_run(self, namespace: str, data: bytes) -> Run:
+        check_namespace(namespace)
+        headers = {"Content-Type": "application/octet-stream"}
+        # The same run again does nothing more.
+        return self._read(
+            Run, self._transport.send("POST", f"/runs/{namespace}", content=data, headers=headers, repeatable=True)
+        )
+
+    def list_runs(self, query: RunQuery | None = None, *, cursor: str | None = None, limit: int = 50) -> Page[Run]:
+        return self._get(Page[Run], "/runs", [*_given(query or RunQuery()), *_page(cursor, limit)])
+
+    def get_run(self, namespace: str, digest: str) -> RunDetail:
+        return self._get(RunDetail, _run(namespace, digest))
+
+    def delete_run(self, namespace: str, digest: str) -> None:
+        self._transport.send("DELETE", _run(namespace, digest), repeatable=True)
+
+    def list_boards(
+        self, *, task: str | None = None, base: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[Board]:
+        params = [(field, value) for field, value in (("task", task), ("base", base)) if value is not None]
+        return self._get(Page[Board], "/boards", [*params, *_page(cursor, limit)])
+
+    def board(self, query: BoardQuery, *, cursor: str | None = None, limit: int = 50) -> BoardPage:
+        return self._get(BoardPage, "/leaderboard", [*_given(query), *_page(cursor, limit)])
+
+    def alias_runs(self, name: ExpertName, alias: str, *, cursor: str | None = None, limit: int = 50) -> Page[AliasRun]:
+        check_alias(alias)
+        path = f"{_path(name)}/aliases/{quote(alias, safe='')}/runs"
+        return self._get(Page[AliasRun], path, _page(cursor, limit))
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:
         return self._change(Namespace, "POST", "/namespaces", {"name": name, "description": description})
@@ -282,6 +321,16 @@ def _version(name: ExpertName, number: int) -> str:
     path = _path(name)
     check_number(f"version of {name}", number)
     return f"{path}/versions/{number}"
+
+
+def _run(namespace: str, digest: str) -> str:
+    if not is_digest(digest):
+        raise NotFoundError("a digest is 64 hex digits in lower case")
+    return f"/runs/{known_namespace(namespace)}/{digest}"
+
+
+def _given(query: RunQuery | BoardQuery | VersionQuery) -> list[tuple[str, str]]:
+    return [(field, str(value)) for field, value in query.model_dump(exclude_none=True).items()]
 
 
 def _page(cursor: str | None, limit: int) -> list[tuple[str, str]]:

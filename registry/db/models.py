@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     DateTime,
     Dialect,
@@ -28,6 +29,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 _PATH = String(129).with_variant(String(129, collation="C"), "postgresql")
 """Sorted by code point on both databases."""
+_LABEL = String(200)
+_HEX = String(64)
 _DELETED = text("deleted_at IS NOT NULL")
 _PURGED = text("action = 'expert.purge'")
 
@@ -292,6 +295,119 @@ class CurvePoint(Table):
     seconds: Mapped[float]
 
     __table_args__ = (CheckConstraint("split IN ('train', 'validation')", name="split"),)
+
+
+class Board(Table):
+    """What can be compared: one version of a task, with as many shots, on the same documents, by one base model."""
+
+    __tablename__ = "board"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    task: Mapped[str] = mapped_column(_LABEL)
+    task_version: Mapped[str] = mapped_column(_LABEL)
+    n_shot: Mapped[int]
+    base: Mapped[str] = mapped_column(_LABEL)
+    docs: Mapped[int]
+    docs_digest: Mapped[str] = mapped_column(_HEX)
+
+    __table_args__ = (
+        UniqueConstraint("task", "base", "task_version", "n_shot", "docs_digest", name="uq_board_key"),
+        UniqueConstraint("id", "task", "base", name="uq_board_copies"),
+        CheckConstraint("n_shot >= 0", name="n_shot"),
+        CheckConstraint("docs >= 1", name="docs"),
+        CheckConstraint("length(docs_digest) = 64", name="docs_digest"),
+    )
+
+
+class Run(Table):
+    """One task of one evaluation. Its samples cannot go while it is here.
+
+    ``task`` and ``base`` are copies of the board's, for the indexes of lists; a foreign key sees to it that they agree.
+    ``header`` is all that was told of the run, as canonical JSON, and read only where it is asked for.
+    """
+
+    __tablename__ = "run"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    namespace_id: Mapped[int] = mapped_column(ForeignKey("namespace.id"))
+    digest: Mapped[str] = mapped_column(_HEX, index=True)
+    board_id: Mapped[int]
+    task: Mapped[str] = mapped_column(_LABEL)
+    base: Mapped[str] = mapped_column(_LABEL)
+    base_revision: Mapped[str | None] = mapped_column(_LABEL)
+    base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_model.id"))
+    samples: Mapped[str] = mapped_column(ForeignKey("blob.digest"), index=True)
+    prompts_digest: Mapped[str] = mapped_column(_HEX)
+    model: Mapped[str] = mapped_column(_LABEL)
+    strategy: Mapped[str] = mapped_column(_LABEL)
+    control: Mapped[str] = mapped_column(_LABEL)
+    seed: Mapped[int | None] = mapped_column(BigInteger)
+    record_digest: Mapped[str | None] = mapped_column(_HEX)
+    header: Mapped[str] = mapped_column(deferred=True)
+    evaluated_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    created_by: Mapped[str]
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["board_id", "task", "base"], ["board.id", "board.task", "board.base"], name="fk_run_board"
+        ),
+        UniqueConstraint("namespace_id", "digest"),
+        UniqueConstraint("id", "board_id", name="uq_run_board"),
+        CheckConstraint("length(digest) = 64", name="digest"),
+        CheckConstraint("length(prompts_digest) = 64", name="prompts_digest"),
+        CheckConstraint("record_digest IS NULL OR length(record_digest) = 64", name="record_digest"),
+        Index("ix_run_board", "board_id", "id"),
+        Index("ix_run_namespace", "namespace_id", "id"),
+        Index("ix_run_task", "task", "id"),
+        Index("ix_run_base", "base", "id"),
+        Index("ix_run_base_model", "base_model_id", "id"),
+    )
+
+
+class RunScore(Table):
+    """A score of a run: its board's index gives the best first."""
+
+    __tablename__ = "run_score"
+
+    run_id: Mapped[int] = mapped_column(primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    board_id: Mapped[int]
+    metric: Mapped[str] = mapped_column(_LABEL)
+    filter: Mapped[str] = mapped_column(_LABEL)
+    score: Mapped[float | None]
+    stderr: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    n: Mapped[int]
+    higher_is_better: Mapped[bool]
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["run_id", "board_id"], ["run.id", "run.board_id"], name="fk_run_score_run", ondelete="CASCADE"
+        ),
+        UniqueConstraint("run_id", "metric", "filter"),
+        CheckConstraint("n >= 0", name="n"),
+        CheckConstraint("(low IS NULL) = (high IS NULL) AND (low IS NULL OR low <= high)", name="interval"),
+        Index("ix_run_score_board", "board_id", "metric", "filter", "score", "run_id"),
+    )
+
+
+class RunExpert(Table):
+    """An expert that took part in a run; its content may be unknown here, so it is named by digest."""
+
+    __tablename__ = "run_expert"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(_HEX)
+    name: Mapped[str] = mapped_column(_LABEL)
+    domain: Mapped[str | None] = mapped_column(_LABEL)
+
+    __table_args__ = (
+        CheckConstraint("length(digest) = 64", name="digest"),
+        Index("ix_run_expert_digest", "digest", "run_id"),
+    )
 
 
 class Token(Table):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from sqlalchemy import Select, or_, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import InstrumentedAttribute, Session, undefer
 
 from t2.core.curve import CurvePoint
 from t2.core.errors import NotFoundError
@@ -24,6 +24,7 @@ from t2.registry.portable.records import (
     NamespaceRecord,
     PointsRecord,
     RegistryRecord,
+    RunRecord,
     TokenRecord,
     VersionRecord,
     Writer,
@@ -54,6 +55,7 @@ def export(database: Database, store: BlobStore, file: IO[bytes], *, namespace: 
         _namespaces(session, writer, namespace)
         _base_models(session, writer, namespace)
         _experts(session, store, writer, namespace)
+        _runs(session, store, writer, namespace)
         if namespace is None:
             _tokens(session, writer)
         _audit(session, writer, namespace)
@@ -77,7 +79,11 @@ def _base_models(session: Session, writer: Writer, namespace: str | None) -> Non
     statement = select(table)
     if namespace is not None:
         used = select(models.Version.base_model_id).join(models.Expert).join(models.Namespace)
-        statement = statement.where(table.id.in_(used.where(models.Namespace.name == namespace)))
+        scored = select(models.Run.base_model_id).join(models.Namespace).where(models.Run.base_model_id.is_not(None))
+        of_namespace = models.Namespace.name == namespace
+        statement = statement.where(
+            or_(table.id.in_(used.where(of_namespace)), table.id.in_(scored.where(of_namespace)))
+        )
     for row in _scan(session, statement, table.id):
         writer.record(
             BaseModelRecord(
@@ -185,6 +191,31 @@ def _aliases(session: Session, writer: Writer, expert: models.Expert) -> None:
             },
         )
     )
+
+
+def _runs(session: Session, store: BlobStore, writer: Writer, namespace: str | None) -> None:
+    table = models.Run
+    statement = select(table).options(undefer(table.header))
+    if namespace is not None:
+        statement = statement.join(models.Namespace).where(models.Namespace.name == namespace)
+    names = dict(session.execute(select(models.Namespace.id, models.Namespace.name)).all())
+    written: set[bytes] = set()
+    for row in _scan(session, statement, table.id):
+        new = bytes.fromhex(row.samples) not in written
+        if new:
+            writer.samples(row.samples, store.get(row.samples))
+            written.add(bytes.fromhex(row.samples))
+        writer.record(
+            RunRecord(
+                namespace=names[row.namespace_id],
+                samples=row.samples,
+                header=row.header,
+                created_at=row.created_at,
+                created_by=row.created_by,
+            )
+        )
+        if new:
+            writer.flush()  # so that a run is read right after its samples
 
 
 def _tokens(session: Session, writer: Writer) -> None:

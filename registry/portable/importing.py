@@ -18,15 +18,16 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from t2.core.curve import CurvePoint
-from t2.core.errors import ConflictError, ExpertFileError, InvalidRequestError, UnavailableError
+from t2.core.errors import ConflictError, ExpertFileError, InvalidRequestError, ResultsError, UnavailableError
 from t2.core.expertfile import decode_expert
 from t2.core.references import parse_name
+from t2.core.runfile import RunFile, decode_header, decode_run
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db import models
 from t2.registry.db.database import Database, insert_once
 from t2.registry.portable import records
 from t2.registry.portable.records import Record
-from t2.registry.services import audit, base_models, blobs, experts, versions
+from t2.registry.services import audit, base_models, blobs, experts, namespaces, runs, versions
 from t2.registry.services.actor import Actor
 
 _TOLD = 100
@@ -77,8 +78,8 @@ def restore(database: Database, store: BlobStore, actor: Actor, file: IO[bytes],
             if isinstance(part, list):
                 importer.chunk(part)
             else:
-                importer.blob(*part)
-    except ExpertFileError as error:
+                importer.blob(part)
+    except (ExpertFileError, ResultsError) as error:
         raise InvalidRequestError(str(error)) from error
     except IntegrityError as error:
         raise ConflictError("the registry is being changed by others; import again") from error
@@ -88,14 +89,19 @@ def restore(database: Database, store: BlobStore, actor: Actor, file: IO[bytes],
 def _check(database: Database, file: IO[bytes]) -> None:
     """The first reading."""
     kinds: dict[bytes, str] = {}  # 150 bytes for each blob
+    samples = _Samples()
     counts: dict[str, int] = {}
     conflicts: list[str] = []
     kind, last, path, ended = "", 0, "", False
     numbers: set[int] = set()
     for part in records.read(file):
         if not isinstance(part, list):
-            kinds[bytes.fromhex(part[0].digest)] = part[0].manifest.kind
-            counts["blob"] = counts.get("blob", 0) + 1
+            if part.expert is None:
+                samples.add(part)
+            else:
+                kinds[bytes.fromhex(part.digest)] = part.expert.manifest.kind
+            what = "samples" if part.expert is None else "blob"
+            counts[what] = counts.get(what, 0) + 1
             continue
         with database.read() as session:
             for record in part:
@@ -108,6 +114,8 @@ def _check(database: Database, file: IO[bytes]) -> None:
                     if record.counts != counts:
                         raise InvalidRequestError("it does not hold what its end says")
                     continue
+                elif isinstance(record, records.RunRecord):
+                    samples.check(record)
                 elif getattr(record, "expert", path) != path:
                     raise InvalidRequestError("its records are out of order")
                 if isinstance(record, records.VersionRecord):
@@ -132,6 +140,44 @@ def _check(database: Database, file: IO[bytes]) -> None:
         raise InvalidRequestError("it ends in the middle; copy it again")
     if conflicts:
         raise _conflict(conflicts)
+
+
+class _Samples:
+    """The samples of an archive, of which the last are held: those of the run that comes next."""
+
+    def __init__(self) -> None:
+        self._known: set[bytes] = set()
+        self._last = records.Content("", b"", None)
+
+    def add(self, content: records.Content) -> None:
+        """Take samples."""
+        self._last = content
+        self._known.add(bytes.fromhex(content.digest))
+
+    def check(self, record: records.RunRecord) -> None:
+        """Check a run against its samples, or, where they are no longer held, that they came before.
+
+        Raises:
+            ResultsError: it disagrees with them, or is no run.
+            InvalidRequestError: they did not come before.
+        """
+        if bytes.fromhex(record.samples) not in self._known:
+            raise InvalidRequestError(f"the samples of a run of {record.namespace} are not in it before")
+        if record.samples == self._last.digest:
+            run = _run_of(record, self._last.data).run
+        else:
+            run = decode_header(record.header.encode(), record.namespace)
+        if run.samples_digest != record.samples:
+            raise InvalidRequestError(f"a run of {record.namespace} has other samples than its header says")
+
+
+def _run_of(record: records.RunRecord, samples: bytes) -> RunFile:
+    """A run of an archive with its samples, checked.
+
+    Raises:
+        ResultsError: they disagree.
+    """
+    return decode_run(record.header.encode() + b"\n" + samples, f"a run of {record.namespace}")
 
 
 def _conflict(conflicts: list[str]) -> ConflictError:
@@ -187,11 +233,11 @@ class _Importer:
         with database.read() as session:
             self._logs = not session.scalar(select(func.count()).select_from(models.AuditEntry))
 
-    def blob(self, file: Any, data: bytes) -> None:
-        """The order of an upload: row, bytes, and later the version."""
+    def blob(self, content: records.Content) -> None:
+        """The order of an upload: row, bytes, and later the version or the run."""
         with self._database.write() as session:
-            self._reserved[bytes.fromhex(file.digest)] = blobs.reserve(session, file.digest, len(data))
-        if self._store.put(file.digest, data):
+            self._reserved[bytes.fromhex(content.digest)] = blobs.reserve(session, content.digest, len(content.data))
+        if self._store.put(content.digest, content.data):
             self.result.add("blobs")
 
     def chunk(self, chunk: list[Record]) -> None:
@@ -213,6 +259,8 @@ class _Importer:
                         self._event(session, record)
                     case records.AliasesRecord():
                         self._aliases(session, record)
+                    case records.RunRecord():
+                        self._run(session, record)
                     case records.TokenRecord():
                         self._token(session, record)
                     case records.AuditRecord():
@@ -279,8 +327,7 @@ class _Importer:
                 state = "not deleted" if version.deleted_at is None else "deleted"
                 self.result.keep(f"{record.expert}@{record.number}, which is {state} here")
         else:
-            if not blobs.hold(session, record.digest, self._reserved[bytes.fromhex(record.digest)]):
-                raise UnavailableError("a collection of garbage came in between; import again")
+            self._hold(session, record.digest)
             file = decode_expert(self._store.get(record.digest), record.expert)
             base = base_models.ensure(session, file.manifest.base)
             base_models.check_ranks(base, file.manifest)
@@ -355,6 +402,23 @@ class _Importer:
                 for name, value in values.items():
                     setattr(rows[alias], name, value)
         experts.refresh(session, expert, at=expert.updated_at)
+
+    def _run(self, session: Session, record: records.RunRecord) -> None:
+        insert_once(session, models.Namespace, name=record.namespace, description="", created_at=record.created_at)
+        self._hold(session, record.samples)
+        new = runs.insert(
+            session,
+            namespaces.find(session, record.namespace).id,
+            _run_of(record, self._store.get(record.samples)),
+            created_at=record.created_at,
+            created_by=record.created_by,
+        )
+        if new:
+            self.result.add("runs")
+
+    def _hold(self, session: Session, digest: str) -> None:
+        if not blobs.hold(session, digest, self._reserved[bytes.fromhex(digest)]):
+            raise UnavailableError("a collection of garbage came in between; import again")
 
     def _token(self, session: Session, record: records.TokenRecord) -> None:
         if not self._tokens:

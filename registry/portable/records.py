@@ -1,4 +1,5 @@
-"""What stands in an archive of a registry: ``records/*.jsonl``, one record a line, and ``blobs/<digest>``.
+"""What stands in an archive of a registry: ``records/*.jsonl``, one record a line, ``blobs/<digest>`` and
+``samples/<digest>``.
 
 A record comes after everything that it refers to, the blobs among them. The first is :class:`RegistryRecord`, the last
 :class:`EndRecord`. Fields that follow from an expert's file are not here: they are read from the file again.
@@ -7,6 +8,7 @@ A record comes after everything that it refers to, the blobs among them. The fir
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Annotated, Any, Literal
 
 import pydantic
@@ -27,7 +29,7 @@ CHUNK = 1 << 20
 MAX_RECORDS_BYTES = 16 << 20
 POINTS = 1000
 """Points of a curve in one record."""
-BLOBS, RECORDS = "blobs/", "records/"
+BLOBS, SAMPLES, RECORDS = "blobs/", "samples/", "records/"
 
 
 def _path(text: str) -> str:
@@ -138,6 +140,21 @@ class AliasesRecord(_Record):
     aliases: dict[Alias, AliasTarget]
 
 
+class RunRecord(_Record):
+    """A run of a leaderboard; its samples are a blob before it.
+
+    Attributes:
+        header: the first line of the run's file, which tells everything else.
+    """
+
+    type: Literal["run"] = "run"
+    namespace: Name
+    samples: Digest
+    header: str
+    created_at: AwareDatetime
+    created_by: str
+
+
 class TokenRecord(_Record):
     """An access token; ``hash`` is the SHA-256 of its secret, which has 256 random bits and is nowhere kept."""
 
@@ -178,6 +195,7 @@ Record = (
     | PointsRecord
     | AliasEventRecord
     | AliasesRecord
+    | RunRecord
     | TokenRecord
     | AuditRecord
     | EndRecord
@@ -196,9 +214,14 @@ class Writer:
         self._chunks = 0
 
     def blob(self, digest: str, data: bytes) -> None:
-        """Add a blob."""
+        """Add an expert's file."""
         self._count("blob")
         tar.write_member(self._file, BLOBS + digest, data)
+
+    def samples(self, digest: str, data: bytes) -> None:
+        """Add the samples of a run."""
+        self._count("samples")
+        tar.write_member(self._file, SAMPLES + digest, data)
 
     def record(self, record: Record) -> None:
         """Add a record."""
@@ -226,8 +249,21 @@ class Writer:
         self.counts[what] = self.counts.get(what, 0) + 1
 
 
-def read(file: IO[bytes]) -> Iterator[tuple[ExpertFile, bytes] | list[Record]]:
-    """The blobs, checked and decoded, with their bytes, and the chunks of records of an archive, in order.
+@dataclass(frozen=True)
+class Content:
+    """A blob of an archive, whose digest was checked.
+
+    Attributes:
+        expert: what it says as an expert's file; None for the samples of a run, which are checked with the run.
+    """
+
+    digest: str
+    data: bytes
+    expert: ExpertFile | None
+
+
+def read(file: IO[bytes]) -> Iterator[Content | list[Record]]:
+    """The blobs and the chunks of records of an archive, in order.
 
     One blob or one chunk is in memory at a time.
 
@@ -235,10 +271,11 @@ def read(file: IO[bytes]) -> Iterator[tuple[ExpertFile, bytes] | list[Record]]:
         InvalidRequestError: the archive is cut, damaged, or holds what no archive of a registry holds.
     """
     for name, data in tar.read_members(file, MAX_FILE_BYTES):
-        if name.startswith(BLOBS) and is_digest(name.removeprefix(BLOBS)):
-            if sha256(data) != name.removeprefix(BLOBS):
+        folder, _, digest = name.rpartition("/")
+        if f"{folder}/" in (BLOBS, SAMPLES) and is_digest(digest):
+            if sha256(data) != digest:
                 raise InvalidRequestError(f"the content of {name} is not that of its digest")
-            yield decode_expert(data, name), data
+            yield Content(digest, data, decode_expert(data, name) if f"{folder}/" == BLOBS else None)
         elif name.startswith(RECORDS) and len(data) <= MAX_RECORDS_BYTES:
             yield [_parse(name, number, line) for number, line in enumerate(data.splitlines(), start=1)]
         else:

@@ -30,6 +30,7 @@ from t2.registry.server.routes import (
     curves,
     experts,
     health,
+    leaderboard,
     namespaces,
     versions,
 )
@@ -52,6 +53,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *curves.OPERATIONS,
     *aliases.OPERATIONS,
     *base_models.OPERATIONS,
+    *leaderboard.OPERATIONS,
     *access.OPERATIONS,
 )
 

@@ -8,6 +8,8 @@ from typing import Any
 DIGEST = "3f1b6ba3f2cb4f9e3a6c3e6a31c1f1a36f8d1d0c5f6f2f3b0b1a9a4e5d6c7b8a"
 PARENT = "9c2e7d5b4a39f08e1d6c5b4a3928171605f4e3d2c1b0a99887766554433221ff"
 FINGERPRINT = "5d41402abc4b2a76b9719d911017c592ae3b6d5c4f3e2d1c0b9a8f7e6d5c4b3a"
+DOCS = "1f0e3dad99908345f7439f8ffabdffc4b1c2d3e4f5061728394a5b6c7d8e9f00"
+RECORD = "7c211433f02071597741e6ff5a8ea34789abbf43a1b2c3d4e5f60718293a4b5c"
 NEXT = "WyI1MWQzZTJmMWEwYjljOGQ3IiwidCIsIjIwMjYtMDMtMDFUMTI6MDA6MDArMDA6MDAiLDQyXQ"
 AT = "2026-03-01T12:00:00Z"
 
@@ -35,8 +37,15 @@ PARAMETERS: dict[str, Any] = {
     "reason": "better on validation",
     "split": "train",
     "points": 200,
+    "expert": "team/math",
+    "strategy": "expert",
+    "task_version": "1.0",
+    "n_shot": 0,
+    "docs_digest": DOCS,
+    "filter": "none",
+    "get_board.metric": "exact_match",
 }
-"""By name, wherever they occur."""
+"""By name, wherever they occur, or by operation and name."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,51 @@ POINT: dict[str, Any] = {
     "learning_rate": 0.002,
     "gradient_norm": 0.7,
     "seconds": 512.5,
+}
+SCORE: dict[str, Any] = {
+    "metric": "exact_match",
+    "filter": "none",
+    "score": 0.43,
+    "stderr": 0.014,
+    "low": 0.403,
+    "high": 0.457,
+    "n": 1319,
+    "higher_is_better": True,
+}
+RUN: dict[str, Any] = {
+    "namespace": "team",
+    "digest": RECORD,
+    "task": "t2_gsm8k",
+    "task_version": "1.0",
+    "n_shot": 0,
+    "docs": 1319,
+    "docs_digest": DOCS,
+    "prompts_digest": PARENT,
+    "samples_digest": FINGERPRINT,
+    "samples_size": 561894,
+    "model": "t2",
+    "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "base_revision": None,
+    "base_fingerprint": FINGERPRINT,
+    "strategy": "expert",
+    "control": "none",
+    "seed": 0,
+    "record_digest": RECORD,
+    "experts": [{"name": "math", "digest": DIGEST, "domain": "math", "references": ["team/math@3"]}],
+    "scores": [SCORE],
+    "evaluated_at": AT,
+    "created_at": AT,
+    "created_by": "api:ci",
+    "created": True,
+}
+BOARD: dict[str, Any] = {
+    "task": "t2_gsm8k",
+    "task_version": "1.0",
+    "n_shot": 0,
+    "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "docs": 1319,
+    "docs_digest": DOCS,
+    "runs": 12,
 }
 BASE: dict[str, Any] = {
     "id": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -181,6 +235,23 @@ EXAMPLES: dict[str, Example] = {
             "truncated": False,
         }
     ),
+    "list_runs": Example(_page(RUN)),
+    "push_run": Example(RUN),
+    "get_run": Example({**RUN, "header": {"schema_version": 1, "task": "t2_gsm8k", "settings": {"adapt": "expert"}}}),
+    "delete_run": Example(),
+    "get_samples": Example(),
+    "list_boards": Example(_page(BOARD)),
+    "get_board": Example(
+        {
+            "board": BOARD,
+            "metric": "exact_match",
+            "filter": "none",
+            "higher_is_better": True,
+            "items": [{"score": SCORE, "run": RUN}],
+            "next": None,
+        }
+    ),
+    "list_alias_runs": Example(_page({"version": 3, "since": AT, "current": True, "run": RUN})),
     "list_tokens": Example([TOKEN]),
     "create_token": Example(
         {**TOKEN, "secret": "t2r_4f0c9a…, the whole of it"}, {"name": "ci", "scopes": ["write"], "days": 90}

@@ -53,8 +53,10 @@ def _complete(described: dict[str, Any], operation: Operation | None) -> None:
         kinds = [kind for kind in parameter["schema"].pop("anyOf", ()) if kind != {"type": "null"}]
         if kinds:
             parameter["schema"].update(kinds[0])
-        if parameter["name"].lower() in PARAMETERS:
-            parameter["example"] = PARAMETERS[parameter["name"].lower()]
+        name = parameter["name"].lower()
+        for known in (name, f"{described['operationId']}.{name}"):
+            if known in PARAMETERS:
+                parameter["example"] = PARAMETERS[known]
     body = described.get("requestBody")
     if body is not None:
         body["content"][JSON]["example"] = example.body

@@ -7,22 +7,28 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import pydantic
-from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from t2.core.errors import ExpertFileError, RegistryError
+from t2.core.errors import ExpertFileError, RegistryError, ResultsError
 from t2.core.expertfile import decode_expert
+from t2.core.runfile import decode_run
 from t2.registry.blobs.base import BlobInfo, BlobStore
 from t2.registry.db import migrate, models
 from t2.registry.db.database import Database
 from t2.registry.schemas import VALIDATION_SCORE, Expert
-from t2.registry.services import audit, cards, experts, garbage
+from t2.registry.services import audit, blobs, cards, experts, garbage
 from t2.registry.services.actor import Actor
 
 CLOCK = timedelta(minutes=1)
 """How far clocks may be apart before it is told: what is garbage is judged by them."""
 _FIX = "t2 registry doctor --fix writes that anew"
 _PAGE = 500
+_RUN_OF = (
+    select(models.Namespace.name, models.Run.digest)
+    .join(models.Run, models.Run.namespace_id == models.Namespace.id)
+    .order_by(models.Run.id)
+)
 _SHOWN = 20
 """Findings of one kind that are told one by one; of more the number is told."""
 
@@ -48,6 +54,7 @@ class Examined:
 
     experts: int = 0
     versions: int = 0
+    runs: int = 0
     blobs: int = 0
     bytes: int = 0
     hashed: int = 0
@@ -64,7 +71,7 @@ def examine(
     """Look at everything; changes nothing but a probe in the store.
 
     Args:
-        deep: read every blob that a version has, hash it, and check that it is an expert.
+        deep: read every blob that a version or a run has, hash it, and check that it is an expert or samples.
         grace: as :class:`~t2.registry.services.garbage.Policy`; younger bytes without a version are not mentioned.
         seen: counts what is looked at.
 
@@ -136,6 +143,7 @@ def _rows(session: Session, seen: Examined) -> Iterator[Finding]:
     expert, version = models.Expert, models.Version
     seen.experts = session.scalar(select(func.count()).select_from(expert)) or 0
     seen.versions = session.scalar(select(func.count()).select_from(version)) or 0
+    seen.runs = session.scalar(select(func.count()).select_from(models.Run)) or 0
     yield from (Finding(True, "row", f"{path}: {what}; {_FIX}") for path, what in _copies(session))
     late = session.scalar(select(func.count()).where(cards.CARD.is_(None)).select_from(expert))
     if late:
@@ -245,7 +253,7 @@ def mend(database: Database, actor: Actor) -> list[str]:
 
 
 def _blobs(database: Database, store: BlobStore, seen: Examined) -> Iterator[Finding]:
-    """Every blob that a version has is in the store, with its size."""
+    """Every blob that a version or a run has is in the store, with its size."""
     sizes = {bytes.fromhex(info.digest): info.size for info in store.list()}  # 130 bytes for each
     for digest, size in _referenced(database):
         seen.blobs += 1
@@ -271,18 +279,30 @@ def _contents(database: Database, store: BlobStore, seen: Examined) -> Iterator[
             data = store.get(digest)
             seen.hashed += len(data)
             if len(data) == size:
-                decode_expert(data, digest)
-        except (RegistryError, ExpertFileError) as error:
+                _decode(database, digest, data)
+        except (RegistryError, ExpertFileError, ResultsError) as error:
             if isinstance(error, RegistryError) and error.status == 503:
                 raise
             yield Finding(True, "blob", f"{_owner(database, digest)}: {error}")
+
+
+def _decode(database: Database, digest: str, data: bytes) -> None:
+    """Check that a content is what it is kept for: samples of the runs that have them, or an expert."""
+    with database.read() as session:
+        runs = session.execute(_RUN_OF.add_columns(models.Run.header).where(models.Run.samples == digest)).all()
+    for namespace, named, header in runs:
+        run = decode_run(f"{header}\n".encode() + data, f"{namespace}/runs/{named}").run
+        if run.digest() != named:
+            raise ResultsError("its digest is not that of what is told of it")
+    if not runs:
+        decode_expert(data, digest)
 
 
 def _garbage(database: Database, store: BlobStore, before: datetime) -> Iterator[Finding]:
     with database.read() as session:
         count, size = garbage.unreferenced(session, before)
     if count:
-        yield Finding(False, "garbage", f"{count} blobs of {size} bytes that no version has; gc removes them")
+        yield Finding(False, "garbage", f"{count} blobs of {size} bytes that nothing has; gc removes them")
     count = size = 0
     old: Iterator[BlobInfo] = (info for info in store.list() if info.modified < before)
     for batch in garbage.batches(old):
@@ -298,13 +318,13 @@ def _garbage(database: Database, store: BlobStore, before: datetime) -> Iterator
 
 
 def _referenced(database: Database) -> Iterator[tuple[str, int]]:
-    """Digest and size of every blob that a version has, also a deleted one: it can be restored."""
+    """Digest and size of every blob that a run or a version has, also a deleted one: it can be restored."""
     last = ""
     while True:
         with database.read() as session:
             page = session.execute(
                 select(models.Blob.digest, models.Blob.size)
-                .where(models.Blob.digest > last, exists().where(models.Version.digest == models.Blob.digest))
+                .where(models.Blob.digest > last, blobs.used())
                 .order_by(models.Blob.digest)
                 .limit(_PAGE)
             ).all()
@@ -323,6 +343,9 @@ def _owner(database: Database, digest: str) -> str:
             .order_by(models.Version.id)
             .limit(1)
         ).one_or_none()
+        run = session.execute(_RUN_OF.where(models.Run.samples == digest)).first() if row is None else None
+    if run is not None:
+        return f"{run[0]}/runs/{run[1]}"
     return f"{row[0]}@{row[1]}" if row is not None else "no version"
 
 

@@ -1,4 +1,4 @@
-"""The collection of garbage: what was deleted long ago, and bytes that no version has.
+"""The collection of garbage: what was deleted long ago, and bytes that nothing has.
 
 ``services/blobs.py`` tells why it never meets an upload. Each thing goes in a transaction of its own, so a
 collection may be killed, and run beside uploads and beside another collection.
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from t2.registry.blobs.base import BlobInfo, BlobStore
 from t2.registry.db import models
 from t2.registry.db.database import Database, insert_once
-from t2.registry.services import audit
+from t2.registry.services import audit, blobs
 from t2.registry.services.actor import Actor
 
 _BATCH = 500
@@ -28,7 +28,7 @@ class Policy:
     """How old what is what may be collected.
 
     Attributes:
-        grace: since bytes were last meant by an upload, or written, that no version has.
+        grace: since bytes were last meant by an upload, or written, that nothing has.
         retention: since an expert or a version was deleted.
         keys: since an upload whose idempotency key is remembered.
     """
@@ -43,7 +43,7 @@ class Removed:
     """One thing that went, or would go.
 
     Attributes:
-        kind: ``expert``, ``version``, ``blob`` (bytes that no version has any more), ``object`` (bytes in the store
+        kind: ``expert``, ``version``, ``blob`` (bytes that nothing has any more), ``object`` (bytes in the store
             that the database does not know), ``temporary`` (the rest of a write that was killed) or ``keys``.
         name: a reference, a digest, a file, or a number of keys.
         bytes: what it frees in the store.
@@ -83,10 +83,10 @@ def collect(
 
 
 def unreferenced(session: Session, before: datetime) -> tuple[int, int]:
-    """Number and bytes of the blobs that no version has and no upload has meant since then."""
+    """Number and bytes of the blobs that nothing has and no upload has meant since then."""
     count, size = session.execute(
         select(func.count(), func.coalesce(func.sum(models.Blob.size), 0)).where(
-            models.Blob.touched_at < before, ~exists().where(models.Version.digest == models.Blob.digest)
+            models.Blob.touched_at < before, ~blobs.used()
         )
     ).one()
     return count, int(size)
@@ -154,7 +154,8 @@ def _drop_blobs(
     kept = select(version.id).join(models.Expert).where(version.digest == blob.digest)
     if dry_run:
         kept = kept.where(~_expired(version, retained), ~_expired(models.Expert, retained))
-    candidates = select(blob.digest, blob.size).where(blob.touched_at < before, ~kept.correlate(blob).exists())
+    scored = exists().where(models.Run.samples == blob.digest)
+    candidates = select(blob.digest, blob.size).where(blob.touched_at < before, ~kept.correlate(blob).exists(), ~scored)
     last = ""
     while True:
         with database.read() as session:
@@ -173,8 +174,8 @@ def _drop_blob(database: Database, store: BlobStore, digest: str, before: dateti
         locked = select(blob.digest).where(blob.digest == digest, blob.touched_at < before).with_for_update()
         if session.scalar(locked) is None:
             return False
-        # A statement of its own: the one above may have waited for a version that it did not see.
-        if session.scalar(select(exists().where(models.Version.digest == digest))):
+        # A statement of its own: the one above may have waited for a version or a run that it did not see.
+        if session.scalar(select(blobs.used()).select_from(blob).where(blob.digest == digest)):
             return False
         store.delete(digest)
         session.execute(delete(blob).where(blob.digest == digest))

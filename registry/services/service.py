@@ -12,21 +12,42 @@ from sqlalchemy.exc import IntegrityError
 
 from t2.core.curve import CurvePoint
 from t2.core.digests import digest_of
-from t2.core.errors import ConflictError, ExpertFileError, InvalidRequestError, NotFoundError, TooLargeError
+from t2.core.errors import (
+    ConflictError,
+    ExpertFileError,
+    InvalidRequestError,
+    NotFoundError,
+    ResultsError,
+    TooLargeError,
+)
 from t2.core.expertfile import ExpertFile, decode_expert
 from t2.core.references import (
     ExpertName,
     Reference,
     is_digest,
 )
+from t2.core.runfile import RunFile, decode_run
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db.database import Database
-from t2.registry.names import check_alias, check_key, check_metric, check_name, check_note, check_tag
+from t2.registry.names import (
+    check_alias,
+    check_key,
+    check_metric,
+    check_name,
+    check_namespace,
+    check_note,
+    check_tag,
+    known_namespace,
+)
 from t2.registry.schemas import (
     AliasEvent,
     AliasInfo,
+    AliasRun,
     AuditEntry,
     BaseModelInfo,
+    Board,
+    BoardPage,
+    BoardQuery,
     Curve,
     Expert,
     ExpertQuery,
@@ -34,6 +55,9 @@ from t2.registry.schemas import (
     Namespace,
     NewToken,
     Page,
+    Run,
+    RunDetail,
+    RunQuery,
     Scope,
     TokenInfo,
     Version,
@@ -45,10 +69,12 @@ from t2.registry.services import (
     audit,
     base_models,
     blobs,
+    boards,
     curves,
     experts,
     lineage,
     namespaces,
+    runs,
     tokens,
     versions,
 )
@@ -177,18 +203,18 @@ class Service:
             return versions.search(session, query, cursor=cursor, limit=limit)
 
     def download(self, digest: str) -> bytes:
-        self.size(digest)
+        self.kept(digest)
         return self.store.get(digest)
 
-    def size(self, digest: str) -> int:
-        """Bytes of a content that a version which is not deleted has.
+    def kept(self, digest: str) -> tuple[int, str]:
+        """Bytes of a content that a version which is not deleted has, or a run, and the ending of such files' names.
 
         Raises:
-            NotFoundError: no version has it.
+            NotFoundError: neither has it.
         """
         _digest(digest)
         with self.database.read() as session:
-            return blobs.check_readable(session, digest)
+            return blobs.find_readable(session, digest)
 
     def set_metrics(self, name: ExpertName, version: int, metrics: Mapping[str, float]) -> Version:
         for metric in metrics:
@@ -252,6 +278,68 @@ class Service:
         _digest(digest)
         with self.database.read() as session:
             return lineage.lineage(session, digest, self.limits)
+
+    def push_run(self, namespace: str, data: bytes) -> Run:
+        check_namespace(namespace)
+        file = self.validate_run(data, f"a run of {namespace}")
+        for _ in range(_TRIES):
+            with self.database.write() as session:
+                made = blobs.reserve(session, file.run.samples_digest, len(file.samples))
+            self.store.put(file.run.samples_digest, file.samples)
+            with self.database.write() as session:
+                if blobs.hold(session, file.run.samples_digest, made):
+                    return runs.push(session, self.actor, namespace, file)
+        raise ConflictError(f"the samples of a run of {namespace} are being collected as garbage; try again")
+
+    def validate_run(self, data: bytes, source: str) -> RunFile:
+        """Check a run's bytes.
+
+        Raises:
+            TooLargeError: over the limit.
+            InvalidRequestError: not a run's file, or at odds with its samples.
+        """
+        if len(data) > self.limits.upload_bytes:
+            raise TooLargeError(f"the file has {len(data)} bytes, the limit is {self.limits.upload_bytes}")
+        try:
+            return decode_run(data, source)
+        except ResultsError as error:
+            raise InvalidRequestError(str(error)) from error
+
+    def list_runs(self, query: RunQuery | None = None, *, cursor: str | None = None, limit: int = 50) -> Page[Run]:
+        query = query or RunQuery()
+        for field in ("task", "base", "expert", "strategy"):
+            _text(field, getattr(query, field) or "")
+        with self.database.read() as session:
+            return runs.list_runs(session, query, cursor=cursor, limit=limit)
+
+    def get_run(self, namespace: str, digest: str) -> RunDetail:
+        _digest(digest)
+        with self.database.read() as session:
+            return runs.detail(session, known_namespace(namespace), digest)
+
+    def delete_run(self, namespace: str, digest: str) -> None:
+        _digest(digest)
+        with self.database.write() as session:
+            runs.remove(session, self.actor, known_namespace(namespace), digest)
+
+    def list_boards(
+        self, *, task: str | None = None, base: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[Board]:
+        _text("task", task or "")
+        _text("base", base or "")
+        with self.database.read() as session:
+            return boards.list_boards(session, task=task, base=base, cursor=cursor, limit=limit)
+
+    def board(self, query: BoardQuery, *, cursor: str | None = None, limit: int = 50) -> BoardPage:
+        for field in ("task", "base", "task_version", "metric", "filter"):
+            _text(field, getattr(query, field) or "")
+        with self.database.read() as session:
+            return boards.board(session, query, cursor=cursor, limit=limit)
+
+    def alias_runs(self, name: ExpertName, alias: str, *, cursor: str | None = None, limit: int = 50) -> Page[AliasRun]:
+        check_alias(alias)
+        with self.database.read() as session:
+            return runs.alias_runs(session, name, alias, cursor=cursor, limit=limit)
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:
         check_name(ExpertName(name, name))

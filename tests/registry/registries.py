@@ -14,6 +14,7 @@ from sqlalchemy import text
 from t2.core.curve import CurvePoint
 from t2.core.manifest import Parent
 from t2.core.references import parse_name
+from t2.core.results import EvaluatedBase
 from t2.registry.blobs.base import BlobStore
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.blobs.s3 import Credentials, S3Blobs
@@ -23,7 +24,7 @@ from t2.registry.schemas import ExpertQuery, Page
 from t2.registry.services.actor import Actor
 from t2.registry.services.service import Service
 from tests.registry import servers
-from tests.registry.samples import FINGERPRINT, expert_bytes
+from tests.registry.samples import FINGERPRINT, expert_bytes, run_bytes
 
 STORAGES = ("sqlite+folder", "postgres+s3")
 ACTOR = Actor("embedded", "tester")
@@ -72,6 +73,9 @@ def fill(service: Service) -> None:
     service.delete_alias(MATH, "staging", reason="broken")
     service.delete(MATH, 3)
     service.delete(OTHER)
+    service.push_run("team", run_bytes(0, experts=(first.digest, "0" * 64)))
+    service.push_run("team", run_bytes(1, experts=(first.digest,)))  # with the same samples
+    service.push_run("others", run_bytes(0, answers=1, base=EvaluatedBase(id="org/plain")))
     service.create_token("ci", ["write"], days=3)
 
 
@@ -109,6 +113,11 @@ def contents(service: Service) -> dict[str, Any]:
             }
     return {
         "experts": experts,
+        "runs": [
+            (service.get_run(run.namespace, run.digest).model_dump(mode="json"), service.download(run.samples_digest))
+            for run in pages(partial(service.list_runs, limit=2))
+        ],
+        "boards": [row.model_dump(mode="json") for row in pages(service.list_boards)],
         "namespaces": [row.model_dump(mode="json") for row in pages(service.list_namespaces)],
         "base models": [row.model_dump(mode="json") for row in pages(service.list_base_models)],
     }

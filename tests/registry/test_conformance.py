@@ -24,19 +24,27 @@ from t2.core.errors import (
 )
 from t2.core.expertfile import decode_expert
 from t2.core.manifest import BaseModelRef, Parent, pack_hashes
+from t2.core.record import ExpertRef
 from t2.core.references import ExpertName, Reference, parse_reference
+from t2.core.results import EvaluatedBase, TaskResult, read_results, samples_bytes
+from t2.core.runfile import encode_run, header_of
+from t2.core.statistics import mean_interval
 from t2.registry.client.base import RegistryClient
 from t2.registry.schemas import (
     MAX_PAGE,
     VALIDATION_SCORE,
+    BoardQuery,
     ExpertQuery,
     MetricRange,
     Page,
+    Run,
+    RunQuery,
     Version,
     VersionQuery,
 )
 from tests.registry.cells import LIMITS, Cell, open_cell
 from tests.registry.samples import expert_bytes
+from tests.results import Evaluated, vary
 
 CELLS = ["sqlite+folder-embedded", "sqlite+folder-http", "postgres+s3-embedded", "postgres+s3-http"]
 T = TypeVar("T")
@@ -1207,3 +1215,284 @@ class TestAudit:
 def test_where_it_is(client: RegistryClient) -> None:
     assert client.location
     assert "t2r_" not in client.location
+
+
+@pytest.fixture(scope="module")
+def measured(evaluated: Evaluated) -> dict[str, TaskResult]:
+    """What lm-eval wrote of one expert, by task."""
+    return {result.run.task: result for result in read_results(evaluated.expert)}
+
+
+class Scored:
+    """Runs of a team's own expert and base model."""
+
+    def __init__(self, client: RegistryClient, team: Team, measured: dict[str, TaskResult]) -> None:
+        self.client, self.team, self._measured = client, team, measured
+        self.base = EvaluatedBase(id=team.model, fingerprint=team.fingerprint)
+
+    def result(self, task: str = "tiny_choice", seed: int = 0, **changes: Any) -> TaskResult:
+        expert = ExpertRef(name="math", digest=sha256(self.team.file(seed)), domain="math")
+        return vary(self._measured[task], **{"base": self.base, "experts": (expert,), **changes})
+
+    def push(self, task: str = "tiny_choice", seed: int = 0, **changes: Any) -> Run:
+        return self.client.push_run(self.team.namespace, encode_run(self.result(task, seed, **changes)))
+
+    def board(self, task: str = "tiny_choice", **narrower: Any) -> list[str]:
+        query = BoardQuery(task=task, base=self.team.model, **narrower)
+        return [entry.run.digest for entry in self.client.board(query).items]
+
+
+@pytest.fixture
+def scored(client: RegistryClient, team: Team, measured: dict[str, TaskResult]) -> Scored:
+    return Scored(client, team, measured)
+
+
+class TestRuns:
+    def test_a_push_tells_everything_that_was_measured(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        version = client.publish(team.name(), team.file())
+        result = scored.result()
+        run = client.push_run(team.namespace, encode_run(result))
+        assert run.created
+        assert (run.namespace, run.digest) == (team.namespace, result.run.digest())
+        assert (run.task, run.task_version, run.n_shot, run.docs) == ("tiny_choice", "1.0", 0, 12)
+        assert (run.base, run.base_fingerprint) == (team.model, team.fingerprint)
+        assert (run.model, run.strategy, run.control) == ("t2", "expert", "none")
+        assert run.seed == result.run.seeds.get("adapt")
+        assert result.run.record is not None
+        assert run.record_digest == result.run.record.digest()
+        assert [(expert.digest, expert.references) for expert in run.experts] == [
+            (version.digest, (f"{team.namespace}/math@1",))
+        ]
+        first = run.scores[0]
+        told = result.run.scores[0]
+        assert (first.metric, first.filter, first.score, first.n) == ("acc", "none", told.score, 12)
+        found = mean_interval(result.values(told))
+        assert (first.low, first.high) == (found.low, found.high)
+        assert found.low < found.high
+        samples = client.download(run.samples_digest)
+        assert samples == samples_bytes(result.samples)
+        assert run.samples_size == len(samples)
+        detail = client.get_run(run.namespace, run.digest)
+        assert detail.header == result.run.model_dump(mode="json")
+        assert detail.evaluated_at == result.run.evaluated_at
+        assert client.list_runs(RunQuery(namespace=team.namespace)).items == [run]
+
+    def test_a_perplexity_has_no_interval_of_its_samples(self, scored: Scored) -> None:
+        (score,) = scored.push("tiny_rolling").scores
+        assert (score.metric, score.higher_is_better, score.low, score.high) == ("word_perplexity", False, None, None)
+
+    def test_a_plain_model_has_neither_experts_nor_a_record(
+        self, client: RegistryClient, team: Team, evaluated: Evaluated
+    ) -> None:
+        for result in read_results(evaluated.hf):
+            run = client.push_run(team.namespace, encode_run(result))
+            assert (run.model, run.experts, run.record_digest, run.base_fingerprint) == ("hf", (), None, None)
+        assert len(client.list_runs(RunQuery(namespace=team.namespace)).items) == 3
+
+    def test_the_same_again_is_the_run_that_is_there(self, client: RegistryClient, team: Team, scored: Scored) -> None:
+        first = scored.push()
+        later = datetime(2030, 1, 1, tzinfo=UTC)
+        assert scored.push(evaluated_at=later) == first.model_copy(update={"created": False})
+        assert scored.push(wrong=3).digest != first.digest
+        assert len(client.list_runs(RunQuery(namespace=team.namespace)).items) == 2
+        elsewhere = client.push_run(f"{team.namespace}-2", encode_run(scored.result()))
+        assert (elsewhere.created, elsewhere.digest) == (True, first.digest)
+
+    def test_many_may_push_the_same_at_once(self, client: RegistryClient, team: Team, scored: Scored) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            runs = list(pool.map(lambda _: scored.push(), range(16)))
+        assert sum(run.created for run in runs) == 1
+        assert len({run.digest for run in runs}) == 1
+        assert scored.board() == [runs[0].digest]
+
+    def test_what_is_no_run_or_at_odds_with_its_samples_is_refused(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        result = scored.result(wrong=6)
+        good = encode_run(result)
+        header = header_of(result.run).encode()
+        other = scored.result(wrong=5)
+        for bad in (
+            b"",
+            b"x",
+            b"{}\n",
+            good[:-1],
+            good[:-30],
+            good + b"\n",
+            header + b"\n",
+            header + b" \n" + samples_bytes(result.samples),
+            header + b"\n" + samples_bytes(other.samples),
+            header + b"\n" + samples_bytes(result.samples) * 2,
+            header.replace(b'"score":0.5', b'"score":0.6') + b"\n" + samples_bytes(result.samples),
+            header.replace(b'"docs":12', b'"docs":13') + b"\n" + samples_bytes(result.samples),
+            header.replace(b'"n_shot":0', b'"n_shot":-1') + b"\n" + samples_bytes(result.samples),
+            header.replace(b'"n_shot":0', b'"n_shot":0,"more":1') + b"\n" + samples_bytes(result.samples),
+        ):
+            with pytest.raises(InvalidRequestError):
+                client.push_run(team.namespace, bad)
+        with pytest.raises(TooLargeError):
+            client.push_run(team.namespace, bytes(LIMITS.upload_bytes + 1))
+        with pytest.raises(InvalidRequestError, match="namespace"):
+            client.push_run("No", good)
+        assert client.list_runs(RunQuery(namespace=team.namespace)).items == []
+        assert client.push_run(team.namespace, good).created
+
+    def test_lists_are_narrowed(self, client: RegistryClient, team: Team, scored: Scored) -> None:
+        client.publish(team.name(), team.file(0))
+        second = client.publish(team.name(), team.file(1))
+        client.set_alias(team.name(), "production", 2)
+        one, two = scored.push(seed=0), scored.push(seed=1)
+        three = scored.push("tiny_text", seed=2, strategy="mix")
+
+        def found(**query: Any) -> list[Run]:
+            return client.list_runs(RunQuery(**query)).items
+
+        assert found(namespace=team.namespace) == found(base=team.model) == [three, two, one]
+        assert found(base=team.fingerprint) == [three, two, one]
+        assert found(base=team.model, task="tiny_choice") == [two, one]
+        assert found(base=team.model, strategy="mix") == [three]
+        assert found(digest=one.digest[:12]) == found(digest=one.digest) == [one]
+        assert found(expert=str(team.name())) == [two, one]
+        assert found(expert=f"{team.name()}@1") == [one]
+        assert found(expert=f"{team.name()}@production") == found(expert=f"@sha256:{second.digest}") == [two]
+        assert found(namespace="nobody") == found(task="nothing", base=team.model) == []
+        with pytest.raises(InvalidRequestError, match="expert"):
+            found(expert="Not A Name")
+        with pytest.raises(NotFoundError):
+            found(expert=str(team.name("other")))
+        pages = walk(lambda cursor, limit: client.list_runs(RunQuery(base=team.model), cursor=cursor, limit=limit), 2)
+        assert pages == [[three, two], [one]]
+
+    def test_a_deleted_run_is_gone_until_it_is_pushed_again(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        run = scored.push(docs=7)  # no other test has these samples
+        client.delete_run(team.namespace, run.digest)
+        with pytest.raises(NotFoundError):
+            client.get_run(team.namespace, run.digest)
+        with pytest.raises(NotFoundError):
+            client.download(run.samples_digest)
+        with pytest.raises(NotFoundError):
+            client.delete_run(team.namespace, run.digest)
+        with pytest.raises(NotFoundError):
+            scored.board()
+        assert client.list_boards(base=team.model).items == []
+        assert scored.push(docs=7).created
+        assert scored.board() == [run.digest]
+        actions = [(entry.action, entry.object) for entry in client.audit(limit=50).items]
+        told = f"{team.namespace}/runs/{run.digest}"
+        assert [action for action, object_ in actions if object_ == told] == ["run.create", "run.delete", "run.create"]
+
+    @pytest.mark.parametrize("digest", ["", "x", "ab" * 32, "../../x"])
+    def test_what_is_not_there_is_not_found(self, client: RegistryClient, team: Team, digest: str) -> None:
+        for namespace in (team.namespace, "No", ".."):
+            with pytest.raises(NotFoundError):
+                client.get_run(namespace, digest)
+
+
+class TestBoards:
+    def test_the_best_are_first_in_the_metrics_own_direction(self, scored: Scored) -> None:
+        runs = {wrong: scored.push(wrong=wrong).digest for wrong in (7, 2, 11, 0)}
+        assert scored.board() == [runs[0], runs[2], runs[7], runs[11]]
+        rolling = scored.result("tiny_rolling").run.scores[0]
+        scores = {
+            value: scored.push("tiny_rolling", scores=(rolling.model_copy(update={"score": value}),)).digest
+            for value in (12.5, 3.25, 900.0)
+        }
+        scored.push("tiny_rolling", scores=(rolling.model_copy(update={"score": None}),))
+        assert scored.board("tiny_rolling") == [scores[3.25], scores[12.5], scores[900.0]]
+
+    def test_pages_of_equal_scores_neither_repeat_nor_skip(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        digests = {scored.push(wrong=wrong, seed=seed).digest for wrong in (3, 4) for seed in range(3)}
+        query = BoardQuery(task="tiny_choice", base=team.model)
+        found, cursor = [], None
+        while True:
+            page = client.board(query, cursor=cursor, limit=2)
+            assert len(page.items) == 2
+            found += page.items
+            cursor = page.next
+            if cursor is None:
+                break
+        assert {entry.run.digest for entry in found} == digests
+        assert len(found) == 6
+        values = [entry.score.score for entry in found]
+        assert values == sorted(values, key=lambda value: -(value or 0))
+        assert (page.metric, page.filter, page.higher_is_better, page.board.runs) == ("acc", "none", True, 6)
+        with pytest.raises(InvalidRequestError, match="cursor"):
+            client.board(query.model_copy(update={"metric": "acc_norm"}), cursor=client.board(query, limit=2).next)
+
+    def test_only_what_can_be_compared_is_on_one_board(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        whole = scored.push(wrong=6)
+        part = scored.push(wrong=0, docs=5)
+        shots = scored.push(wrong=1, n_shot=5)
+        older = scored.push(wrong=2, task_version="0.9")
+        assert scored.board(docs_digest=part.docs_digest) == [part.digest]
+        assert scored.board(n_shot=5) == [shots.digest]
+        assert scored.board(task_version="0.9") == [older.digest]
+        assert scored.board(task_version="1.0", n_shot=0) == [whole.digest]
+        # Of those with most documents the one with the newest run.
+        assert scored.board() == [older.digest]
+        boards = client.list_boards(task="tiny_choice", base=team.fingerprint).items
+        assert [(each.docs, each.n_shot, each.task_version, each.runs) for each in boards] == [
+            (12, 0, "0.9", 1),
+            (12, 5, "1.0", 1),
+            (5, 0, "1.0", 1),
+            (12, 0, "1.0", 1),
+        ]
+        pages = walk(lambda cursor, limit: client.list_boards(base=team.model, cursor=cursor, limit=limit), 3)
+        assert [len(page) for page in pages] == [3, 1]
+
+    def test_another_metric_may_rank_otherwise(self, client: RegistryClient, team: Team, scored: Scored) -> None:
+        scored.push(wrong=4)
+        page = client.board(BoardQuery(task="tiny_choice", base=team.model, metric="acc_norm"))
+        assert (page.metric, page.items[0].score.metric) == ("acc_norm", "acc_norm")
+        with pytest.raises(NotFoundError, match=r"no run of tiny_choice has a score f1,\*"):
+            client.board(BoardQuery(task="tiny_choice", base=team.model, metric="f1"))
+        with pytest.raises(NotFoundError, match="did you mean 'tiny_choice'"):
+            client.board(BoardQuery(task="tiny_choices", base=team.model))
+        with pytest.raises(NotFoundError, match="has this version, number of shots and documents"):
+            client.board(BoardQuery(task="tiny_choice", base=team.model, n_shot=3))
+        with pytest.raises(NotFoundError, match="no base model"):
+            client.board(BoardQuery(task="tiny_choice", base="0" * 64))
+
+
+class TestAliasRuns:
+    def test_an_alias_has_the_runs_of_all_versions_that_it_pointed_to(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        for seed in range(3):
+            client.publish(team.name(), team.file(seed))
+        one, two = scored.push(seed=0), scored.push(seed=1)
+        scored.push(seed=2)
+        later = scored.push("tiny_text", seed=0)
+        client.set_alias(team.name(), "production", 1)
+        client.set_alias(team.name(), "production", 2)
+        client.set_alias(team.name(), "staging", 3)
+        found = client.alias_runs(team.name(), "production").items
+        assert [(each.run, each.version, each.current) for each in found] == [
+            (later, 1, False),
+            (two, 2, True),
+            (one, 1, False),
+        ]
+        moved = {event.version: event.at for event in client.alias_history(team.name(), "production").items}
+        assert {each.version: each.since for each in found} == moved
+        pages = walk(lambda cursor, limit: client.alias_runs(team.name(), "production", cursor=cursor, limit=limit), 2)
+        assert [[each.run for each in page] for page in pages] == [[later, two], [one]]
+        client.set_alias(team.name(), "production", 1)
+        again = client.alias_runs(team.name(), "production").items
+        assert [each.current for each in again] == [True, False, True]
+        assert again[0].since > found[0].since
+        client.delete_alias(team.name(), "production")
+        assert [each.current for each in client.alias_runs(team.name(), "production").items] == [False] * 3
+        with pytest.raises(NotFoundError, match="never had an alias nightly"):
+            client.alias_runs(team.name(), "nightly")
+        with pytest.raises(NotFoundError):
+            client.alias_runs(team.name("other"), "production")
+        with pytest.raises(InvalidRequestError, match="alias"):
+            client.alias_runs(team.name(), "No")

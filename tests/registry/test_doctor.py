@@ -14,6 +14,7 @@ from t2.core.references import parse_reference
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
+from t2.registry.schemas import RunQuery
 from t2.registry.services import blobs
 from t2.registry.services.doctor import Examined, Finding, examine, mend
 from t2.registry.services.service import Service
@@ -45,7 +46,7 @@ def run(service: Service, *statements: str) -> None:
 def test_a_healthy_registry(service: Service) -> None:
     seen = Examined()
     assert list(examine(service.database, service.store, deep=True, grace=NOW, seen=seen)) == []
-    assert (seen.experts, seen.versions, seen.blobs) == (3, 6, 5)
+    assert (seen.experts, seen.versions, seen.runs, seen.blobs) == (3, 6, 3, 7)
     assert seen.bytes == seen.hashed == sum(info.size for info in service.store.list())
 
 
@@ -62,6 +63,25 @@ def test_a_missing_and_a_cut_and_a_damaged_file(service: Service) -> None:
     assert any(digests[0] in line and "not in the store" in line and "team/math@1" in line for line in texts)
     assert any(f"{len(expert_bytes(1)) - 4} bytes" in line and "team/math@2" in line for line in texts)
     assert any("team/mix@1" in finding.text and "damaged" in finding.text for finding in deep)
+
+
+def test_missing_and_damaged_samples(service: Service) -> None:
+    (gone,) = service.list_runs(RunQuery(namespace="others")).items
+    shared, _ = service.list_runs(RunQuery(namespace="team")).items
+    service.store.delete(gone.samples_digest)
+    overwrite(service, shared.samples_digest, b"x" * shared.samples_size)
+    (shallow,) = visit(service)
+    assert shallow.wrong
+    assert f"others/runs/{gone.digest}: {gone.samples_digest} is not in the store" in shallow.text
+    assert any("team/runs/" in finding.text and "damaged" in finding.text for finding in visit(service, deep=True))
+
+
+def test_a_run_whose_row_was_changed(service: Service) -> None:
+    run(service, """UPDATE run SET header = replace(header, '"n_shot"\\:0', '"n_shot"\\:9')""")
+    assert visit(service) == []
+    texts = [finding.text for finding in visit(service, deep=True)]
+    assert texts
+    assert all("its digest is not that of what is told of it" in line for line in texts)
 
 
 def overwrite(service: Service, digest: str, data: bytes) -> None:

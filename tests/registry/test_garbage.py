@@ -27,7 +27,7 @@ from t2.registry.services.doctor import examine
 from t2.registry.services.garbage import Policy, Removed, collect
 from t2.registry.services.service import Service
 from tests.registry.registries import ACTOR, MATH, OTHER, STORAGES, age, contents, fill, log, registry
-from tests.registry.samples import expert_bytes
+from tests.registry.samples import expert_bytes, run_bytes
 
 NOW = timedelta(0)
 AT_ONCE = Policy(grace=NOW, retention=timedelta(days=30), keys=timedelta(days=1))
@@ -84,13 +84,26 @@ def test_bytes_without_a_version_go_and_others_stay(service: Service) -> None:
         ("object", sha256(rowless), len(rowless)),
     }
     assert contents(service) == before
-    assert stored(service) == rows(service) == {sha256(expert_bytes(seed, **extra)) for seed, extra in fields()}
+    scored = {sha256(run_bytes(answers=answers).partition(b"\n")[2]) for answers in (0, 1)}
+    experts = {sha256(expert_bytes(seed, **extra)) for seed, extra in fields()}
+    assert stored(service) == rows(service) == experts | scored
 
 
 def fields() -> Iterator[tuple[int, dict[str, Any]]]:
     first = sha256(expert_bytes(0))
     yield from ((seed, {}) for seed in (0, 1, 2, 4))
     yield 3, {"kind": "mixture", "parents": ({"digest": first, "alpha": 0.5},)}
+
+
+def test_samples_stay_while_one_run_has_them(service: Service) -> None:
+    first, second = (service.push_run("team", run_bytes(seed)) for seed in range(2))
+    assert first.samples_digest == second.samples_digest
+    service.delete_run("team", first.digest)
+    assert gc(service) == []
+    service.delete_run("team", second.digest)
+    assert gc(service) == [Removed("blob", first.samples_digest, first.samples_size)]
+    assert stored(service) == set()
+    assert service.push_run("team", run_bytes(0)).created
 
 
 def test_what_is_younger_than_the_grace_stays(service: Service) -> None:

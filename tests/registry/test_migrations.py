@@ -29,6 +29,11 @@ AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 VALUES: dict[str, Any] = {
     "fingerprint": "f" * 64,
     "digest": "d" * 64,
+    "samples": "d" * 64,
+    "docs_digest": "e" * 64,
+    "prompts_digest": "e" * 64,
+    "record_digest": "e" * 64,
+    "higher_is_better": True,
     "kind": "mixture",
     "split": "validation",
     "targets": {"a.weight": 3},

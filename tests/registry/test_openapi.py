@@ -27,7 +27,7 @@ from t2.registry.server.app import OPERATIONS, create_app
 from t2.registry.services.actor import Actor
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
-from tests.registry.samples import expert_bytes
+from tests.registry.samples import expert_bytes, run_bytes
 from tests.registry.serving import living
 
 EXAMPLES = int(os.environ.get("T2_TEST_SCHEMATHESIS_EXAMPLES", "4"))
@@ -40,25 +40,33 @@ IDS = [
     "create_token",
     "delete_alias",
     "delete_expert",
+    "delete_run",
     "delete_version",
     "describe_expert",
     "get_base_model",
     "get_blob",
+    "get_board",
     "get_content",
     "get_curve",
     "get_expert",
     "get_lineage",
+    "get_run",
+    "get_samples",
     "get_version",
     "healthz",
+    "list_alias_runs",
     "list_aliases",
     "list_audit",
     "list_base_models",
+    "list_boards",
     "list_experts",
     "list_namespaces",
+    "list_runs",
     "list_tokens",
     "list_versions",
     "metrics",
     "publish_version",
+    "push_run",
     "put_base_model",
     "readyz",
     "resolve",
@@ -74,11 +82,16 @@ IDS = [
 PLAIN = {"healthz", "readyz", "metrics"}
 RULES_BEYOND = {
     "alias_history",  # cursors are signed by their query
+    "get_board",
+    "list_alias_runs",
     "list_audit",
     "list_base_models",
+    "list_boards",
     "list_experts",
     "list_namespaces",
+    "list_runs",  # so are references
     "list_versions",
+    "push_run",  # a file is more than bytes
     "search_versions",
     "create_token",  # names are printable
     "publish_version",  # a file is more than bytes
@@ -145,7 +158,9 @@ def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     migrate.migrate(database)
     with Service(database, LocalBlobs(folder / "blobs"), Actor("cli", "test")) as service:
         for seed in range(3):
-            service.publish(parse_name("team/math"), expert_bytes(seed))
+            version = service.publish(parse_name("team/math"), expert_bytes(seed))
+            service.push_run("team", run_bytes(seed, experts=(version.digest,)))
+        service.set_alias(parse_name("team/math"), "production", 2)
         secret = service.create_token("test", ["admin"]).secret
         app = living(create_app(service, ServerSettings(allowed_hosts=("testserver",))))
         config = schemathesis.Config.from_dict({"auth": {"openapi": {"token": {"bearer": secret}}}})

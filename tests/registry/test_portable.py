@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from t2.core.digests import sha256
+from t2.core.digests import canonical_json, sha256
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, RegistryError, UnavailableError
 from t2.core.references import parse_name, parse_reference
 from t2.registry.open import open_embedded
@@ -68,7 +68,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """An empty registry for archives that are refused."""
     with open_embedded(tmp_path_factory.mktemp("untouched")) as service:
         yield service
-        assert contents(service) == {"experts": {}, "namespaces": [], "base models": []}
+        assert contents(service) == {"experts": {}, "runs": [], "boards": [], "namespaces": [], "base models": []}
         assert list(service.store.list()) == []
 
 
@@ -85,9 +85,10 @@ def test_nothing_is_lost_on_the_way(source: str, target: str, tmp_path: Path, re
         assert result.counts == {
             "namespaces": 2,
             "base models": 1,
+            "runs": 3,
             "experts": 3,
             "versions": 6,
-            "blobs": 5,
+            "blobs": 7,
             "points": 2501,
             "aliases": 1,
             "alias events": 4,
@@ -124,8 +125,9 @@ def test_an_export_is_a_plain_tar_file(full: Service) -> None:
     with tarfile.open(fileobj=io.BytesIO(exported(full))) as opened:
         found = opened.getmembers()
         assert all(member.isreg() for member in found)
-        blobs = {member.name for member in found if member.name.startswith("blobs/")}
-        assert blobs == {f"blobs/{info.digest}" for info in full.store.list()}
+        contents_ = {member.name.rpartition("/") for member in found if not member.name.startswith("records/")}
+        assert {folder for folder, _, _ in contents_} == {"blobs", "samples"}
+        assert {digest for _, _, digest in contents_} == {info.digest for info in full.store.list()}
         first = opened.extractfile(found[0])
         assert first is not None
         assert json.loads(first.read())["type"] == "registry"
@@ -257,7 +259,7 @@ def packed(parts: list[tuple[str, bytes]]) -> bytes:
 def edited(archive: bytes, edit: Callable[[list[dict[str, Any]]], object]) -> bytes:
     """The archive with its records changed."""
     parts = members(archive)
-    blobs = [part for part in parts if part[0].startswith("blobs/")]
+    blobs = [part for part in parts if not part[0].startswith("records/")]
     lines = [json.loads(line) for name, data in parts if name.startswith("records/") for line in data.splitlines()]
     edit(lines)
     first, rest = lines[0], lines[1:]
@@ -269,6 +271,11 @@ def find(lines: list[dict[str, Any]], type: str) -> dict[str, Any]:
     return next(line for line in lines if line["type"] == type)
 
 
+def header(lines: list[dict[str, Any]], **changes: Any) -> str:
+    """That of the last run, changed."""
+    return canonical_json({**json.loads(find(lines[::-1], "run")["header"]), **changes})
+
+
 def test_an_archive_cut_anywhere_is_refused(archive: bytes, untouched: Service) -> None:
     for length in (*range(0, len(archive) - 1024, 1999), len(archive) - 1025):
         with pytest.raises(InvalidRequestError):
@@ -276,7 +283,7 @@ def test_an_archive_cut_anywhere_is_refused(archive: bytes, untouched: Service) 
 
 
 def test_a_changed_byte_brings_no_other_content_in(archive: bytes, empty: Service) -> None:
-    digests = {name.removeprefix("blobs/") for name, _ in members(archive) if name.startswith("blobs/")}
+    digests = {name.rpartition("/")[2] for name, _ in members(archive) if not name.startswith("records/")}
     refused = 0
     for at in range(700, len(archive), 17001):
         try:
@@ -330,6 +337,13 @@ def test_links_and_folders_are_refused(archive: bytes, untouched: Service) -> No
         (lambda lines: find(lines, "version").update(more=1), "more"),
         (lambda lines: find(lines, "aliases")["aliases"]["production"].update(number=9), "points to a version"),
         (lambda lines: find(lines, "points").update(number=9), "not the version"),
+        (lambda lines: find(lines, "run").update(samples="f" * 64), "are not in it before"),
+        (lambda lines: find(lines, "run").update(header="{}"), "line 1"),
+        (
+            lambda lines: find(lines[::-1], "run").update(header=header(lines, docs=7)),
+            "docs is not that of its samples",
+        ),
+        (lambda lines: find(lines, "run").update(header=header(lines)), "has other samples than its header says"),
         (lambda lines: find(lines, "namespace").update(created_at="yesterday"), "created_at"),
         (lambda lines: find(lines, "namespace").update(created_at="2026-01-01T00:00:00"), "created_at"),
     ],

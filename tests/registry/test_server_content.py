@@ -14,9 +14,9 @@ from t2.registry.blobs.s3 import Credentials, S3Blobs
 from t2.registry.db import models
 from t2.registry.server import content
 from t2.registry.services.service import Service
-from tests.registry.samples import expert_bytes
+from tests.registry.samples import expert_bytes, run_bytes
 from tests.registry.servers import S3
-from tests.registry.serving import client_of, embedded, upload
+from tests.registry.serving import BINARY, client_of, embedded, upload
 
 DATA = expert_bytes()
 DIGEST = sha256(DATA)
@@ -30,6 +30,24 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     with embedded(tmp_path) as (_, client):
         upload(client)
         yield client
+
+
+def test_samples_are_a_download_too(client: TestClient) -> None:
+    data = run_bytes()
+    run = client.post("/v1/runs/team", content=data, headers=BINARY)
+    assert (run.status_code, client.post("/v1/runs/team", content=data, headers=BINARY).status_code) == (201, 200)
+    samples = data.partition(b"\n")[2]
+    digest = run.json()["samples_digest"]
+    address = f"/v1/runs/team/{run.json()['digest']}/samples"
+    for path, name in ((address, f"team-{run.json()['digest']}"), (f"/v1/blobs/{digest}", digest)):
+        answer = client.get(path)
+        assert (answer.status_code, answer.content) == (200, samples)
+        assert answer.headers["etag"] == f'"{digest}"'
+        assert answer.headers["content-disposition"] == f'attachment; filename="{name}.jsonl"'
+    part = client.get(address, headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, samples[10:20])
+    assert client.get(address, headers={"If-None-Match": f'"{digest}"'}).status_code == 304
+    assert client.head(address).headers["content-length"] == str(len(samples))
 
 
 @pytest.mark.parametrize(

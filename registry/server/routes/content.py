@@ -1,7 +1,8 @@
-"""``/v1/blobs`` and the content of versions."""
+"""``/v1/blobs`` and the content of versions; how contents are sent."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,18 +18,19 @@ from t2.registry.settings import ServerSettings
 
 def get_blob(request: Request, digest: DigestPath) -> Response:
     """Download a content by its digest."""
-    size = registry(request).size(digest)
-    return _content(request, digest, size, f"{digest}.safetensors", immutable=True)
+    size, ending = registry(request).kept(digest)
+    return send(request, digest, size, f"{digest}.{ending}", immutable=True)
 
 
 def get_content(request: Request, namespace: NamespacePath, name: NamePath, number: NumberPath) -> Response:
     """Download a version's file."""
     version = registry(request).resolve(Reference(expert_name(namespace, name), version=number))
     filename = f"{namespace}-{name}-{number}.safetensors"
-    return _content(request, version.digest, version.size, filename, immutable=False)
+    return send(request, version.digest, version.size, filename, immutable=False)
 
 
-def _content(request: Request, digest: str, size: int, filename: str, *, immutable: bool) -> Response:
+def send(request: Request, digest: str, size: int, filename: str, *, immutable: bool) -> Response:
+    """The answer that a content is: its bytes, part of them, or where the store has them."""
     state = request.app.state
     settings: ServerSettings = state.settings
     store = registry(request).store
@@ -48,18 +50,26 @@ _RESPONSES: dict[int | str, Any] = {
     304: {"description": "The client has it already, as If-None-Match told"},
     307: {"description": "The store has it, at Location"},
 }
-_VERSION = "/v1/experts/{namespace}/{name}/versions/{number}/content"
-OPERATIONS = tuple(
-    Operation(
-        f"{'head' if method == 'HEAD' else 'get'}_{what}",
-        method,
-        path,
-        "read",
-        handler,
-        errors=(416,),
-        responses=dict(_RESPONSES),
-        listed=method == "GET",
+
+
+def content_operations(what: str, path: str, handler: Callable[..., Response]) -> tuple[Operation, ...]:
+    """``GET`` and ``HEAD`` of an address that answers with a content."""
+    return tuple(
+        Operation(
+            f"{'head' if method == 'HEAD' else 'get'}_{what}",
+            method,
+            path,
+            "read",
+            handler,
+            errors=(416,),
+            responses=dict(_RESPONSES),
+            listed=method == "GET",
+        )
+        for method in ("GET", "HEAD")
     )
-    for what, path, handler in (("blob", "/v1/blobs/{digest}", get_blob), ("content", _VERSION, get_content))
-    for method in ("GET", "HEAD")
+
+
+OPERATIONS = (
+    *content_operations("blob", "/v1/blobs/{digest}", get_blob),
+    *content_operations("content", "/v1/experts/{namespace}/{name}/versions/{number}/content", get_content),
 )

@@ -1,0 +1,144 @@
+"""A run in one file, as a registry takes it: a line of canonical JSON that tells the run, then a line for each sample.
+
+The lines of the samples are those of :func:`t2.core.results.samples_bytes`, so that their SHA-256 is the digest that
+the first line names. Whoever reads such a file believes nothing in it that can be computed from the samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pydantic
+
+from t2.core.digests import canonical_json, digest_of, sha256
+from t2.core.errors import ResultsError
+from t2.core.results import Sample, TaskResult, TaskRun, samples_bytes
+
+MAX_HEADER_BYTES = 4 * 1024 * 1024
+"""Of the first line: a record lists the hashes of its adaptation docs and the history of its search."""
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A run that was checked against its samples.
+
+    Attributes:
+        run: what the first line tells.
+        header: that line.
+        samples: the other lines.
+        values: what the samples scored, by ``metric,filter``; metrics without a number for a document are not in it.
+    """
+
+    run: TaskRun
+    header: str
+    samples: bytes
+    values: dict[str, list[float]]
+
+
+def header_of(run: TaskRun) -> str:
+    """The first line.
+
+    Raises:
+        ResultsError: a number in it is not finite.
+    """
+    try:
+        return canonical_json(run.model_dump(mode="json"))
+    except ValueError as error:
+        raise ResultsError(f"{run.task}: its settings or its record hold a number that is not finite") from error
+
+
+def encode_run(result: TaskResult) -> bytes:
+    """The file of a run.
+
+    Raises:
+        ResultsError: a number in it is not finite.
+    """
+    return header_of(result.run).encode() + b"\n" + samples_bytes(result.samples)
+
+
+def decode_run(data: bytes, source: str) -> RunFile:
+    """Read the file of a run, one sample at a time, and check it.
+
+    Args:
+        data: the file's bytes.
+        source: for errors.
+
+    Raises:
+        ResultsError: it is cut or not of this form, a document is there twice, or what it tells is not what its samples
+            say.
+    """
+    header, newline, samples = data.partition(b"\n")
+    if not newline:
+        raise ResultsError(f"{source}: it does not begin with a line that tells a run")
+    run = decode_header(header, source)
+    values, docs, prompts = _read_samples(samples, source)
+    for name, found in (
+        ("docs", len(docs)),
+        ("samples_digest", sha256(samples)),
+        ("docs_digest", digest_of(docs)),
+        ("prompts_digest", digest_of(prompts)),
+    ):
+        if found != getattr(run, name):
+            raise ResultsError(f"{source}: {name} is not that of its samples")
+    if len({score.key for score in run.scores}) != len(run.scores):
+        raise ResultsError(f"{source}: a score is told twice")
+    for score in run.scores:
+        scored = values.get(score.key, [])
+        mean = math.fsum(scored) / len(scored) if scored else math.nan
+        agrees = score.score is not None and math.isclose(mean, score.score, rel_tol=1e-6, abs_tol=1e-9)
+        if score.n > len(docs) or (score.aggregation == "mean" and not (agrees and score.n == len(scored))):
+            raise ResultsError(f"{source}: {score.key} is not the mean of its samples")
+    record = run.record
+    if record is not None and (record.task != run.task or record.base.fingerprint != run.base.fingerprint):
+        raise ResultsError(f"{source}: its record is of another task or base model")
+    return RunFile(run, header.decode(), samples, values)
+
+
+def read_samples(samples: bytes) -> tuple[Sample, ...]:
+    """The samples of a run's file that was checked."""
+    return tuple(Sample.model_validate_json(line) for line in samples.splitlines())
+
+
+def decode_header(header: bytes, source: str) -> TaskRun:
+    """Read the first line, by itself.
+
+    Raises:
+        ResultsError: it tells no run, is too long, or is not canonical.
+    """
+    if len(header) > MAX_HEADER_BYTES:
+        raise ResultsError(f"{source}: its first line has {len(header)} bytes, the limit is {MAX_HEADER_BYTES}")
+    try:
+        run = TaskRun.model_validate_json(header)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ResultsError(f"{source}: line 1: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if header_of(run).encode() != header:
+        raise ResultsError(f"{source}: line 1 is not written as canonical JSON")
+    return run
+
+
+def _read_samples(data: bytes, source: str) -> tuple[dict[str, list[float]], list[str], list[list[str]]]:
+    """The values, and what the digests of documents and prompts are of."""
+    values: dict[str, list[float]] = {}
+    docs: list[str] = []
+    prompts: list[list[str]] = []
+    if not data.endswith(b"\n"):
+        raise ResultsError(f"{source}: it is cut, or has no samples")
+    for number, line in enumerate(data[:-1].split(b"\n"), start=2):
+        try:
+            sample = Sample.model_validate_json(line)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ResultsError(f"{source}: line {number}: {where}: {first['msg']}") from error
+        if sample.line.encode() != line:
+            raise ResultsError(f"{source}: line {number} is not written as canonical JSON")
+        if docs and sample.doc_hash <= docs[-1]:
+            what = "there twice" if sample.doc_hash == docs[-1] else "out of order"
+            raise ResultsError(f"{source}: line {number}: its document is {what}")
+        docs.append(sample.doc_hash)
+        prompts.append([sample.doc_hash, sample.prompt_hash])
+        for key, value in sample.scores.items():
+            values.setdefault(key, []).append(value)
+    return values, docs, prompts

@@ -1,0 +1,124 @@
+"""Boards: runs that can be compared, the best first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from t2.core.errors import NotFoundError, nearest
+from t2.core.references import is_digest
+from t2.registry.db import models
+from t2.registry.db.database import VARIED
+from t2.registry.db.lookups import columns
+from t2.registry.schemas import Board, BoardEntry, BoardPage, BoardQuery, Page
+from t2.registry.services import base_models, runs
+from t2.registry.services.paging import Order, fetch_page
+
+_BOARD, _RUN, _SCORE = (columns(table) for table in (models.Board, models.Run, models.RunScore))
+_KEY = ("task", "task_version", "n_shot", "base", "docs", "docs_digest")
+_COUNT = select(func.count()).where(_RUN.board_id == _BOARD.id).correlate(models.Board.__table__).scalar_subquery()
+_NEWEST = (
+    select(func.max(_RUN.id)).where(_RUN.board_id == _BOARD.id).correlate(models.Board.__table__).scalar_subquery()
+)
+
+
+def list_boards(session: Session, *, task: str | None, base: str | None, cursor: str | None, limit: int) -> Page[Board]:
+    """Boards with a run on them, the newest first."""
+    statement = _boards().where(select(_RUN.id).where(_RUN.board_id == _BOARD.id).exists())
+    if task is not None:
+        statement = statement.where(_BOARD.task == task)
+    if base is not None:
+        statement = statement.where(_BOARD.base == _name_of(session, base))
+    rows, next_cursor = fetch_page(
+        session,
+        statement.execution_options(**{VARIED: True}),
+        Order(models.Board.id, models.Board.id, descending=True),
+        query=["boards", task, base],
+        cursor=cursor,
+        limit=limit,
+        position=lambda row: (row.id, row.id),
+    )
+    return Page(items=[_shape(row) for row in rows], next=next_cursor)
+
+
+def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int) -> BoardPage:
+    """A page of a board.
+
+    Raises:
+        NotFoundError: there is no run of this task, by this base model, or with this metric.
+    """
+    chosen = _choose(session, query)
+    by = (
+        select(_SCORE.metric, _SCORE.filter, _SCORE.higher_is_better)
+        .where(_SCORE.board_id == chosen.id)
+        .order_by(_SCORE.run_id.desc(), _SCORE.position)
+        .limit(1)
+    )
+    for column, wanted in ((_SCORE.metric, query.metric), (_SCORE.filter, query.filter)):
+        if wanted is not None:
+            by = by.where(column == wanted)
+    found = session.execute(by).one_or_none()
+    if found is None:
+        scored = select(_SCORE.metric, _SCORE.filter).where(_SCORE.board_id == chosen.id).distinct()
+        known = {f"{metric},{filter_}" for metric, filter_ in session.execute(scored)}
+        asked = f"{query.metric or '*'},{query.filter or '*'}"
+        raise NotFoundError(f"no run of {query.task} has a score {asked}{nearest(asked, known)}")
+    metric, filter_, higher = found
+    statement = (
+        runs.joined()
+        .add_columns(_SCORE.score)
+        .join(models.RunScore.__table__, _SCORE.run_id == _RUN.id)
+        .where(
+            _SCORE.board_id == chosen.id,
+            _SCORE.metric == metric,
+            _SCORE.filter == filter_,
+            _SCORE.score.is_not(None),
+        )
+    )
+    rows, next_cursor = fetch_page(
+        session,
+        statement,
+        Order(models.RunScore.score, models.RunScore.run_id, descending=higher),
+        query=["board", chosen.id, metric, filter_],
+        cursor=cursor,
+        limit=limit,
+        position=lambda row: (row.score, row.id),
+    )
+    items = []
+    for run in runs.shape(session, rows):
+        score = next(each for each in run.scores if (each.metric, each.filter) == (metric, filter_))
+        items.append(BoardEntry(score=score, run=run))
+    return BoardPage(
+        board=_shape(chosen), metric=metric, filter=filter_, higher_is_better=higher, items=items, next=next_cursor
+    )
+
+
+def _choose(session: Session, query: BoardQuery) -> Any:
+    """The row of a board that has a run."""
+    base = _name_of(session, query.base)
+    statement = _boards().where(_BOARD.task == query.task, _BOARD.base == base, _NEWEST.is_not(None))
+    for name in ("task_version", "n_shot", "docs_digest"):
+        wanted = getattr(query, name)
+        if wanted is not None:
+            statement = statement.where(_BOARD[name] == wanted)
+    found = session.execute(statement.order_by(_BOARD.docs.desc(), _NEWEST.desc()).limit(1)).one_or_none()
+    if found is not None:
+        return found
+    tasks = set(session.scalars(select(_RUN.task).where(_RUN.base == base).distinct().limit(1000)))
+    if query.task in tasks:
+        raise NotFoundError(f"no run of {query.task} by {base} has this version, number of shots and documents")
+    raise NotFoundError(f"there is no run of {query.task} by {base}{nearest(query.task, tasks)}")
+
+
+def _name_of(session: Session, base: str) -> str:
+    return base_models.find(session, base).model_id if is_digest(base) else base
+
+
+def _boards() -> Select[*tuple[Any, ...]]:
+    return select(_BOARD.id, *(_BOARD[name] for name in _KEY), _COUNT.label("runs"))
+
+
+def _shape(row: Any) -> Board:
+    return Board(runs=row.runs, **{name: getattr(row, name) for name in _KEY})
