@@ -9,20 +9,22 @@ from typing import Annotated
 import typer
 
 from t2.cli.output import print_json, print_table
-from t2.cli.shelves import AsJson
+from t2.cli.shelves import AsJson, Registry
 from t2.core.comparison import compare_results
 from t2.core.comparison_summary import HEADER, as_json, as_markdown, notes, row, sentence
-from t2.core.errors import ArgumentError, StorageError
+from t2.core.errors import ArgumentError, NotFoundError, StorageError
 from t2.core.files import atomic_write
 from t2.core.results import TaskResult, read_results
 from t2.core.verdicts import Verdict
+from t2.harness.leaderboard import runs_of
+from t2.harness.registry import registry
 
 EXIT_CODES = {Verdict.NO_CHANGE: 0, Verdict.IMPROVED: 0, Verdict.REGRESSED: 1, Verdict.UNDERPOWERED: 3}
 """2 is that of an error, as of every command."""
 
 
 def check(
-    baseline: Annotated[str, typer.Option(help="Results to compare with: a file or folder of lm_eval's.")],
+    baseline: Annotated[str, typer.Option(help="Results to compare with: of lm_eval, a run, or an expert.")],
     candidate: Annotated[str, typer.Option(help="Results to judge.")],
     margin: Annotated[float, typer.Option(help="The largest drop that does not matter: 0.02 is two points.")],
     noise: Annotated[
@@ -38,6 +40,7 @@ def check(
     markdown: Annotated[
         Path | None, typer.Option(help="Write a summary; it goes to $GITHUB_STEP_SUMMARY in any case.")
     ] = None,
+    registry_: Registry = None,
     as_json_: AsJson = False,
 ) -> None:
     """Judge a candidate beside a baseline, document by document.
@@ -45,10 +48,10 @@ def check(
     Exit code 0: IMPROVED or NO CHANGE; 1: REGRESSED; 2: the two cannot be compared; 3: UNDERPOWERED.
     """
     comparison = compare_results(
-        _results(candidate),
-        _results(baseline),
+        _results(candidate, registry_),
+        _results(baseline, registry_),
         margin=margin,
-        noise=[_results(reference) for reference in _repeats(noise or ())],
+        noise=[_results(reference, registry_) for reference in _repeats(noise or ())],
         tasks=task or (),
         metric=metric,
         filter=filter_,
@@ -70,8 +73,16 @@ def check(
     raise typer.Exit(EXIT_CODES[comparison.verdict])
 
 
-def _results(reference: str) -> list[TaskResult]:
-    return read_results(Path(reference).expanduser())
+def _results(reference: str, registry_: str | None) -> list[TaskResult]:
+    """Of a path that is there or can be nothing else; of anything else in the registry."""
+    path = Path(reference).expanduser()
+    if path.exists() or reference.endswith(".json") or reference.startswith((".", "/", "~")):
+        return read_results(path)
+    try:
+        with registry(registry_) as client:
+            return runs_of(client, reference)
+    except NotFoundError as error:
+        raise NotFoundError(f"{reference} is no file or folder here, and: {error}") from error
 
 
 def _repeats(given: list[str] | tuple[()]) -> list[str]:

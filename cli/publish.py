@@ -15,6 +15,7 @@ from t2.core.expertfile import read_expert
 from t2.core.files import atomic_write
 from t2.core.references import ExpertName, Reference, is_name, parse_alias, parse_name, parse_reference
 from t2.harness.catalogue import find_expert
+from t2.harness.leaderboard import require_verdict
 from t2.harness.publishing import push
 from t2.harness.registry import every, fetch, registry
 from t2.registry.names import check_tag
@@ -155,6 +156,14 @@ def _alias(
     delete: Annotated[bool, typer.Option("--delete", help="Remove the alias.")] = False,
     history: Annotated[bool, typer.Option("--history", help="List who moved it, when, from where to where.")] = False,
     reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            "--require-verdict",
+            metavar="MARGIN",
+            help="Move it only where the runs of the version show no drop above this beside the one it points to.",
+        ),
+    ] = None,
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
@@ -166,6 +175,8 @@ def _alias(
         raise ArgumentError("--delete removes one alias: t2 expert alias NAME ALIAS --delete")
     if reason and version is None and not delete:
         raise ArgumentError("--reason is for a change; give a version or --delete")
+    if margin is not None and version is None:
+        raise ArgumentError("--require-verdict is for a move; give the alias and a version")
     if alias is not None:
         parse_alias(alias)
     with registry(registry_) as client:
@@ -195,6 +206,9 @@ def _alias(
             client.delete_alias(expert, alias, reason=reason)
         elif version is not None:
             assert alias is not None
+            if margin is not None and any(one.alias == alias for one in client.list_aliases(expert)):
+                found_so = require_verdict(client, expert, alias, version, margin)
+                reason = f"{reason}; {found_so}" if reason else found_so
             client.set_alias(expert, alias, version, reason=reason)
         aliases = client.list_aliases(expert)
     found = [one for one in aliases if delete or alias in (None, one.alias)]

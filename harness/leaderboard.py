@@ -8,12 +8,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from t2.core.comparison import compare_results
 from t2.core.digests import canonical_json
 from t2.core.errors import ArgumentError, NotFoundError, ResultsError
+from t2.core.references import PRODUCTION, ExpertName, parse_reference
 from t2.core.results import TaskResult, find_results, read_results
 from t2.core.runfile import RunFile, decode_run, encode_run, read_samples
+from t2.core.verdicts import Verdict
+from t2.harness.registry import every
 from t2.registry.client.base import RegistryClient
-from t2.registry.schemas import Run, RunDetail, RunQuery
+from t2.registry.schemas import MAX_PAGE, Run, RunDetail, RunQuery
 
 _RUN = re.compile(r"(?:(?P<namespace>[a-z0-9._-]+)/)?(?P<digest>[0-9a-f]{6,64})")
 
@@ -78,3 +82,60 @@ def fetch_run(client: RegistryClient, text: str) -> TaskResult:
     """
     _, file = fetch_file(client, find_run(client, text))
     return TaskResult(file.run, read_samples(file.samples))
+
+
+def runs_of(client: RegistryClient, text: str) -> list[TaskResult]:
+    """What a run, or the newest runs of an expert by itself, measured.
+
+    Args:
+        text: a run as :func:`find_run` takes it, or an expert: ``team/math@production``, ``team/math@3``, or
+            ``@sha256:…``; a name alone is its alias ``production``. Runs with other experts, or with a control, are not
+            its own.
+
+    Raises:
+        ArgumentError: it names neither, or more than one run.
+        NotFoundError: there is no such run, expert, version or alias, or no run of it.
+        ResultsError: as :func:`fetch_file`.
+    """
+    if _RUN.fullmatch(text):
+        return [fetch_run(client, text)]
+    reference = parse_reference(text)
+    if reference.expert is not None and reference.version is None and reference.alias is None:
+        reference = parse_reference(f"{reference.expert}@{PRODUCTION}")
+    query = RunQuery(expert=str(reference))
+    newest: dict[str, Run] = {}
+    for run in every(lambda cursor: client.list_runs(query, cursor=cursor, limit=MAX_PAGE)):
+        if len(run.experts) == 1 and run.control == "none":
+            newest.setdefault(run.task, run)
+    if not newest:
+        raise NotFoundError(
+            f"{client.location}: there is no run of {reference} by itself; score it, then: t2 leaderboard push"
+        )
+    return [fetch_run(client, newest[task].reference) for task in sorted(newest)]
+
+
+def require_verdict(client: RegistryClient, name: ExpertName, alias: str, version: int, margin: float) -> str:
+    """Check by their newest runs that a version is no worse than the one that an alias points to.
+
+    Every task that the one has runs of, the other must have too.
+
+    Args:
+        margin: the largest drop that does not matter, in the unit of the scores.
+
+    Returns:
+        What was found, for the alias's history.
+
+    Raises:
+        ResultsError: the verdict is neither NO CHANGE nor IMPROVED, or the runs cannot be compared.
+        NotFoundError: one of them does not exist, or has no run.
+    """
+    baseline = runs_of(client, f"{name}@{alias}")
+    tasks = [result.run.task for result in baseline]
+    found = compare_results(runs_of(client, f"{name}@{version}"), baseline, margin=margin, tasks=tasks)
+    told = f"{found.verdict} beside the former one, margin {margin:g}, on {', '.join(tasks)}"
+    if found.verdict not in (Verdict.NO_CHANGE, Verdict.IMPROVED):
+        raise ResultsError(
+            f"{name}@{alias} was not moved: version {version} is {told}; see t2 leaderboard check "
+            f"--baseline {name}@{alias} --candidate {name}@{version} --margin {margin:g}"
+        )
+    return told

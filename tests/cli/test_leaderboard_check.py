@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from t2.core.digests import sha256_file
 from t2.core.verdicts import Verdict
 from tests.cli.here import Here
 from tests.results import Evaluated, change_json, change_lines
@@ -81,3 +83,62 @@ def test_repeats_are_joined_by_a_plus_sign(evaluated: Evaluated, here: Here, cop
     assert "is no repeat of the first" in refused(
         here, evaluated.hf, copy, "--task", "tiny_choice", "--noise", f"{evaluated.hf}+{evaluated.expert}"
     )
+
+
+def test_runs_and_experts_of_the_registry_are_compared_like_files(
+    evaluated: Evaluated, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T2_REGISTRY_URL", str(tmp_path / "registry"))
+    here("expert", "push", evaluated.experts / "alpha.safetensors", "team/alpha", "--alias", "production")
+    only = ("--margin", "0.02", "--task", "tiny_choice")
+    compare = ("leaderboard", "check", *only, "--baseline", evaluated.hf, "--candidate")
+    assert "there is no run of team/alpha@production by itself" in here.refused(*compare, "team/alpha")
+    runs = here.json("leaderboard", "push", evaluated.expert)
+    here("leaderboard", "push", evaluated.mixed)
+    (run,) = [each for each in runs if each["task"] == "tiny_choice"]
+    by_file = here.json(*compare, evaluated.expert)
+    for reference in ("team/alpha", "team/alpha@1", run["digest"][:12], f"default/{run['digest']}"):
+        assert here.json(*compare, reference) == by_file
+    assert "team/beta" in here.refused(*compare, "team/beta@production")
+    assert "no alias" in here.refused(*compare, "team/alpha@staging")
+    assert "outputs is no file or folder here, and: " in here.refused(*compare, "outputs")
+    assert "there is no run abcdef" in here.refused(*compare, "abcdef")
+
+
+def test_moving_an_alias_can_require_a_verdict(
+    evaluated: Evaluated, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T2_REGISTRY_URL", str(tmp_path / "registry"))
+    for name in ("alpha", "beta"):
+        here("expert", "push", evaluated.experts / f"{name}.safetensors", "team/math")
+    # Nothing to compare with yet.
+    here("expert", "alias", "team/math", "production", 1, "--require-verdict", "0.02")
+    move = ("expert", "alias", "team/math", "production", 2, "--require-verdict")
+    assert "there is no run of team/math@production by itself" in here.refused(*move, "0.02")
+    for name, digest in (("one", "alpha"), ("two", "beta")):
+        results = Path(shutil.copytree(evaluated.expert, tmp_path / name))
+        keep_one_task(results, sha256_file(evaluated.experts / f"{digest}.safetensors"))
+        here("leaderboard", "push", results)
+    refusal = here.refused(*move, "0.02")
+    assert "team/math@production was not moved: version 2 is UNDERPOWERED" in refusal
+    (alias,) = here.json("expert", "alias", "team/math", "production")
+    assert alias["version"] == 1
+    (alias,) = here.json(*move, "0.9", "--reason", "tried")
+    assert alias["version"] == 2
+    last = here.json("expert", "alias", "team/math", "production", "--history")[0]
+    assert last["reason"] == "tried; NO CHANGE beside the former one, margin 0.9, on tiny_choice"
+    assert "--require-verdict is for a move" in here.refused("expert", "alias", "team/math", "--require-verdict", "0.1")
+
+
+def keep_one_task(folder: Path, digest: str) -> None:
+    """Results of tiny_choice alone, by an expert with this digest."""
+
+    def change(results: dict[str, Any]) -> None:
+        for other in ("tiny_rolling", "tiny_text"):
+            del results["configs"][other]
+        told = results["config"]["t2"]
+        told["records"] = [{**each} for each in told["records"] if each["task"] == "tiny_choice"]
+        for each in (told, *told["records"]):
+            each["experts"] = [{**expert, "digest": digest} for expert in each["experts"]]
+
+    change_json(folder, change)
