@@ -7,6 +7,7 @@ the first line names. Whoever reads such a file believes nothing in it that can 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pydantic
@@ -125,7 +126,7 @@ def _read_samples(data: bytes, source: str) -> tuple[dict[str, list[float]], lis
     prompts: list[list[str]] = []
     if not data.endswith(b"\n"):
         raise ResultsError(f"{source}: it is cut, or has no samples")
-    for number, line in enumerate(data[:-1].split(b"\n"), start=2):
+    for number, line in enumerate(_lines(data), start=2):
         try:
             sample = Sample.model_validate_json(line)
         except pydantic.ValidationError as error:
@@ -142,3 +143,12 @@ def _read_samples(data: bytes, source: str) -> tuple[dict[str, list[float]], lis
         for key, value in sample.scores.items():
             values.setdefault(key, []).append(value)
     return values, docs, prompts
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    """The lines of what ends with one, one at a time: all at once would be the file in memory once more."""
+    start = 0
+    while start < len(data):
+        end = data.index(b"\n", start)
+        yield data[start:end]
+        start = end + 1
