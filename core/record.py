@@ -138,7 +138,10 @@ class Preselected(_Frozen):
 
 
 class Preselection(_Frozen):
-    """Which experts a search began with: of how many, the chosen ones from the best on, and the evaluations it cost."""
+    """Of how many experts the chosen ones, from the best on, and the evaluations it cost.
+
+    Those that a search began with; the one that ``adapt=best`` took.
+    """
 
     of: int
     experts: tuple[Preselected, ...]

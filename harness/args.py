@@ -22,10 +22,12 @@ Kind = Literal[
     "choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "level", "file", "count", "budget"
 ]
 
-EXPERTS = ("expert", "mix", "prompt", "classifier", "cem", "auto")
+EXPERTS = ("expert", "mix", "best", "prompt", "classifier", "cem", "auto")
 """Strategies that use experts."""
 MIXTURES = ("mix", "cem", "auto")
 """Strategies whose coefficients need not sum to 1."""
+LABELLED = ("best", "cem", "auto")
+"""Strategies that see labelled docs."""
 SEARCHING = ("cem", "auto")
 """Strategies that search mixtures on labelled docs."""
 DISPATCHING = ("prompt", "classifier", "auto")
@@ -61,8 +63,8 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     "adapt": ArgSpec(
         "choice",
         "none",
-        "the base, one expert, a mixture, dispatch of prompts, few-shot search, the best of these, or a PEFT adapter",
-        ("none", "expert", "mix", "prompt", "classifier", "cem", "auto", "peft"),
+        "the base, one expert, a mixture, the best expert, dispatch, few-shot search, one of these, or a PEFT adapter",
+        ("none", "expert", "mix", "best", "prompt", "classifier", "cem", "auto", "peft"),
     ),
     "peft": ArgSpec("file", None, "for adapt=peft: the folder of an adapter of PEFT", strategies=("peft",)),
     "experts": ArgSpec(
@@ -88,11 +90,11 @@ MODEL_ARGS: dict[str, ArgSpec] = {
     ),
     "control_seed": ArgSpec("integer", 0, "seed of the control", strategies=EXPERTS),
     "shots": ArgSpec(
-        "integer", 10, "adaptation docs drawn from the task's pool; 3 with light", low=1, strategies=SEARCHING
+        "integer", 10, "adaptation docs drawn from the task's pool; 3 with light", low=1, strategies=LABELLED
     ),
-    "adapt_seed": ArgSpec("integer", 0, "seed of the drawing and of the search", strategies=SEARCHING),
-    "metric": ArgSpec("text", None, "metric of the objective; by default the task's first", strategies=SEARCHING),
-    "filter": ArgSpec("text", None, "filter of the objective; by default the task's first", strategies=SEARCHING),
+    "adapt_seed": ArgSpec("integer", 0, "seed of the drawing and of the search", strategies=LABELLED),
+    "metric": ArgSpec("text", None, "metric of the objective; by default the task's first", strategies=LABELLED),
+    "filter": ArgSpec("text", None, "filter of the objective; by default the task's first", strategies=LABELLED),
     "search": ArgSpec(
         "choice",
         "cem",
@@ -116,7 +118,7 @@ MODEL_ARGS: dict[str, ArgSpec] = {
         "flag",
         False,
         "3 shots and 10 generations (the paper's Table 10), unless these are given",
-        strategies=SEARCHING,
+        strategies=LABELLED,
     ),
     "budget": ArgSpec(
         "budget", NO_BUDGET, "what a search may spend: evaluations (200) or time (60s, 5m, 1h)", strategies=SEARCHING

@@ -15,27 +15,26 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.utils import simple_parse_args_string
 
-from t2.adapters.peft_folder import read_folder
+from t2.adapters.expert import Expert, Z
+from t2.adapters.peft_folder import PeftFolder, read_folder
 from t2.adapters.strategies import STRATEGIES, Choice
 from t2.adapters.strategies.dispatch import asked_of
 from t2.core.digests import digest_of, doc_hash
-from t2.core.errors import ArgumentError, ModelError, StorageError, TaskError
+from t2.core.errors import ArgumentError, StorageError, TaskError
 from t2.core.files import check_writable
-from t2.core.manifest import BaseModelRef
 from t2.core.record import AdaptationRecord, ExpertRef, Timing, UsedMixture
 from t2.harness import compat, excepthook, peft_adapter, store, summary
 from t2.harness.adaptation import Runtime, TaskAdaptation, check_all_move, check_experts_move, check_moved, moves
 from t2.harness.args import Settings, parse_args
-from t2.harness.base import base_id, dtype_of, open_base, open_engine
+from t2.harness.base import dtype_of
 from t2.harness.compat import Evaluation
 from t2.harness.experts import prepare_classifier, prepare_experts, read_experts
 from t2.harness.mixed import answer_in_rows
+from t2.harness.opened import Opened, open_model
 from t2.harness.pool import Pool, carved, find_pool
-from t2.harness.workers import start_workers
 
 RequestType = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 _CACHE_KEY = "t2-identity"
-_NO_FINGERPRINT = "0" * 64
 
 _log = logging.getLogger(__name__)
 
@@ -72,44 +71,56 @@ class T2LM(LM):  # type: ignore[misc]
 
     def __init__(self, **model_args: Any) -> None:
         super().__init__()
-        self.settings: Settings = parse_args(model_args)
-        if self.settings.record is not None:
-            check_writable(self.settings.record)
-        strategy = STRATEGIES[self.settings.adapt]()
-        named = self.settings.experts
-        read = (
-            read_experts(named, self.settings.adapt, self.settings.registry)
-            if strategy.needs_experts and named is not None
-            else None
-        )
-        self._adapter = read_folder(self.settings.peft) if self.settings.peft is not None else None
-        hf = dict(self.settings.hf)
-        pretrained = hf.pop("pretrained", None)
-        self.inner = open_base(pretrained, self.settings.engine, **hf)
+        settings = parse_args(model_args)
+        read = _read_before(settings)
+        adapter = read_folder(settings.peft) if settings.peft is not None else None
+        self._begin(settings, read, open_model(settings), adapter)
+
+    @classmethod
+    def sharing(cls, opened: Opened, model_args: Mapping[str, Any]) -> T2LM:
+        """Build a model over a base that is loaded already, from the arguments that loading it would take too.
+
+        Only one of the models that share a base may be in an evaluation at a time.
+
+        Raises:
+            T2Error: as for the constructor; or the arguments mean another base, or an adapter of PEFT, which stays in
+                the model that it is put into.
+        """
+        settings = parse_args(model_args)
+        if not opened.serves(settings):
+            raise ArgumentError(f"model_args name another model than {opened.base.id}, which is loaded; load that one")
+        if settings.adapt == "peft":
+            raise ArgumentError("adapt=peft changes the model that is loaded, so it cannot be shared; run it by itself")
+        lm = cls.__new__(cls)
+        LM.__init__(lm)
+        lm._begin(settings, _read_before(settings), opened)
+        return lm
+
+    def _begin(
+        self, settings: Settings, read: list[Expert] | None, opened: Opened, adapter: PeftFolder | None = None
+    ) -> None:
+        self.settings = settings
+        self.inner, self.base = opened.inner, opened.base
         self.MULTIMODAL = bool(getattr(self.inner, "MULTIMODAL", False))
-        # A search must not put its candidates' answers into the user's cache.
-        self.inner.set_cache_hook(CacheHook(None))
-        name = base_id(pretrained, hf.get("gguf_file"))
-        revision = str(hf["revision"]) if hf.get("revision") is not None else None
+        self._adapter = adapter
+        self._answers = opened.answers
         self._runtime: Runtime | None = None
-        try:
-            engine = open_engine(self.inner, name, revision, self.settings.batch, self.settings.moe)
-        except ModelError:
-            if strategy.needs_experts:
-                raise
-            self.base = BaseModelRef(id=name, revision=revision, fingerprint=_NO_FINGERPRINT)
-        else:
-            experts = (
-                prepare_experts(self.settings, read, engine.base, engine.ranks()) if strategy.needs_experts else []
-            )
-            classifier = prepare_classifier(self.settings, read, engine.base, engine.ranks())
-            if self.settings.adapt in ("prompt", "classifier"):
+        needs_experts = STRATEGIES[settings.adapt]().needs_experts
+        engine = opened.engine
+        if engine is None and needs_experts:
+            assert opened.unadaptable is not None
+            raise opened.unadaptable
+        if engine is not None:
+            experts = prepare_experts(settings, read, engine.base, engine.ranks()) if needs_experts else []
+            classifier = prepare_classifier(settings, read, engine.base, engine.ranks())
+            if settings.adapt in ("prompt", "classifier"):
                 asked_of(experts, classifier)
-            pool = start_workers(self.settings, engine) if strategy.needs_experts and self.settings.workers else None
-            self._runtime = Runtime(self.inner, engine, tuple(experts), self.settings, classifier, pool=pool)
-            self.base = engine.base
-        if self._adapter is not None:
-            peft_adapter.adapt(self.inner, self._adapter, self.base)
+            pool = opened.workers() if needs_experts and settings.workers else None
+            self._runtime = Runtime(
+                self.inner, engine, tuple(experts), settings, classifier, memory=opened.memory, pool=pool
+            )
+        if adapter is not None:
+            peft_adapter.adapt(self.inner, adapter, self.base)
         self.records: list[AdaptationRecord] = []
         self._paths: dict[str, Any] = {}
         self._run: _Run | None = None
@@ -177,9 +188,8 @@ class T2LM(LM):  # type: ignore[misc]
 
     def _answer(self, kind: RequestType, requests: list[Instance]) -> Any:
         if not STRATEGIES[self.settings.adapt]().needs_experts:
-            start = time.perf_counter()
-            as_it_came = self._ask(kind, requests)
-            self._spent(requests, time.perf_counter() - start)
+            as_it_came, seconds = self._answered(kind, requests, None, contextlib.nullcontext())
+            self._spent(requests, seconds)
             return as_it_came
         run = self._prepare(requests)
         groups: dict[tuple[tuple[str, float], ...], list[int]] = {}
@@ -201,10 +211,8 @@ class T2LM(LM):  # type: ignore[misc]
         with self._runtime.engine.switching(experts, [choice.z for choice in choices.values()]):
             for key, indices in groups.items():
                 own = requests if len(groups) == 1 else [requests[i] for i in indices]
-                start = time.perf_counter()
-                with self._mixed(choices[key]):
-                    found = self._ask(kind, own)
-                self._spent(own, time.perf_counter() - start)
+                found, seconds = self._answered(kind, own, choices[key].z, self._mixed(choices[key]))
+                self._spent(own, seconds)
                 for i, answer in zip(indices, found, strict=True):
                     answers[i] = answer
         return answers
@@ -245,6 +253,22 @@ class T2LM(LM):  # type: ignore[misc]
                         f"--use_cache: tasks {other} and {name} ask the same under different mixtures, which the cache "
                         "cannot tell apart; run them one by one with a file each"
                     )
+
+    def _answered(
+        self, kind: RequestType, requests: list[Instance], z: Z | None, mixed: contextlib.AbstractContextManager[None]
+    ) -> tuple[list[Any], float]:
+        """Answers under a mixture, and the seconds they took; what the user's cache of lm-eval sees is asked anew."""
+
+        def ask() -> list[Any]:
+            with mixed:
+                found: list[Any] = self._ask(kind, requests)
+                return found
+
+        if self._answers is not None and self.cache_hook.dbdict is None:
+            return self._answers.ask(kind, requests, z, ask)
+        start = time.perf_counter()
+        answers = ask()
+        return answers, time.perf_counter() - start
 
     def _ask(self, kind: RequestType, requests: list[Instance]) -> Any:
         self.inner.set_cache_hook(self.cache_hook)
@@ -523,6 +547,15 @@ class T2LM(LM):  # type: ignore[misc]
 
 def _label(choice: Choice) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in choice.alpha.items())
+
+
+def _read_before(settings: Settings) -> list[Expert] | None:
+    """What can be read and checked before a model is loaded: named experts, and the place of the records."""
+    if settings.record is not None:
+        check_writable(settings.record)
+    if settings.experts is None or not STRATEGIES[settings.adapt]().needs_experts:
+        return None
+    return read_experts(settings.experts, settings.adapt, settings.registry)
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[
     if not drawn:
         raise TaskError(
             f"task {docs.name}: none of the {len(pool.docs)} docs of its adaptation pool ({pool.split}) has a label; "
-            "adapt=cem and auto need labels, use expert, mix, prompt or classifier"
+            "adapt=best, cem and auto need labels, use expert, mix, prompt or classifier"
         )
     raise TaskError(
         f"task {docs.name}: shots={shots} exceeds the {len(drawn)} labelled docs of its adaptation pool "

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from t2.adapters.strategies.auto import AutoStrategy
 from t2.adapters.strategies.base import Choice, DomainPrompts, Job, Options, Plan, Score, Scorer, Strategy
+from t2.adapters.strategies.best import BestStrategy
 from t2.adapters.strategies.classifier import ClassifierStrategy
 from t2.adapters.strategies.expert import ExpertStrategy
 from t2.adapters.strategies.few_shot import FewShotStrategy
@@ -17,6 +18,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "none": NoneStrategy,
     "expert": ExpertStrategy,
     "mix": MixStrategy,
+    "best": BestStrategy,
     "prompt": PromptStrategy,
     "classifier": ClassifierStrategy,
     "cem": FewShotStrategy,

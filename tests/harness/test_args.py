@@ -129,7 +129,7 @@ def test_hf_arguments_are_passed_on_and_named_by_its_signature() -> None:
         ({"shots": 0}, "shots=0 must be at least 1"),
         ({"shots": 2.5}, "shots=2.5 must be a whole number"),
         ({"adapt_seed": 10**400}, "must be a whole number"),
-        ({"experts": "a"}, "experts=a has no effect with adapt=none, it is for adapt=expert or mix or prompt"),
+        ({"experts": "a"}, "experts=a has no effect with adapt=none, it is for adapt=expert or mix or best or prompt"),
         ({"control": "shuffle"}, "control=shuffle has no effect with adapt=none"),
         ({"layers": "0-99999999999"}, "not of the form 0-15+20"),
         ({"shots": True}, "shots=True must be a whole number"),

@@ -39,6 +39,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"adapt": "none"},
     {"adapt": "expert", "experts": "alpha"},
     {"adapt": "mix"},
+    {"adapt": "best", "shots": 6},
     {"adapt": "prompt"},
     SEARCH,
     {**SEARCH, "adapt": "auto"},
@@ -404,7 +405,7 @@ def test_the_identity_tells_models_apart(tiny_folder: Path, experts: str) -> Non
     identities.append(make(tiny_folder, adapt="expert", experts="alpha", control="shuffle").identity()["digest"])
     identities.append(make(tiny_folder, adapt="expert", experts="beta").identity()["digest"])
     assert len(set(identities)) == len(identities)
-    assert make(tiny_folder, **SEARCH).identity()["digest"] == identities[4]
+    assert make(tiny_folder, **SEARCH).identity()["digest"] == identities[STRATEGIES.index(SEARCH)]
 
 
 def test_the_cache_of_answers_serves_the_same_model_only(tiny_folder: Path, experts: str, tmp_path: Path) -> None:
