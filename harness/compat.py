@@ -7,11 +7,12 @@ model is told the final tasks and flags before any request is made.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType
@@ -103,6 +104,24 @@ def watch() -> None:
 
     evaluate._t2 = True  # type: ignore[attr-defined]
     lm_eval.evaluator.evaluate = evaluate
+
+
+@contextlib.contextmanager
+def described_once() -> Iterator[None]:
+    """Inside, lm-eval describes the machine once, which takes a second, and not for each of several results."""
+    describe = lm_eval.evaluator.add_env_info
+    known: dict[str, Any] = {}
+
+    def add(storage: dict[str, Any]) -> None:
+        if not known:
+            describe(known)
+        storage.update(known)
+
+    lm_eval.evaluator.add_env_info = add
+    try:
+        yield
+    finally:
+        lm_eval.evaluator.add_env_info = describe
 
 
 def in_command_line() -> bool:

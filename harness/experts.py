@@ -59,6 +59,33 @@ def read_experts(names: Sequence[str], adapt: str = "expert", where: str | None 
     return distinct(experts)
 
 
+def value_of(expert: Expert) -> str | None:
+    """What ``experts=`` takes for an expert that was found by default: its name on this machine, else its version."""
+    for name, path in known_experts().items():
+        if sha256_file(path) == expert.digest:
+            return name
+    return expert.reference
+
+
+def read_values(names: Sequence[str], where: str | None = None) -> list[tuple[str, Expert]]:
+    """Read named experts and classifiers, each with a value of ``experts=`` that means it alone.
+
+    A folder of many becomes its files, an alias the version that it points to now.
+
+    Raises:
+        T2Error: as :func:`read_experts`.
+    """
+    read_experts(names, "auto", where)
+    values: list[str] = []
+    experts: list[Expert] = []
+    for name in names:
+        found = _found(name, where)
+        files = find_files(name) if len(found) > 1 else []
+        values += [str(path) for _, path in files] or [_pinned(name, expert) for _, expert in found]
+        experts += [expert for _, expert in found]
+    return list(zip(values, distinct(experts), strict=True))
+
+
 def prepare_classifier(
     settings: Settings, read: Sequence[Expert] | None, base: BaseModelRef, ranks: Mapping[str, int]
 ) -> Expert | None:
@@ -187,6 +214,11 @@ def read_content(digest: str, where: str | None = None) -> Expert:
         if sha256_file(path) == digest:
             return load_expert(path)
     return _fetched(f"@sha256:{digest}", where)
+
+
+def _pinned(name: str, expert: Expert) -> str:
+    local = name in known_experts() or Path(name).expanduser().exists()
+    return name if local or expert.reference is None else expert.reference
 
 
 def _from_file(name: str, path: Path) -> Expert:

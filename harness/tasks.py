@@ -60,36 +60,82 @@ def tasks_folder() -> Path:
     return Path(__file__).parent.parent / "tasks_yaml"
 
 
+class TaskSource:
+    """Tasks by name: t2's, those of ``include_path``, and lm-eval's; what names what is looked up once.
+
+    Args:
+        include_path: a folder of further task definitions.
+        metadata: goes to every task, as the model_args do in a run of lm-eval.
+
+    Raises:
+        TaskError: ``include_path`` is not a folder.
+    """
+
+    def __init__(self, include_path: str | Path | None = None, metadata: Mapping[str, Any] | None = None) -> None:
+        if include_path is not None and not Path(include_path).is_dir():
+            raise TaskError(
+                f"include_path={include_path} is not a folder; name the one that holds the tasks' YAML files"
+            )
+        self._paths: list[str | Path] = [path for path in (tasks_folder(), include_path) if path is not None]
+        self._metadata = dict(metadata or {})
+        self._managers: dict[bool, TaskManager] = {}
+
+    def load(self, name: str) -> Task:
+        """One task, loaded anew.
+
+        Raises:
+            TaskError: no such task, it is a group, or it cannot be loaded.
+            DataError: the task's data is absent or malformed.
+        """
+        tasks = self._load(name)
+        if len(tasks) != 1:
+            raise TaskError(f"{name} is a group of {len(tasks)} tasks; name one of {', '.join(sorted(tasks)[:10])}")
+        task: Task = next(iter(tasks.values()))
+        return task
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """The names of the tasks that a name stands for: itself, or those of a group.
+
+        Raises:
+            TaskError: there is none, or one of them cannot be loaded.
+        """
+        return tuple(self._load(name))
+
+    def _load(self, name: str) -> dict[str, Task]:
+        # lm-eval's own folder takes seconds to read.
+        manager = self._manager(False)
+        if name not in manager.task_index:
+            manager = self._manager(True)
+        if name not in manager.task_index:
+            raise TaskError(f"task {name} does not exist{nearest(name, manager.all_tasks)}")
+        try:
+            return dict(manager.load([name])["tasks"])
+        except T2Error:
+            raise
+        except Exception as error:  # a task's own code, or its data source, may raise anything
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, T2Error):
+                cause = cause.__cause__ or cause.__context__
+            if cause is not None:
+                raise cause from None
+            raise TaskError(f"task {name} could not be loaded: {type(error).__name__}: {error}") from error
+
+    def _manager(self, defaults: bool) -> TaskManager:
+        if defaults not in self._managers:
+            self._managers[defaults] = TaskManager(
+                include_path=self._paths, include_defaults=defaults, metadata=self._metadata
+            )
+        return self._managers[defaults]
+
+
 def load_task(name: str, *, include_path: str | Path | None = None, metadata: Mapping[str, Any] | None = None) -> Task:
-    """Load one task by name: one of t2's, of ``include_path``, or of lm-eval.
+    """Load one task by name; see :class:`TaskSource`.
 
     Raises:
         TaskError: no such task, it is a group, or it cannot be loaded.
         DataError: the task's data is absent or malformed.
     """
-    if include_path is not None and not Path(include_path).is_dir():
-        raise TaskError(f"include_path={include_path} is not a folder; name the one that holds the tasks' YAML files")
-    paths: list[str | Path] = [path for path in (tasks_folder(), include_path) if path is not None]
-    manager = TaskManager(include_path=paths, include_defaults=False, metadata=dict(metadata or {}))
-    if name not in manager.task_index:
-        manager = TaskManager(include_path=paths, metadata=dict(metadata or {}))
-    if name not in manager.task_index:
-        raise TaskError(f"task {name} does not exist{nearest(name, manager.all_tasks)}")
-    try:
-        tasks = manager.load([name])["tasks"]
-    except T2Error:
-        raise
-    except Exception as error:  # a task's own code, or its data source, may raise anything
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, T2Error):
-            cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            raise cause from None
-        raise TaskError(f"task {name} could not be loaded: {type(error).__name__}: {error}") from error
-    if len(tasks) != 1:
-        raise TaskError(f"{name} is a group of {len(tasks)} tasks; name one of {', '.join(sorted(tasks)[:10])}")
-    task: Task = next(iter(tasks.values()))
-    return task
+    return TaskSource(include_path, metadata).load(name)
 
 
 def encode_pair(lm: HFLM, context: str, continuation: str) -> tuple[list[int], list[int]]:
