@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2.cli import basis, data, evaluate, expert, leaderboard, registry, train
+from t2.cli import basis, compare, data, evaluate, expert, leaderboard, registry, rerun, train
 from t2.cli.output import print_error
 from t2.core.errors import T2Error
 
@@ -45,7 +45,7 @@ def _program(
     pass
 
 
-for _command in (evaluate, data, expert, registry, leaderboard, train, basis):
+for _command in (evaluate, compare, rerun, data, expert, registry, leaderboard, train, basis):
     _command.add_to(app)
 
 
