@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     if not args.device.startswith("cuda"):
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     from t2.harness.base import open_base
     from t2.harness.model import T2LM
@@ -62,7 +63,14 @@ def run(args: argparse.Namespace) -> list[Row]:
         own = time.perf_counter() - start
 
         def evaluate(model: Any) -> Any:
-            return simple_evaluate(model, tasks=[load_task(_TASK)], limit=limit, bootstrap_iters=0)
+            return simple_evaluate(
+                model,
+                tasks=[load_task(_TASK)],
+                task_manager=TaskManager(include_defaults=False),
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=False,
+            )
 
         (ours, other), results = in_turn([lambda: evaluate(lm), lambda: evaluate(theirs)], args.repeats, args.device)
         lm.inner.close()
