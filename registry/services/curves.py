@@ -4,27 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from operator import itemgetter
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, Select, bindparam, func, select
+from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from t2.core.curve import CurvePoint
 from t2.core.errors import ConflictError, InvalidRequestError, TooLargeError
 from t2.core.references import ExpertName
 from t2.registry.db import models
-from t2.registry.db.lookups import columns
+from t2.registry.db.lookups import any_of, columns
 from t2.registry.names import check_points
 from t2.registry.schemas import Curve
 from t2.registry.services import audit, experts, versions
 from t2.registry.services.actor import Actor, Limits
 
 _FIELDS = tuple(CurvePoint.model_fields)
-_STEP, _SPLIT, _REWARD = (_FIELDS.index(name) for name in ("step", "split", "reward"))
 _SPLITS = ("train", "validation")
 _POINT = columns(models.CurvePoint)
+_OF_VERSION = _POINT.version_id == bindparam("version")
+_PAIRS = select(_POINT.split, _POINT.step, _POINT.reward).where(_OF_VERSION).order_by(_POINT.step)
+_ARRAYS = (
+    select(
+        _POINT.split,
+        *(
+            func.array_agg(postgresql.aggregate_order_by(column, _POINT.step))
+            for column in (_POINT.step, _POINT.reward)
+        ),
+    )
+    .where(_OF_VERSION)
+    .group_by(_POINT.split)
+)
+_CHOSEN = (
+    select(*(_POINT[field] for field in _FIELDS))
+    .where(_OF_VERSION, or_(*((_POINT.split == name) & any_of(_POINT.step, name) for name in _SPLITS)))
+    .order_by(_POINT.step, _POINT.split)
+)
 _POINTS = TypeAdapter(tuple[CurvePoint, ...])
 MIN_POINTS = 3
 
@@ -81,17 +98,35 @@ def check_wanted(split: str | None, points: int | None) -> None:
 
 def curve(reader: Session | Connection, version_id: int, split: str | None, points: int | None) -> Curve:
     """A curve, whole or downsampled split by split."""
-    rows = _rows(reader, version_id, split)
-    total = len(rows)
-    if points is not None:
-        parts: dict[str, list[Row[*tuple[Any, ...]]]] = {each: [] for each in _SPLITS}
-        for row in rows:
-            parts[row[_SPLIT]].append(row)
-        rows = [
-            part[i] for part in parts.values() for i in downsample([(row[_STEP], row[_REWARD]) for row in part], points)
-        ]
-        rows.sort(key=itemgetter(_STEP, _SPLIT))
-    return Curve(points=_points(rows), total=total)
+    if points is None:
+        rows = _rows(reader, version_id, split)
+        return Curve(points=_points(rows), total=len(rows))
+    outline = _outline(reader, version_id, split)
+    kept = {name: [steps[i] for i in downsample(steps, rewards, points)] for name, steps, rewards in outline}
+    chosen = {"version": version_id, **{name: kept.get(name, []) for name in _SPLITS}}
+    return Curve(
+        points=_points(reader.execute(_CHOSEN, chosen).all()), total=sum(len(steps) for _, steps, _ in outline)
+    )
+
+
+def _outline(
+    reader: Session | Connection, version_id: int, split: str | None
+) -> list[tuple[str, Sequence[int], Sequence[float]]]:
+    """Steps and rewards of each split, by step: what decides which points are kept.
+
+    On PostgreSQL they come as arrays. The rows of a curve of 20,000 points take ten times as long to read, and all else
+    that the process does waits.
+    """
+    dialect = reader.get_bind().dialect if isinstance(reader, Session) else reader.dialect
+    if dialect.name == "postgresql":
+        rows = reader.execute(_ARRAYS, {"version": version_id}).all()
+        found = {row[0]: (row[1], row[2]) for row in rows}
+    else:
+        found = {name: ([], []) for name in _SPLITS}
+        for name, step, reward in reader.execute(_PAIRS, {"version": version_id}):
+            found[name][0].append(step)
+            found[name][1].append(reward)
+    return [(name, *found[name]) for name in _SPLITS if name in found and split in (None, name)]
 
 
 def count(session: Session, version_id: int) -> int:
@@ -99,19 +134,19 @@ def count(session: Session, version_id: int) -> int:
     return session.scalar(select(func.count()).where(models.CurvePoint.version_id == version_id)) or 0
 
 
-def downsample(points: Sequence[tuple[float, float]], wanted: int) -> list[int]:
+def downsample(xs: Sequence[float], ys: Sequence[float], wanted: int) -> list[int]:
     """Which points keep a curve's shape: largest triangle three buckets.
 
     Steinarsson, "Downsampling Time Series for Visual Representation", University of Iceland 2013, section 4.2.
 
     Args:
-        points: x and y, by x.
+        xs, ys: the points, by x.
         wanted: how many to keep, at least 3; the first and the last are always kept.
 
     Returns:
-        Their positions in ``points``.
+        Their positions.
     """
-    count = len(points)
+    count = len(xs)
     if count <= wanted:
         return list(range(count))
     # A bucket has few points as a rule, for which plain loops are faster than arrays.
@@ -119,12 +154,14 @@ def downsample(points: Sequence[tuple[float, float]], wanted: int) -> list[int]:
     kept = [0]
     for i in range(wanted - 2):
         start, stop = edges[i], edges[i + 1]
-        following = points[stop : edges[i + 2] if i + 2 < len(edges) else count]
-        next_x = sum(x for x, _ in following) / len(following)
-        next_y = sum(y for _, y in following) / len(following)
-        last_x, last_y = points[kept[-1]]
+        beyond = edges[i + 2] if i + 2 < len(edges) else count
+        next_x, next_y = (sum(values[stop:beyond]) / (beyond - stop) for values in (xs, ys))
+        last_x, last_y = xs[kept[-1]], ys[kept[-1]]
         width, height = last_x - next_x, next_y - last_y
-        areas = [abs(width * (y - last_y) - (last_x - x) * height) for x, y in points[start:stop]]
+        areas = [
+            abs(width * (y - last_y) - (last_x - x) * height)
+            for x, y in zip(xs[start:stop], ys[start:stop], strict=True)
+        ]
         kept.append(start + areas.index(max(areas)))
     return [*kept, count - 1]
 
@@ -143,7 +180,7 @@ def _rows(
 
 @cache
 def _selection(of_split: bool, of_steps: bool) -> Select[*tuple[Any, ...]]:
-    statement = select(*(_POINT[field] for field in _FIELDS)).where(_POINT.version_id == bindparam("version"))
+    statement = select(*(_POINT[field] for field in _FIELDS)).where(_OF_VERSION)
     if of_split:
         statement = statement.where(_POINT.split == bindparam("split"))
     if of_steps:

@@ -98,12 +98,11 @@ def test_a_cursor_with_a_character_that_no_database_holds(service: Service) -> N
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=60), st.integers(3, 20))
 def test_downsampling(rewards: list[float], wanted: int) -> None:
-    points = [(3.0 * step, reward) for step, reward in enumerate(rewards)]
-    kept = downsample(points, wanted)
-    assert len(kept) == min(len(points), wanted)
+    kept = downsample([3.0 * step for step in range(len(rewards))], rewards, wanted)
+    assert len(kept) == min(len(rewards), wanted)
     assert kept == sorted(set(kept))
-    if points:
-        assert (kept[0], kept[-1]) == (0, len(points) - 1)
+    if rewards:
+        assert (kept[0], kept[-1]) == (0, len(rewards) - 1)
 
 
 def test_a_curve_grows_to_its_limit_in_any_order(service: Service) -> None:
