@@ -19,6 +19,7 @@ from t2.harness.evaluating import RunForm
 from tests.harness import tiny
 
 SEARCH = {"shots": 6, "population": 5, "generations": 2}
+SMALL = "base,mix,cem"
 TASKS: Mapping[str, Callable[..., Task]] = {"tiny_choice": tiny.choice_task, "tiny_text": tiny.text_task}
 
 
@@ -57,7 +58,7 @@ def main() -> None:
         finish(self, cell, result)
 
     GridFolder.finish = stopping  # type: ignore[method-assign]
-    run(request(Path(folder)), Path(output))
+    run(request(Path(folder), SMALL), Path(output))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from t2.harness.compare.running import run
 from t2.harness.model import T2LM
 from t2.harness.pool import find_pool
 from tests.harness import tiny
-from tests.harness.compare.grids import request
+from tests.harness.compare.grids import SMALL, request
 
 ROOT = Path(__file__).parents[3]
 LABELS = ("code", "math", "others", "reasoning")
@@ -72,14 +72,14 @@ def test_each_cell_is_what_lm_eval_gives_for_its_model_args(
 def test_a_killed_grid_goes_on_and_other_settings_are_refused(
     tiny_folder: Path, experts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-m", "tests.harness.compare.grids", str(tiny_folder), str(tmp_path / "grid"), "9"]
+    command = [sys.executable, "-m", "tests.harness.compare.grids", str(tiny_folder), str(tmp_path / "grid"), "4"]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     told: list[str] = []
-    found = run(request(tiny_folder), tmp_path / "grid", told.append).cells
-    assert told[0] == "30 cells on tiny_choice (12 docs), tiny_text (12 docs), of which 8 are found again"
+    found = run(request(tiny_folder, SMALL), tmp_path / "grid", told.append).cells
+    assert told[0] == "10 cells on tiny_choice (12 docs), tiny_text (12 docs), of which 3 are found again"
     monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "another"))
-    whole = run(request(tiny_folder), tmp_path / "whole").cells
+    whole = run(request(tiny_folder, SMALL), tmp_path / "whole").cells
     assert names(found) == names(whole)
     assert digests(found) == digests(whole)
 
@@ -87,22 +87,22 @@ def test_a_killed_grid_goes_on_and_other_settings_are_refused(
     first = tmp_path / "grid" / "cells" / names(found)[3]
     (first / found[3][1].samples).write_text("")
     told.clear()
-    more = run(request(tiny_folder, seeds="0,1"), tmp_path / "grid", told.append).cells
+    more = run(request(tiny_folder, SMALL, seeds="0,1"), tmp_path / "grid", told.append).cells
     again = {cell.name: result.samples_sha256 for cell, result in more}
     assert [again[name] for name in names(found)] == digests(found)
-    assert "of which 29 are found again" in told[0]
+    assert "of which 9 are found again" in told[0]
     for changed, why in (
         ({"form": {"limit": 5}}, "limit was null and is 5"),
         ({"shots": 5}, "model_args was"),
         ({"experts": "alpha+beta"}, "experts was"),
     ):
         with pytest.raises(ArgumentError, match="holds a comparison of other settings") as refused:
-            run(request(tiny_folder, **changed), tmp_path / "grid")
+            run(request(tiny_folder, SMALL, **changed), tmp_path / "grid")
         assert why in str(refused.value)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "note.txt").write_text("mine")
     with pytest.raises(ArgumentError, match="is not empty and holds no comparison"):
-        run(request(tiny_folder), tmp_path / "notes")
+        run(request(tiny_folder, SMALL), tmp_path / "notes")
 
 
 @pytest.mark.parametrize(
@@ -152,13 +152,13 @@ def test_poisoned_test_labels_change_no_mixture_of_any_strategy(
         monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / f"cache{number}"))
         asked = request(
             tiny_folder,
-            "base,expert,mix,best,prompt,classifier,cem,cem(per=layer),auto",
+            "base,expert,mix,best,prompt,classifier,cem,auto",
             tasks={"tiny_choice": partial(tiny.choice_task, data=data)},
             experts="alpha+beta+gamma+names",
         )
         found = run(asked, tmp_path / f"grid{number}").cells
         mixtures.append([(cell.name, result.record.mixtures, result.record.adaptation_docs) for cell, result in found])
         scores.append([result.samples_sha256 for _, result in found])
-    assert len(mixtures[0]) == 1 + 2 * 10
+    assert len(mixtures[0]) == 1 + 2 * 9
     assert mixtures[0] == mixtures[1]
     assert not set(scores[0]) & set(scores[1])
