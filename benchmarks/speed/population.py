@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +41,20 @@ class _Size:
     dtypes: tuple[str, ...]
 
 
-def run(args: argparse.Namespace) -> list[Row]:
+def run(args: argparse.Namespace) -> Iterator[Row]:
     """Measure; see :class:`benchmarks.speed.rows.Benchmark`."""
     cuda = args.device.startswith("cuda")
     full = _Size(32, 10, 64 if cuda else 24, ("float32", "bfloat16"))
     size = _Size(4, 2, 4, ("float32",)) if args.quick else full
-    rows: list[Row] = []
     for dtype in size.dtypes:
         lm = open_base(dtype=dtype, device=args.device)
-        rows += _measure(args, size, dtype, TransformersEngine(lm.model, lm.tokenizer, base_id(None)), cuda)
+        yield from _measure(args, size, dtype, TransformersEngine(lm.model, lm.tokenizer, base_id(None)), cuda)
         del lm
-    return rows
 
 
-def _measure(args: argparse.Namespace, size: _Size, dtype: str, engine: TransformersEngine, cuda: bool) -> list[Row]:
+def _measure(
+    args: argparse.Namespace, size: _Size, dtype: str, engine: TransformersEngine, cuda: bool
+) -> Iterator[Row]:
     docs = list(load_task("t2_gsm8k").test_docs())[: size.prompts]
     asked = [GenerateRequest(_prompt(engine, str(doc["question"])), size.tokens, ("\n\n",)) for doc in docs]
     gold = [str(doc["answer"]).rsplit("####", 1)[-1].strip().replace(",", "") for doc in docs]
@@ -88,19 +88,17 @@ def _measure(args: argparse.Namespace, size: _Size, dtype: str, engine: Transfor
     # For work too small to measure for, nothing was chosen.
     form = str(engine.costs.last.get("form", "activation"))
     what = f"{size.candidates} candidates × {size.prompts} prompts × at most {size.tokens} tokens, {dtype}"
-    rows = [
-        Row(
-            f"few-shot adaptation, {what}",
-            "the reference procedure",
-            slow / fast,
-            "time of the reference / ours",
-            None if args.quick else bound,
-            "above",
-            f"{slow:.1f} s, {fast:.1f} s in {form} form; best candidate {best[1]} (reference: {best[0]}), "
-            f"{100 * same:.0f}% of the answers the same",
-            {"form": form, "costs": measured, "cpu_seconds": spent, "decided": dict(engine.costs.last)},
-        )
-    ]
+    yield Row(
+        f"few-shot adaptation, {what}",
+        "the reference procedure",
+        slow / fast,
+        "time of the reference / ours",
+        None if args.quick else bound,
+        "above",
+        f"{slow:.1f} s, {fast:.1f} s in {form} form; best candidate {best[1]} (reference: {best[0]}), "
+        f"{100 * same:.0f}% of the answers the same",
+        {"form": form, "costs": measured, "cpu_seconds": spent, "decided": dict(engine.costs.last)},
+    )
     # The base generates as many tokens in batches of the same size: rows that end are ended at the same step on both
     # sides by leaving stop texts and ends of sequences out.
     batch = size.prompts if form == "weight" else min(engine.batch_size, len(requests))
@@ -122,19 +120,16 @@ def _measure(args: argparse.Namespace, size: _Size, dtype: str, engine: Transfor
             engine.model.generation_config.eos_token_id, engine.tokenizer.eos_token_id = ends
 
     (alone, many), _ = in_turn([base, population], 1, args.device, False)
-    rows.append(
-        Row(
-            f"search over a population, {what}",
-            f"the base in batches of {batch}",
-            many / alone,
-            "time of the population / of the base",
-            None if args.quick else 1.25 if cuda else 2.0,
-            "below",
-            f"{many:.1f} s in {form} form, {alone:.1f} s; multiplications of the activation form: "
-            f"{_multiplications(engine):.2f} of the base's",
-        )
+    yield Row(
+        f"search over a population, {what}",
+        f"the base in batches of {batch}",
+        many / alone,
+        "time of the population / of the base",
+        None if args.quick else 1.25 if cuda else 2.0,
+        "below",
+        f"{many:.1f} s in {form} form, {alone:.1f} s; multiplications of the activation form: "
+        f"{_multiplications(engine):.2f} of the base's",
     )
-    return rows
 
 
 def _prompt(engine: TransformersEngine, question: str) -> tuple[int, ...]:
