@@ -51,7 +51,10 @@ def _compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Score the base, experts, mixtures and strategies beside their controls, and say what is more than chance."""
+    """Score strategies beside their controls, and report.
+
+    The base, experts, mixtures and strategies answer the same documents; the report says what is more than chance.
+    """
     with needs_eval("t2 compare"):
         from t2.harness.compare import methods as reading
         from t2.harness.compare import tables

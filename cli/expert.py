@@ -54,7 +54,7 @@ from t2.registry.schemas import (
     VersionQuery,
 )
 
-_expert = typer.Typer(help="Find experts, look at them, check, publish, make and merge them.", no_args_is_help=True)
+_expert = typer.Typer(help="Find, check, publish, make and merge experts.", no_args_is_help=True)
 _POINTS = 200
 """Points of a curve that a summary is drawn from."""
 

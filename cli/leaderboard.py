@@ -20,9 +20,7 @@ from t2.harness.registry import every, registry
 from t2.registry.client.base import RegistryClient
 from t2.registry.schemas import MAX_PAGE, BoardPage, BoardQuery, Run, RunQuery, RunScore
 
-_leaderboard = typer.Typer(
-    help="Push results of lm-eval, see which experts are best, and judge one beside another.", no_args_is_help=True
-)
+_leaderboard = typer.Typer(help="Push results of lm-eval, see the best, judge candidates.", no_args_is_help=True)
 _leaderboard.command("check")(check)
 _Run = Annotated[str, typer.Argument(help="The run: its digest, or its first characters; namespace/ may come before.")]
 _Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]

@@ -28,7 +28,10 @@ def _rerun(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Do results of lm_eval --model t2 again from what they say of themselves; exit code 1 if a sample differs."""
+    """Do results again, and compare their samples.
+
+    Results of lm_eval --model t2 are done again from what they say of themselves; exit code 1 if a sample differs.
+    """
     with needs_eval("t2 rerun"):
         from t2.harness.rerun import find_results, read_stored, rerun
     where = None if include_path is None else str(include_path)

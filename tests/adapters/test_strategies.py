@@ -383,5 +383,6 @@ def test_strategies_say_what_they_need() -> None:
         "classifier": (True, False),
         "cem": (True, True),
         "auto": (True, True),
+        "best": (True, True),
         "peft": (False, False),
     }
