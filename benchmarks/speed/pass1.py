@@ -31,7 +31,7 @@ from t2.harness.base import open_base
 from t2.harness.model import T2LM
 from t2.harness.tasks import load_task, prompt_text
 
-TASKS = {"t2_math500": (8, 0.03), "t2_humaneval": (16, 0.05), "t2_arc_challenge_letter": (64, 0.15)}
+TASKS = {"t2_math500": (16, 0.03), "t2_humaneval": (16, 0.05), "t2_arc_challenge_letter": (64, 0.15)}
 """Documents, and the ratio to reach."""
 
 
