@@ -13,7 +13,8 @@ from lm_eval.models.vllm_causallms import VLLM
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.engine.vllm import VllmEngine
 from t2.core.errors import ArgumentError, DependencyError, ExpertError, ModelError
-from t2.harness import base, held_out, model
+from t2.harness import base, held_out
+from t2.harness import opened as opening
 from t2.harness.args import check_hf_args, parse_args
 from t2.harness.model import T2LM
 from tests.harness import tiny
@@ -52,7 +53,7 @@ def running(inner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(pretrained: str, engine: str = "hf", **args: Any) -> Any:
         return inner if engine == "vllm" else base.open_base(pretrained, engine, **args)
 
-    monkeypatch.setattr(model, "open_base", opened)
+    monkeypatch.setattr(opening, "open_base", opened)
     monkeypatch.setattr(held_out, "PER_DOMAIN", 3)
 
 
