@@ -37,7 +37,7 @@ class Expert:
         digest: SHA-256 of its file, its identity.
         reference: the version of a registry that it came from; None for a file.
         reason: why it was chosen, where nobody named it.
-        transferred: of which base it was before :mod:`t2.adapters.transfer` resampled it; None for one of its own base.
+        transferred: of which other base it was before :mod:`t2.adapters.transfer` took it to the one in use.
     """
 
     manifest: Manifest

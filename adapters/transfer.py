@@ -80,6 +80,14 @@ def resample_z(z: Z, ranks: Mapping[str, int]) -> Z:
     return resampled
 
 
+def unchanged(expert: Expert, base: BaseModelRef) -> Expert:
+    """An expert whose names and ranks agree with those of this base model, as it is, marked where it is of another."""
+    own = expert.manifest.base
+    if own.fingerprint == base.fingerprint:
+        return expert
+    return replace(expert, transferred=Transferred(base=own, matrices=len(expert.z)))
+
+
 def resample(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -> Expert:
     """An expert of another base model for this one; one of this base stays as it is.
 

@@ -30,7 +30,7 @@ def _compare(
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(help="Rows, each with model_args of its own if need be: base,mix,cem(search=cma),cem(shots=3)."),
+        typer.Option(help="Rows, some with model_args of their own: 'base,cem(shots=3|10),cem(per=expert|layer)'."),
     ] = _METHODS,
     controls: Annotated[str, typer.Option(help="none, shuffle, random.")] = "none",
     seeds: Annotated[str, typer.Option(help="Of controls and of what draws documents, such as 0,1,2.")] = "0",
@@ -86,7 +86,7 @@ def _compare(
         return
     for task in report.tasks:
         print(f"{task.task}, {task.docs} documents")
-        for table in (tables.scores(task), tables.controls(task)):
+        for table in (tables.scores(task), tables.choices(task), tables.controls(task)):
             if table is not None:
                 print_table(table.header, table.rows)
                 print()

@@ -27,7 +27,7 @@ class _Frozen(BaseModel):
 
 
 class Transferred(_Frozen):
-    """Where an expert that ``transfer=resample`` took to another base model came from.
+    """Where an expert that ``transfer=`` took to another base model came from.
 
     Attributes:
         base: the model that it was trained on.
@@ -50,7 +50,7 @@ class ExpertRef(_Frozen):
         reference: the version of a registry that it came from, ``namespace/name@version``, or by digest where it was
             named so; None for a file.
         reason: why it is among the experts; None where it was named.
-        transferred: the base model that it was resampled from; None for an expert of this one.
+        transferred: the base model that it was taken from; None for an expert of this one.
     """
 
     name: str

@@ -11,7 +11,7 @@ from pathlib import Path
 from t2.adapters.controls import control_expert
 from t2.adapters.expert import Expert, check_expert, distinct, load_expert, of_file
 from t2.adapters.targets import layer_of
-from t2.adapters.transfer import resample
+from t2.adapters.transfer import resample, unchanged
 from t2.core.digests import sha256_file
 from t2.core.errors import ArgumentError, NotFoundError, StorageError, UnavailableError
 from t2.core.manifest import BaseModelRef
@@ -160,6 +160,7 @@ def fit_expert(expert: Expert, transfer: str, base: BaseModelRef, ranks: Mapping
             return fitted
         case "strict":
             check_expert(expert, own, ranks)
+            return unchanged(expert, base)
         case _:
             check_expert(expert, base, ranks)
     return expert

@@ -14,7 +14,8 @@ def markdown(report: Report) -> str:
         parts.append(f"## {task.task}")
         parts.append(about_task(task))
         parts += [f"**{note}**" for note in tables.notes(task)]
-        for table in (tables.scores(task), tables.controls(task), tables.costs(task), tables.runs(task)):
+        every = (tables.scores, tables.choices, tables.controls, tables.costs, tables.runs)
+        for table in (make(task) for make in every):
             if table is not None:
                 parts.append(_table(table, 3))
     return "\n\n".join(parts) + "\n"

@@ -14,7 +14,9 @@ from t2.adapters.spectrum import kept
 from t2.adapters.targets import layer_of
 from t2.core.digests import sha256_file
 from t2.core.errors import DataError
+from t2.core.manifest import BaseModelRef
 from t2.harness.catalogue import known_experts
+from t2.harness.compare.members import Member, origin_of
 from t2.harness.runs import read_run
 
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -81,8 +83,8 @@ def gather(engine: Engine | None, experts: Sequence[Expert]) -> Material:
     sigmas = {name: basis.sigma for name, basis in engine.bases(names).items()}
     return Material(
         spectra=tuple(spectra(sigmas)),
-        profiles=tuple(profile(expert) for expert in experts),
-        curves=tuple(curves(experts)),
+        profiles=tuple(profile(expert, _called(expert, engine.base)) for expert in experts),
+        curves=tuple(curves(experts, engine.base)),
     )
 
 
@@ -98,8 +100,8 @@ def spectra(sigmas: Mapping[str, torch.Tensor]) -> Iterable[Spectrum]:
         yield Spectrum(module=module, layer=layer, rank=rank, sigma=tuple(round(one.sigma, 6) for one in found))
 
 
-def profile(expert: Expert) -> Profile:
-    """Where an expert moves components, and how far."""
+def profile(expert: Expert, called: str) -> Profile:
+    """Where an expert moves components of the base that it was trained on, and how far."""
     bins: list[list[torch.Tensor]] = [[] for _ in range(_BINS)]
     squares: dict[int, list[torch.Tensor]] = {}
     for name, z in expert.z.items():
@@ -113,7 +115,7 @@ def profile(expert: Expert) -> Profile:
     joined = [(index, torch.cat(parts)) for index, parts in enumerate(bins)]
     joined = [(index, values) for index, values in joined if len(values)]
     return Profile(
-        expert=expert.name,
+        expert=called,
         places=tuple((index + 0.5) / _BINS for index, _ in joined),
         mean=tuple(float(values.mean()) for _, values in joined),
         low=tuple(float(_quantile(values, 0.1)) for _, values in joined),
@@ -122,7 +124,7 @@ def profile(expert: Expert) -> Profile:
     )
 
 
-def curves(experts: Sequence[Expert]) -> Iterable[Learned]:
+def curves(experts: Sequence[Expert], base: BaseModelRef) -> Iterable[Learned]:
     """The reward curves that lie beside the files of experts on this machine."""
     files = {sha256_file(path): path for path in known_experts().values()}
     for expert in experts:
@@ -135,9 +137,13 @@ def curves(experts: Sequence[Expert]) -> Iterable[Learned]:
             continue  # a picture less
         if points:
             yield Learned(
-                expert=expert.name,
+                expert=_called(expert, base),
                 points=tuple((point.step, point.split, point.reward, point.score) for point in points),
             )
+
+
+def _called(expert: Expert, base: BaseModelRef) -> str:
+    return Member(expert.name, "", origin_of(expert, base)).label
 
 
 def _quantile(values: torch.Tensor, share: float) -> float:

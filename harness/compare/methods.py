@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lm_eval.utils import simple_parse_args_string
@@ -14,7 +14,8 @@ from t2.adapters.strategies import STRATEGIES
 from t2.core.digests import digest_of
 from t2.core.errors import ArgumentError, nearest
 from t2.harness.args import MODEL_ARGS
-from t2.harness.evaluating import written
+from t2.harness.compare.alternatives import variants
+from t2.harness.compare.members import Member, select
 
 METHODS = {
     "base": "none",
@@ -51,11 +52,15 @@ class Method:
         label: as its rows are called.
         adapt: the strategy.
         args: model_args of its own.
+        members: names of the experts that it uses, see :func:`t2.harness.compare.members.select`; None for all.
+        choice: what the row is called that takes it, or another, by their held-out scores; None where it is alone.
     """
 
     label: str
     adapt: str
     args: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[str, ...] | None = None
+    choice: str | None = None
 
     @property
     def draws(self) -> bool:
@@ -102,7 +107,7 @@ class Cell:
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:
-    """Read ``base,mix,cem(shots=3),cem(search=cma)``; the base always takes part, as the first.
+    """Read ``base,mix,cem(shots=3),cem(per=expert|layer)``; the base always takes part, as the first.
 
     Raises:
         ArgumentError: an unknown method, one named twice, or an argument that the grid sets itself.
@@ -115,14 +120,19 @@ def parse_methods(text: str) -> tuple[Method, ...]:
         name, inner = match[1], match[2]
         if name not in METHODS:
             raise ArgumentError(f"--methods: {name} is not a method{nearest(name, METHODS)}")
-        args = parse_pairs("--methods", inner or "")
-        check_free(args, f"--methods: {part.strip()}")
-        if name == BASE and args:
-            raise ArgumentError(f"--methods: {part.strip()}: the base takes no arguments; they go to --model-args")
-        label = f"{name}({written(args)})" if args else name
-        if label in [method.label for method in found]:
-            raise ArgumentError(f"--methods names {label} twice")
-        found.append(Method(label, METHODS[name], args))
+        for variant in variants("--methods", inner or ""):
+            label = f"{name}({variant.text})" if variant.text else name
+            args = dict(variant.args)
+            words = args.pop("experts", None)
+            check_free(args, f"--methods: {part.strip()}")
+            if name == BASE and variant.args:
+                raise ArgumentError(f"--methods: {part.strip()}: the base takes no arguments; they go to --model-args")
+            if label in [method.label for method in found]:
+                raise ArgumentError(f"--methods names {label} twice")
+            members = None if words is None else tuple(str(words).split("+"))
+            method = Method(label, METHODS[name], args, members)
+            chosen = f"{name}({variant.among})" if variant.among is not None and method.draws else None
+            found.append(replace(method, choice=chosen))
     base = [method for method in found if method.label == BASE] or [Method(BASE, METHODS[BASE])]
     return (*base, *(method for method in found if method.label != BASE))
 
@@ -183,26 +193,32 @@ def check_free(args: Mapping[str, Any], where: str) -> None:
             raise ArgumentError(f"{where}: {name} is set by {_OF_THE_GRID[name]}; leave it out")
 
 
-def rows(methods: Sequence[Method], experts: Sequence[tuple[str, str]], classifier: str | None) -> list[Method]:
+def rows(methods: Sequence[Method], experts: Sequence[Member], classifier: str | None) -> list[Method]:
     """Methods with the experts that they use; ``expert`` becomes a row for each.
 
     Args:
         methods: as named.
-        experts: name and value of ``experts=`` of each.
+        experts: those of the comparison.
         classifier: the value of ``experts=`` of the classifier, where there is one.
+
+    Raises:
+        ArgumentError: a method names experts that do not take part.
     """
     found = []
-    every = [value for _, value in experts]
     for method in methods:
+        if not method.takes_experts:
+            found.append(method)
+            continue
+        taking = select(method.members, experts, method.label)
         if method.adapt == "expert":
             found += [
-                Method(f"{method.label} {name}", "expert", {"experts": value, **method.args}) for name, value in experts
+                replace(method, label=f"{method.label} {one.label}", args={"experts": one.value, **method.args})
+                for one in taking
             ]
-        elif method.takes_experts:
-            asked = [classifier] if classifier is not None and method.adapt in ("classifier", "auto") else []
-            found.append(Method(method.label, method.adapt, {"experts": "+".join([*every, *asked]), **method.args}))
         else:
-            found.append(method)
+            asked = [classifier] if classifier is not None and method.adapt in ("classifier", "auto") else []
+            values = "+".join([*(one.value for one in taking), *asked])
+            found.append(replace(method, args={"experts": values, **method.args}))
     return found
 
 

@@ -44,7 +44,7 @@ def page(report: Report) -> str:
         body.append(_table(tables.scores(task)))
         found = list(pictures.of_task(task))
         body += _figures(found[:2])
-        for table in (tables.controls(task), tables.costs(task)):
+        for table in (tables.choices(task), tables.controls(task), tables.costs(task)):
             body += [] if table is None else [_table(table)]
         if found[2:]:
             body.append("<h3>What the strategies did</h3>")

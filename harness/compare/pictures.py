@@ -35,7 +35,7 @@ def of_task(task: TaskReport) -> Iterator[str]:
             [_to_base(task, row) for row in compared],
             percent=percent,
         )
-    for row in task.rows:
+    for row in (row for row in task.rows if not row.choices):
         for seed, record in zip(row.seeds, row.records, strict=True):
             yield from of_record(record, row.label if seed is None else f"{row.label}, seed {seed}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lm_eval.api.task import Task
@@ -13,6 +13,7 @@ from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, TaskError
 from t2.core.manifest import BaseModelRef
 from t2.harness.args import Settings, parse_args
+from t2.harness.compare.members import Member, check_names, members_of
 from t2.harness.compare.methods import Cell, Method, cells, check_free, check_used, rows
 from t2.harness.defaults import default_classifier, default_experts
 from t2.harness.evaluating import RunForm, check_consent
@@ -97,8 +98,14 @@ def check(request: Request) -> Checked:
     taking = _named(request) if request.experts is not None else None
     if taking is not None and not taking.experts and any(method.takes_experts for method in request.methods):
         raise ArgumentError("--experts names no expert beside the classifier; name those that answer, or leave it out")
-    named = [(_UNNAMED, _UNNAMED)] if taking is None else _pairs(taking)
-    for cell in _cells(request, ("task",), named, _UNNAMED):
+    known = [] if taking is None else [expert.name for expert in taking.experts.values()]
+    for method in request.methods:
+        if known and method.members is not None:
+            check_names(method.members, known, method.label)
+    named = [Member(_UNNAMED, _UNNAMED)] if taking is None else [Member(value, value) for value in taking.experts]
+    # Which experts are of another base is known with the base.
+    anyhow = replace(request, methods=tuple(replace(method, members=None) for method in request.methods))
+    for cell in _cells(anyhow, ("task",), named, _UNNAMED):
         parse_args({**request.form.base_args(), **cell.args})
     settings = parse_args({**request.form.base_args(), **effective_base(request)})
     source = TaskSource(request.form.include_path, request.model_args)
@@ -115,18 +122,17 @@ def effective_base(request: Request) -> dict[str, Any]:
     return dict(cells("task", [request.methods[0]], ("none",), (0,), request.model_args)[0].args)
 
 
-def plan(request: Request, tasks: Sequence[str], taking: Taking) -> list[Cell]:
-    """The cells of a request, the base of each task first."""
-    return _cells(request, tasks, _pairs(taking), taking.classifier[0] if taking.classifier else None)
+def plan(request: Request, tasks: Sequence[str], taking: Taking, base: BaseModelRef) -> list[Cell]:
+    """The cells of a request, the base of each task first.
+
+    Raises:
+        ArgumentError: a method names experts that do not take part.
+    """
+    classifier = taking.classifier[0] if taking.classifier else None
+    return _cells(request, tasks, members_of(taking.experts, base), classifier)
 
 
-def _pairs(taking: Taking) -> list[tuple[str, str]]:
-    return [(expert.name, value) for value, expert in taking.experts.items()]
-
-
-def _cells(
-    request: Request, tasks: Sequence[str], named: Sequence[tuple[str, str]], classifier: str | None
-) -> list[Cell]:
+def _cells(request: Request, tasks: Sequence[str], named: Sequence[Member], classifier: str | None) -> list[Cell]:
     methods = rows(request.methods, named, classifier)
     return [
         cell for task in tasks for cell in cells(task, methods, request.controls, request.seeds, request.model_args)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -13,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from t2.core import statistics
 from t2.core.errors import ResultsError
 from t2.core.record import AdaptationRecord, ExpertRef
-from t2.core.results import Score, TaskResult, read_results
+from t2.core.results import Score, TaskResult
 from t2.harness.compare.folder import GridFolder, Result
+from t2.harness.compare.groups import Choice, Group, read_groups, with_choices
 from t2.harness.compare.material import Material
 from t2.harness.compare.methods import BASE, Cell
 from t2.harness.compare.plan import Request
@@ -77,7 +77,7 @@ class Row(_Frozen):
         relative: the score over the base's, as the paper gives it.
         to_base: what differs from the base.
         to_controls: what differs from the same method under each control; of rows without control.
-        pass1, pass2: seconds of wall clock, mean over seeds.
+        pass1, pass2: seconds of wall clock, mean over seeds; to choose takes pass 1 of all configurations.
         numbers: in the experts that took part, the classifier included.
         bytes: that they take in float32.
         coefficients: of the mixture that a search found.
@@ -87,6 +87,7 @@ class Row(_Frozen):
         commands: the command lines of lm-eval that give its cells.
         samples: digests of the samples of its cells.
         folders: of its cells, under the folder of the comparison.
+        choices: of a row that has no cells of its own, for each seed which row's it took, and why.
     """
 
     method: str
@@ -108,6 +109,7 @@ class Row(_Frozen):
     commands: tuple[str, ...]
     samples: tuple[str, ...]
     folders: tuple[str, ...]
+    choices: tuple[Choice, ...] = ()
 
     @property
     def label(self) -> str:
@@ -158,23 +160,6 @@ class Report(_Frozen):
     material: Material = Material()
 
 
-@dataclass(frozen=True)
-class _Group:
-    """The cells of a row, with what lm-eval wrote of them."""
-
-    cells: tuple[Cell, ...]
-    results: tuple[Result, ...]
-    scored: tuple[TaskResult, ...]
-
-    @property
-    def method(self) -> str:
-        return self.cells[0].method
-
-    @property
-    def control(self) -> str:
-        return self.cells[0].control
-
-
 def make_report(
     request: Request, folder: GridFolder, done: Sequence[tuple[Cell, Result]], material: Material
 ) -> Report:
@@ -183,14 +168,14 @@ def make_report(
     Raises:
         ResultsError: lm-eval's files were changed, or cells of a task were not scored on the same documents.
     """
-    groups = _groups(folder, done)
-    tasks = [
-        _Task([group for group in groups if group.cells[0].task == task], request, folder).rows()
+    read = {
+        task: read_groups(folder, [(cell, result) for cell, result in done if cell.task == task])
         for task in dict.fromkeys(cell.task for cell, _ in done)
-    ]
+    }
+    tasks = [_Task(with_choices(groups, request.methods), request, folder).rows() for groups in read.values()]
     first = done[0][1].record
     experts = {ref.digest: ref for _, result in done for ref in result.record.experts}
-    versions = groups[0].scored[0].run.versions
+    versions = next(iter(read.values()))[0].scored[0].run.versions
     return Report(
         base=first.base.id,
         fingerprint=first.base.fingerprint,
@@ -206,7 +191,7 @@ def make_report(
 class _Task:
     """The rows of one task."""
 
-    def __init__(self, groups: Sequence[_Group], request: Request, folder: GridFolder) -> None:
+    def __init__(self, groups: Sequence[Group], request: Request, folder: GridFolder) -> None:
         self.groups = groups
         self.folder = folder
         self.base = next(group for group in groups if group.method == BASE)
@@ -238,7 +223,7 @@ class _Task:
             scores=scores,
         )
 
-    def _row(self, group: _Group) -> Row:
+    def _row(self, group: Group) -> Row:
         by_seed = tuple(_find(one, self.score.key).score for one in group.scored)
         value, base = _mean(by_seed), _find(self.base.scored[0], self.score.key).score
         controls = [
@@ -259,7 +244,7 @@ class _Task:
             relative=value / base if value is not None and base else None,
             to_base=None if group.method == BASE else self._difference(group, self.base),
             to_controls={control: one for control, one in found.items() if one is not None},
-            pass1=fmean(record.timing.pass1 for record in records),
+            pass1=fmean(group.pass1),
             pass2=fmean(record.timing.pass2 for record in records),
             numbers=numbers,
             bytes=BYTES * numbers,
@@ -270,16 +255,17 @@ class _Task:
             commands=tuple(result.command for result in group.results),
             samples=tuple(result.samples_sha256 for result in group.results),
             folders=tuple(f"cells/{cell.name}" for cell in group.cells),
+            choices=group.choices,
         )
 
-    def _estimate(self, group: _Group, value: float | None) -> Estimate:
+    def _estimate(self, group: Group, value: float | None) -> Estimate:
         values = self._values(group)
         if values is None:
             return Estimate(value=value)
         found = statistics.mean_interval(values, level=LEVEL)
         return Estimate(value=value, low=found.low, high=found.high)
 
-    def _difference(self, group: _Group, other: _Group) -> Difference | None:
+    def _difference(self, group: Group, other: Group) -> Difference | None:
         values, others = self._values(group), self._values(other)
         if values is None or others is None:
             return None
@@ -297,29 +283,13 @@ class _Task:
             could_see=could if math.isfinite(could) else None,
         )
 
-    def _values(self, group: _Group) -> list[float] | None:
+    def _values(self, group: Group) -> list[float] | None:
         """A number for each document, mean over the seeds; None where the score is not the mean of such."""
         found = [_find(one, self.score.key) for one in group.scored]
         if self.run.docs < 2 or any(score.aggregation != "mean" for score in found):
             return None
         columns = [one.values(score) for one, score in zip(group.scored, found, strict=True)]
         return columns[0] if len(columns) == 1 else [fmean(values) for values in zip(*columns, strict=True)]
-
-
-def _groups(folder: GridFolder, done: Iterable[tuple[Cell, Result]]) -> list[_Group]:
-    """The cells of each row together."""
-    found: dict[tuple[str, str, str], list[tuple[Cell, Result, TaskResult]]] = {}
-    for cell, result in done:
-        (scored,) = read_results(folder.folder(cell) / result.results)
-        found.setdefault((cell.task, cell.method, cell.control), []).append((cell, result, scored))
-    return [
-        _Group(
-            tuple(cell for cell, _, _ in members),
-            tuple(result for _, result, _ in members),
-            tuple(scored for _, _, scored in members),
-        )
-        for members in found.values()
-    ]
 
 
 def _with_holm(tasks: Sequence[TaskReport]) -> tuple[TaskReport, ...]:

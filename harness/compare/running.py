@@ -85,7 +85,7 @@ def run(request: Request, output: Path, say: Say = lambda text: None) -> Ran:
     checked = check(request)
     opened = open_model(checked.settings, Answers())
     taking = taking_part(request, checked, opened.base)
-    every = plan(request, checked.tasks, taking)
+    every = plan(request, checked.tasks, taking, opened.base)
     _check_cells(every, request.form, opened)
     folder.begin({**request.common(), **_identity(opened, taking)})
     found = {cell.name: done for cell in every if (done := folder.find(cell)) is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from t2.core.record import ExpertRef
 from t2.harness.compare.methods import BASE
 from t2.harness.compare.report import ALPHA, Difference, Report, Row, TaskReport
 
@@ -73,6 +74,29 @@ def controls(task: TaskReport) -> Table | None:
     )
 
 
+def choices(task: TaskReport) -> Table | None:
+    """What was chosen by its held-out score, where anything was."""
+    rows = [
+        (
+            row.label,
+            str(one.seed),
+            one.taken,
+            ", ".join(f"{label} {_held_out(score)}" for label, score in one.held_out.items()),
+        )
+        for row in task.rows
+        for one in row.choices
+    ]
+    if not rows:
+        return None
+    return Table(
+        "Chosen on held-out documents",
+        ("method", "seed", "chosen", "scores on the adaptation documents"),
+        tuple(rows),
+        "The configuration with the best score on the adaptation documents, the first named of equals; no score of the "
+        "result has a part in it.",
+    )
+
+
 def costs(task: TaskReport) -> Table:
     """What each row costs."""
     rows = tuple(
@@ -92,7 +116,8 @@ def costs(task: TaskReport) -> Table:
         ("method", "numbers", "bytes", "α", "pass 1, s", "pass 2, s", "shared"),
         rows,
         "numbers, bytes: of the experts that take part, in float32. α: coefficients that were searched. Seconds are a "
-        "mean over seeds; shared: requests that a cell of the same mixture answered before, in the seconds given here.",
+        "mean over seeds; a row that chooses has pass 1 of all that it chooses from. shared: requests that a cell of "
+        "the same mixture answered before, in the seconds given here.",
     )
 
 
@@ -101,6 +126,7 @@ def runs(task: TaskReport) -> Table:
     rows = tuple(
         (row.label if seed is None else f"{row.label}, seed {seed}", f"`{command}`", samples[:12], record.digest()[:12])
         for row in task.rows
+        if not row.choices
         for seed, command, samples, record in zip(row.seeds, row.commands, row.samples, row.records, strict=True)
     )
     return Table(
@@ -113,9 +139,12 @@ def runs(task: TaskReport) -> Table:
 
 
 def experts(report: Report) -> Table:
-    """The experts that took part."""
-    rows = tuple((one.name, one.domain or "–", one.reference or "–", one.digest) for one in report.experts)
-    return Table("Experts", ("expert", "domain", "reference", "SHA-256"), rows)
+    """The experts that took part, and what of those of another base could be taken over."""
+    rows = tuple(
+        (one.name, one.domain or "–", *_taken_over(one, report.base), one.reference or "–", one.digest)
+        for one in report.experts
+    )
+    return Table("Experts", ("expert", "domain", "base", "taken over", "reference", "SHA-256"), rows)
 
 
 def notes(task: TaskReport) -> list[str]:
@@ -191,6 +220,19 @@ def _marks(row: Row) -> str:
     marks = ["NO SIGNAL" if row.no_signal == len(row.seeds) else f"NO SIGNAL {row.no_signal}/{len(row.seeds)}"]
     marks = marks if row.no_signal else []
     return ", ".join([*marks, *(["OVERLAP"] if any(record.overlap for record in row.records) else [])])
+
+
+def _taken_over(one: ExpertRef, base: str) -> tuple[str, str]:
+    """The base model of an expert, and of another base's how many matrices it moves here and which it does not."""
+    if one.transferred is None:
+        return base, "–"
+    without = f", without {', '.join(one.transferred.left_out)}" if one.transferred.left_out else ""
+    origin = one.transferred.base
+    return f"{origin.id} ({origin.fingerprint[:12]})", f"{one.transferred.matrices} matrices{without}"
+
+
+def _held_out(score: float | None) -> str:
+    return "undefined" if score is None else f"{score:.4g}"
 
 
 def _seeds(row: Row) -> str:
