@@ -119,7 +119,7 @@ def workflow(
         monkeypatch.setenv(setting, str(tmp_path / name))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     engine = tiny.engine_of(base)
-    for seed, (name, scale) in enumerate({"old": 0.001, "damaged": 0.02, "new": 0.0012}.items()):
+    for seed, (name, scale) in enumerate({"old": 0.001, "damaged": 0.027, "new": 0.0012}.items()):
         tiny.save_expert(tmp_path / f"{name}.safetensors", engine, seed, scale=scale, domain="math")
         here("expert", "push", tmp_path / f"{name}.safetensors", "team/math")
     here("expert", "alias", "team/math", "production", 1)
@@ -171,7 +171,9 @@ def test_a_damaged_expert_is_stopped_and_one_that_answers_the_same_passes(
         *("--candidate", workflow.folder / "candidate", "--margin", "0.02"),
     )["tasks"]
     assert here.code == 1
-    assert task["difference"] == pytest.approx(-0.05, abs=0.02)
+    # The damage is one of five points: so many documents fewer, to within half a point, and none gained.
+    assert task["difference"] == pytest.approx(-0.05, abs=0.005)
+    assert (task["n"], task["wins"]) == (300, 0)
 
     # The same expert in other batches, and the next version, which answers alike.
     for folder, version, batch_size in (("rerun", 1, 7), ("candidate", 3, 32)):
