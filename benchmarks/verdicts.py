@@ -4,7 +4,7 @@
 
 Each row simulates pairs of runs over the same documents and judges every pair. Scores of 0 and 1: a share of the
 documents changes between the runs. Other scores: the changes have the shape that the row names. A planted drop is the
-one that a comparison of this size should find with power 0.8. Prints the tables of docs/statistics.md.
+one that a comparison of this size should find with power 0.8. Prints tables of docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from t2.core.statistics import (
     Interval,
     PairedDifference,
     bootstrap_t,
-    mean_interval,
     paired,
     smallest_detectable,
 )
@@ -100,12 +99,6 @@ def judge_shaped(
     return _shares(said, covered, pairs)
 
 
-def mean_coverage(n: int, share: float, *, pairs: int, rng: np.random.Generator) -> float:
-    """How many intervals of a run's mean hold the true one."""
-    right = Counter(rng.binomial(n, share, size=pairs).tolist())
-    return sum(count * (share in mean_interval([1] * k + [0] * (n - k))) for k, count in right.items()) / pairs
-
-
 def detectable(n: int, discordance: float) -> float:
     """The smallest drop that runs over n documents find with power 0.8, when this share of them changes."""
     changed = round(n * discordance)
@@ -163,13 +156,6 @@ def tables(pairs: int, resamples: int, seed: int) -> Iterator[str]:
                 f"| {n} | {shape.__name__} | {null.regressed:.2%} | {null.improved:.2%} | {null.covered:.1%} "
                 f"| {drop:.3f} | {found.regressed:.1%} | {found.covered:.1%} |"
             )
-    yield f"\nWilson's interval of one run's mean, {pairs:,} runs a figure.\n"
-    shares = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
-    yield "| n | " + " | ".join(f"mean {share:.0%}" for share in shares) + " |\n|---|" + "---|" * len(shares)
-    for n in (100, 300, 1000, 3000):
-        rng = generator(seed, "mean", n)
-        cells = [f"{mean_coverage(n, share, pairs=pairs, rng=rng):.1%}" for share in shares]
-        yield f"| {n} | " + " | ".join(cells) + " |"
 
 
 def _header(kind: str) -> str:

@@ -372,7 +372,8 @@ def _z(level: float) -> float:
     """The normal's two-sided quantile."""
     if not 0 < level < 1:
         raise ArgumentError(f"a level is a share between 0 and 1, such as 0.95; got {level}")
-    return NormalDist().inv_cdf((1 + level) / 2)
+    # The other tail: (1 + level) / 2 may round to 1.
+    return -NormalDist().inv_cdf((1 - level) / 2)
 
 
 def _scores(scores: Sequence[float], whose: str) -> Array:

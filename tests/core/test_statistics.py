@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import optimize, special, stats
 from statsmodels.stats import contingency_tables, multitest, proportion
 
+from benchmarks.coverage import agresti_coull, bonett_price, jeffreys, mean_coverage, paired_coverage, tangos, wilson
 from benchmarks.verdicts import (
     SHAPES,
     binary_pairs,
@@ -19,7 +20,6 @@ from benchmarks.verdicts import (
     detectable,
     judge_binary,
     judge_shaped,
-    mean_coverage,
     skewed,
 )
 from t2.core.errors import ArgumentError, DataError
@@ -165,9 +165,33 @@ def test_scores_of_other_kinds_are_judged_as_stated(shape) -> None:
     assert found.improved < 0.001
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
-def test_intervals_of_means_hold_the_truth_as_often_as_stated(share: float) -> None:
-    assert 0.94 <= mean_coverage(500, share, pairs=PAIRS, rng=generator(8, str(share))) <= 0.96
+def test_a_coverage_is_that_of_counting_by_hand() -> None:
+    # Of two documents: where none is right, or both, the interval holds 1/2, and so it does where one is.
+    assert mean_coverage(2, wilson(2), np.array([0.5, 0.9])).tolist() == pytest.approx([1.0, 1 - 0.01])
+    # Of three documents all of which change, fairly: no outcome excludes 0.
+    assert paired_coverage(3, 1.0, tangos, np.array([0.0])).tolist() == pytest.approx([1.0])
+    # Of four, 4:0 and 0:4 do, at |t| = 2.
+    assert paired_coverage(4, 1.0, tangos, np.array([0.0])).tolist() == pytest.approx([1 - 2 / 16])
+
+
+@pytest.mark.parametrize("n", [50, 100, 300])
+def test_intervals_of_means_hold_the_truth_in_95_of_100_runs_and_come_as_near_as_any(n: int) -> None:
+    ours = mean_coverage(n, wilson(n))
+    assert 0.949 <= ours.mean() <= 0.953
+    near = np.abs(ours - 0.95) <= 0.01
+    assert near.mean() >= {50: 0.69, 100: 0.85, 300: 0.97}[n]
+    for other in (jeffreys, agresti_coull):
+        theirs = mean_coverage(n, other(n))
+        assert near.mean() >= (np.abs(theirs - 0.95) <= 0.01).mean()
+        assert ours.min() >= theirs.min() or abs(ours.mean() - 0.95) < abs(theirs.mean() - 0.95)
+
+
+@pytest.mark.parametrize(("n", "discordance"), [(50, 0.4), (100, 0.2), (200, 0.1), (300, 0.05), (400, 0.05)])
+def test_where_15_documents_change_every_difference_is_in_94_to_96_of_100_intervals(n: int, discordance: float) -> None:
+    ours = paired_coverage(n, discordance, tangos, np.linspace(0, 1, 6))
+    assert 0.94 <= ours.min() <= ours.max() <= 0.96
+    theirs = paired_coverage(n, discordance, bonett_price, np.linspace(0, 1, 6))
+    assert abs(ours.mean() - 0.95) <= abs(theirs.mean() - 0.95)
 
 
 def test_the_power_is_that_of_counting_every_outcome() -> None:
@@ -244,5 +268,7 @@ def test_scores_that_cannot_be_compared_are_refused(candidate: list[float], base
 def test_shares_out_of_range_are_refused() -> None:
     with pytest.raises(ArgumentError, match="level is a share between 0 and 1"):
         mean_interval([0, 1], level=95)
+    # The nearest to 1 that there is below it.
+    assert mean_interval([0, 1], level=math.nextafter(1, 0)).low < mean_interval([0, 1], level=0.999).low
     with pytest.raises(ArgumentError, match=r"power is a share between 0.5 and 1"):
         smallest_detectable(compare_binary(10, 1, 1), power=80)
