@@ -20,6 +20,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """Plain JSON; ``smallest_drop`` is null where no drop would have been found."""
     return {
         "verdict": comparison.verdict.value,
+        "reason": reason(comparison),
         "margin": comparison.margin,
         "level": comparison.level,
         "power": comparison.power,
@@ -48,9 +49,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def reason(comparison: Comparison) -> str:
+    """What the verdict means."""
+    return _MEANING[comparison.verdict]
+
+
 def sentence(comparison: Comparison) -> str:
     """The verdict in a line."""
-    return f"{comparison.verdict}: {_MEANING[comparison.verdict]}"
+    return f"{comparison.verdict}: {reason(comparison)}"
 
 
 HEADER = (

@@ -5,21 +5,20 @@ Nothing here needs PyTorch.
 
 from __future__ import annotations
 
-import re
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from t2.core.comparison import compare_results
 from t2.core.digests import canonical_json
-from t2.core.errors import ArgumentError, NotFoundError, ResultsError
-from t2.core.references import PRODUCTION, ExpertName, parse_reference
+from t2.core.errors import NotFoundError, ResultsError
+from t2.core.references import ExpertName
 from t2.core.results import TaskResult, find_results, read_results
 from t2.core.runfile import RunFile, decode_run, encode_run, read_samples
 from t2.core.verdicts import Verdict
-from t2.harness.registry import every
+from t2.registry import run_references
 from t2.registry.client.base import RegistryClient
-from t2.registry.schemas import MAX_PAGE, Run, RunDetail, RunQuery
-
-_RUN = re.compile(r"(?:(?P<namespace>[a-z0-9._-]+)/)?(?P<digest>[0-9a-f]{6,64})")
+from t2.registry.schemas import Run, RunDetail
 
 
 def push_results(client: RegistryClient, namespace: str, path: Path) -> list[Run]:
@@ -39,25 +38,15 @@ def push_results(client: RegistryClient, namespace: str, path: Path) -> list[Run
 
 
 def find_run(client: RegistryClient, text: str) -> RunDetail:
-    """The run that a text names: its digest or the first characters of it, with or without ``namespace/`` before.
+    """The run that a text names, as :func:`t2.registry.run_references.find_run` takes it.
 
     Raises:
         ArgumentError: it names none, or more than one.
         NotFoundError: there is none.
     """
-    match = _RUN.fullmatch(text)
-    if match is None:
-        raise ArgumentError(
-            f"{text[:150]!r} is no run: write its digest, or at least 6 of its characters: team/3f1b6ba3"
-        )
-    found = client.list_runs(RunQuery(namespace=match["namespace"], digest=match["digest"]), limit=2).items
-    if not found:
-        raise NotFoundError(f"{client.location}: there is no run {text}; see t2 leaderboard list")
-    if len(found) > 1:
-        raise ArgumentError(
-            f"{text} is more than one run: {found[0].reference} and {found[1].reference}; write more of it"
-        )
-    return client.get_run(found[0].namespace, found[0].digest)
+    with _told_where(client):
+        found = run_references.find_run(client, text)
+        return client.get_run(found.namespace, found.digest)
 
 
 def fetch_file(client: RegistryClient, run: RunDetail) -> tuple[bytes, RunFile]:
@@ -80,38 +69,36 @@ def fetch_run(client: RegistryClient, text: str) -> TaskResult:
         ArgumentError, NotFoundError: as :func:`find_run`.
         ResultsError: as :func:`fetch_file`.
     """
-    _, file = fetch_file(client, find_run(client, text))
-    return TaskResult(file.run, read_samples(file.samples))
+    return _fetch(client, find_run(client, text))
 
 
 def runs_of(client: RegistryClient, text: str) -> list[TaskResult]:
     """What a run, or the newest runs of an expert by itself, measured.
 
     Args:
-        text: a run as :func:`find_run` takes it, or an expert: ``team/math@production``, ``team/math@3``, or
-            ``@sha256:…``; a name alone is its alias ``production``. Runs with other experts, or with a control, are not
-            its own.
+        text: as :func:`t2.registry.run_references.runs_of` takes it.
 
     Raises:
         ArgumentError: it names neither, or more than one run.
         NotFoundError: there is no such run, expert, version or alias, or no run of it.
         ResultsError: as :func:`fetch_file`.
     """
-    if _RUN.fullmatch(text):
-        return [fetch_run(client, text)]
-    reference = parse_reference(text)
-    if reference.expert is not None and reference.version is None and reference.alias is None:
-        reference = parse_reference(f"{reference.expert}@{PRODUCTION}")
-    query = RunQuery(expert=str(reference))
-    newest: dict[str, Run] = {}
-    for run in every(lambda cursor: client.list_runs(query, cursor=cursor, limit=MAX_PAGE)):
-        if len(run.experts) == 1 and run.control == "none":
-            newest.setdefault(run.task, run)
-    if not newest:
-        raise NotFoundError(
-            f"{client.location}: there is no run of {reference} by itself; score it, then: t2 leaderboard push"
-        )
-    return [fetch_run(client, newest[task].reference) for task in sorted(newest)]
+    with _told_where(client):
+        found = run_references.runs_of(client, text)
+        return [_fetch(client, client.get_run(run.namespace, run.digest)) for run in found]
+
+
+def _fetch(client: RegistryClient, run: RunDetail) -> TaskResult:
+    _, file = fetch_file(client, run)
+    return TaskResult(file.run, read_samples(file.samples))
+
+
+@contextlib.contextmanager
+def _told_where(client: RegistryClient) -> Iterator[None]:
+    try:
+        yield
+    except NotFoundError as error:
+        raise NotFoundError(f"{client.location}: {error}") from error
 
 
 def require_verdict(client: RegistryClient, name: ExpertName, alias: str, version: int, margin: float) -> str:

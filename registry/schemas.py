@@ -477,6 +477,98 @@ class AliasRun(_Frozen):
     run: Run
 
 
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+RunReference = Annotated[str, StringConstraints(min_length=1, max_length=300)]
+
+
+class VerdictQuery(_Frozen):
+    """What to judge, and how (:func:`t2.core.comparison.compare_results`).
+
+    A reference is a run, by ``namespace/digest`` or the first characters of the digest, or an expert, whose newest run
+    of each task counts, of those with no other expert and no control: ``team/math@3``, ``team/math@production``, which
+    ``team/math`` alone is too, or ``@sha256:…``.
+
+    Attributes:
+        baseline, candidate: references.
+        margin: the largest drop that does not matter, in the unit of the score.
+        noise: references of repeats of one evaluation, at least two, or none.
+        tasks: those to compare; all if empty.
+        metric, filter: what to compare by; each task's first where not told.
+        level: of the intervals.
+        power: of the smallest drop that is told.
+        seed: of the bootstrap.
+    """
+
+    baseline: RunReference
+    candidate: RunReference
+    margin: Annotated[float, Field(ge=0)]
+    noise: Annotated[tuple[RunReference, ...], Field(max_length=20)] = ()
+    tasks: Annotated[tuple[Label, ...], Field(max_length=100)] = ()
+    metric: Label | None = None
+    filter: Label | None = None
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    power: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
+    seed: int = 0
+
+
+VerdictName = Literal["REGRESSED", "IMPROVED", "NO CHANGE", "UNDERPOWERED"]
+
+
+class JudgedTask(_Frozen):
+    """The verdict on one task.
+
+    Attributes:
+        baseline_run, candidate_run: the runs, as ``namespace/digest``.
+        n: documents.
+        baseline, candidate: mean scores.
+        difference: of the candidate; above 0 it is better, also where lower scores are.
+        interval: of the difference.
+        test: how p was found.
+        p, p_holm: of no difference, and adjusted for the number of tasks.
+        wins, losses: documents.
+        noise: the noise floor; 0 without repeats.
+        smallest_drop: that would have been found with the power; None where none would.
+    """
+
+    task: str
+    baseline_run: str
+    candidate_run: str
+    verdict: VerdictName
+    metric: str
+    filter: str
+    higher_is_better: bool
+    n: int
+    baseline: float
+    candidate: float
+    difference: float
+    interval: tuple[float, float]
+    test: Literal["mcnemar", "bootstrap", "signs"]
+    p: float
+    p_holm: float
+    wins: int
+    losses: int
+    noise: float
+    smallest_drop: float | None
+
+
+class Judgement(_Frozen):
+    """The verdict on a candidate beside a baseline.
+
+    Attributes:
+        verdict: on all tasks together.
+        reason: what it means, for people.
+        margin, level, power: as asked.
+        tasks: sorted by name.
+    """
+
+    verdict: VerdictName
+    reason: str
+    margin: float
+    level: float
+    power: float
+    tasks: list[JudgedTask]
+
+
 class TokenInfo(_Frozen):
     """An access token, without its secret."""
 

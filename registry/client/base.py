@@ -24,6 +24,7 @@ from t2.registry.schemas import (
     Curve,
     Expert,
     ExpertQuery,
+    Judgement,
     Lineage,
     Namespace,
     NewToken,
@@ -33,6 +34,7 @@ from t2.registry.schemas import (
     RunQuery,
     Scope,
     TokenInfo,
+    VerdictQuery,
     Version,
     VersionDetail,
     VersionQuery,
@@ -192,6 +194,16 @@ class RegistryClient(Protocol):
 
     def alias_runs(self, name: ExpertName, alias: str, *, cursor: str | None = None, limit: int = 50) -> Page[AliasRun]:
         """Runs of the versions that an alias points or pointed to, newest first."""
+        ...
+
+    def verdict(self, query: VerdictQuery) -> Judgement:
+        """Compare runs that the registry holds, document by document.
+
+        Raises:
+            InvalidRequestError: a reference names neither a run nor an expert, or more than one run.
+            ConflictError: the runs cannot be compared; the message is the reason.
+            TooLargeError: their samples are over the registry's limit.
+        """
         ...
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:

@@ -44,6 +44,7 @@ from t2.registry.schemas import (
     Curve,
     Expert,
     ExpertQuery,
+    Judgement,
     Lineage,
     MetricRange,
     Namespace,
@@ -54,6 +55,7 @@ from t2.registry.schemas import (
     RunQuery,
     Scope,
     TokenInfo,
+    VerdictQuery,
     Version,
     VersionDetail,
     VersionQuery,
@@ -239,6 +241,12 @@ class HttpRegistry:
         check_alias(alias)
         path = f"{_path(name)}/aliases/{quote(alias, safe='')}/runs"
         return self._get(Page[AliasRun], path, _page(cursor, limit))
+
+    def verdict(self, query: VerdictQuery) -> Judgement:
+        fields = query.model_dump(exclude_none=True)
+        params = [("task", task) for task in fields.pop("tasks")]
+        params += [("noise", reference) for reference in fields.pop("noise")]
+        return self._get(Judgement, "/verdict", [*params, *((name, str(value)) for name, value in fields.items())])
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:
         return self._change(Namespace, "POST", "/namespaces", {"name": name, "description": description})

@@ -22,6 +22,7 @@ from t2.registry.server.health import Readiness
 from t2.registry.server.metrics import Metrics
 from t2.registry.server.openapi import build_schema
 from t2.registry.server.operations import Operation, add_operations
+from t2.registry.server.places import Places
 from t2.registry.server.routes import (
     access,
     aliases,
@@ -44,6 +45,8 @@ DOWNLOAD_BYTES = 256 * 1024 * 1024
 """Downloads that are in memory at once."""
 CURVES = 4
 """Curves that are read at once: a long one takes 100 MB while it is."""
+VERDICTS = 1
+"""Comparisons at once: one of 32 MiB of samples takes 150 MB, and ten seconds where scores are not 0 and 1."""
 
 OPERATIONS: tuple[Operation, ...] = (
     *namespaces.OPERATIONS,
@@ -100,6 +103,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     app.state.uploads = Uploads(settings.concurrent_uploads, settings.max_upload_bytes, metrics)
     app.state.downloads = Budget(DOWNLOAD_BYTES)
     app.state.curves = anyio.CapacityLimiter(CURVES)
+    app.state.verdicts = Places(VERDICTS, "comparisons")
     health.add_to(app)
     add_operations(app, OPERATIONS, threads)
     app.state.openapi = functools.cache(

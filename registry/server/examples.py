@@ -44,6 +44,15 @@ PARAMETERS: dict[str, Any] = {
     "docs_digest": DOCS,
     "filter": "none",
     "get_board.metric": "exact_match",
+    "baseline": "team/math@production",
+    "candidate": "team/math@4",
+    "margin": 0.02,
+    "noise": ["team/3f1b6ba3", "team/9c2e7d5b"],
+    "get_verdict.task": ["t2_gsm8k"],
+    "get_verdict.metric": "exact_match",
+    "level": 0.95,
+    "power": 0.8,
+    "seed": 0,
 }
 """By name, wherever they occur, or by operation and name."""
 
@@ -160,6 +169,27 @@ BOARD: dict[str, Any] = {
     "docs_digest": DOCS,
     "runs": 12,
 }
+JUDGED: dict[str, Any] = {
+    "task": "t2_gsm8k",
+    "baseline_run": f"team/{RECORD}",
+    "candidate_run": f"team/{PARENT}",
+    "verdict": "REGRESSED",
+    "metric": "exact_match",
+    "filter": "none",
+    "higher_is_better": True,
+    "n": 1319,
+    "baseline": 0.43,
+    "candidate": 0.38,
+    "difference": -0.05,
+    "interval": [-0.072, -0.028],
+    "test": "mcnemar",
+    "p": 0.00001,
+    "p_holm": 0.00001,
+    "wins": 80,
+    "losses": 146,
+    "noise": 0.004,
+    "smallest_drop": 0.032,
+}
 BASE: dict[str, Any] = {
     "id": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "revision": None,
@@ -249,6 +279,16 @@ EXAMPLES: dict[str, Example] = {
             "higher_is_better": True,
             "items": [{"score": SCORE, "run": RUN}],
             "next": None,
+        }
+    ),
+    "get_verdict": Example(
+        {
+            "verdict": "REGRESSED",
+            "reason": "the candidate is worse",
+            "margin": 0.02,
+            "level": 0.95,
+            "power": 0.8,
+            "tasks": [JUDGED],
         }
     ),
     "list_alias_runs": Example(_page({"version": 3, "since": AT, "current": True, "run": RUN})),

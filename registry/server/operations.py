@@ -188,7 +188,7 @@ def _check_parameters(request: Request, known: dict[str, bool]) -> None:
 
 
 def _is_list(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is list
+    return any(typing.get_origin(each) is list for each in (annotation, *typing.get_args(annotation)))
 
 
 def _replay(body: bytes) -> Receive:

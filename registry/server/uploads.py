@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
@@ -13,7 +11,7 @@ from starlette.requests import Request
 from t2.registry.server.bodies import read_body
 from t2.registry.server.metrics import Metrics
 from t2.registry.server.operations import BINARY, check_type
-from t2.registry.server.problems import HttpError
+from t2.registry.server.places import Places
 
 T = TypeVar("T")
 
@@ -26,8 +24,7 @@ class Uploads:
 
     def __init__(self, concurrent: int, limit: int, metrics: Metrics) -> None:
         self._limit = limit
-        self._concurrent = concurrent
-        self._places = asyncio.Semaphore(concurrent)
+        self._places = Places(concurrent, "uploads")
         self._metrics = metrics
         self._threads = anyio.CapacityLimiter(concurrent)
 
@@ -39,21 +36,9 @@ class Uploads:
             TooLargeError: the body is over the limit.
         """
         check_type(request, BINARY)
-        async with self._place():
+        async with self._places.one(WAIT_SECONDS):
             data = await read_body(request, self._limit)
             # Not to be given up when the client goes: the work would go on without counting as an upload.
             done = await anyio.to_thread.run_sync(use, data, limiter=self._threads)
             self._metrics.uploaded(len(data))
             return done
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                await self._places.acquire()
-        except TimeoutError:
-            raise HttpError(503, f"{self._concurrent} uploads are running, the limit; try again in a second") from None
-        try:
-            yield
-        finally:
-            self._places.release()

@@ -32,6 +32,7 @@ class Limits:
         points: of one version's reward curve.
         points_a_call: of one request that adds to it.
         lineage_nodes: of one answer about lineage.
+        compared_bytes: of all samples that are compared for one verdict.
         idempotency_hours: for which an upload's key is remembered.
     """
 
@@ -39,4 +40,5 @@ class Limits:
     points: int = 100_000
     points_a_call: int = MAX_POINTS_A_CALL
     lineage_nodes: int = 500
+    compared_bytes: int = 32 * 1024 * 1024
     idempotency_hours: float = 24.0

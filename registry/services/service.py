@@ -17,6 +17,7 @@ from t2.core.errors import (
     ExpertFileError,
     InvalidRequestError,
     NotFoundError,
+    RegistryError,
     ResultsError,
     TooLargeError,
 )
@@ -26,7 +27,8 @@ from t2.core.references import (
     Reference,
     is_digest,
 )
-from t2.core.runfile import RunFile, decode_run
+from t2.core.results import TaskResult, TaskRun
+from t2.core.runfile import RunFile, decode_run, read_samples
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db.database import Database
 from t2.registry.names import (
@@ -51,6 +53,7 @@ from t2.registry.schemas import (
     Curve,
     Expert,
     ExpertQuery,
+    Judgement,
     Lineage,
     Namespace,
     NewToken,
@@ -60,6 +63,7 @@ from t2.registry.schemas import (
     RunQuery,
     Scope,
     TokenInfo,
+    VerdictQuery,
     Version,
     VersionDetail,
     VersionQuery,
@@ -76,6 +80,7 @@ from t2.registry.services import (
     namespaces,
     runs,
     tokens,
+    verdicts,
     versions,
 )
 from t2.registry.services.actor import Actor, Limits
@@ -340,6 +345,23 @@ class Service:
         check_alias(alias)
         with self.database.read() as session:
             return runs.alias_runs(session, name, alias, cursor=cursor, limit=limit)
+
+    def verdict(self, query: VerdictQuery) -> Judgement:
+        for field in ("baseline", "candidate", "noise", "tasks", "metric", "filter"):
+            given = getattr(query, field)
+            for value in given if isinstance(given, tuple) else [given]:
+                _text(field, value or "")
+        return verdicts.judge(self, query, self._measured, limit=self.limits.compared_bytes)
+
+    def _measured(self, run: Run) -> TaskResult:
+        """What a run measured; its record, which may be long, is left out."""
+        header = self.get_run(run.namespace, run.digest).header
+        try:
+            samples = self.store.get(run.samples_digest)
+        except NotFoundError as error:
+            # A row points to it, so its absence is the registry's fault and not the client's.
+            raise RegistryError(str(error)) from error
+        return TaskResult(TaskRun.model_validate({**header, "record": None}), read_samples(samples))
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:
         check_name(ExpertName(name, name))

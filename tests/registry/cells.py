@@ -27,7 +27,7 @@ from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings, load_settings
 from tests.registry import servers
 
-LIMITS = Limits(upload_bytes=200_000, points=12_000, lineage_nodes=12)
+LIMITS = Limits(upload_bytes=200_000, points=12_000, lineage_nodes=12, compared_bytes=40_000)
 """Small ones, so that tests reach them."""
 SETTINGS = load_settings(max_upload_bytes=LIMITS.upload_bytes, max_points=LIMITS.points, concurrent_uploads=16)
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
+from t2.core.comparison import compare_results
+from t2.core.comparison_summary import as_json
 from t2.core.curve import CurvePoint
 from t2.core.digests import sha256
 from t2.core.errors import (
@@ -39,6 +41,7 @@ from t2.registry.schemas import (
     Page,
     Run,
     RunQuery,
+    VerdictQuery,
     Version,
     VersionQuery,
 )
@@ -1463,6 +1466,96 @@ class TestBoards:
 
 
 class TestAliasRuns:
+    def test_a_verdict_is_that_of_comparing_what_was_pushed(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        for seed in (0, 1):
+            client.publish(team.name(), team.file(seed))
+        client.set_alias(team.name(), "production", 1)
+        old, new = scored.result(wrong=1), scored.result(seed=1, wrong=11)
+        runs = [client.push_run(team.namespace, encode_run(result)) for result in (old, new)]
+        scored.push("tiny_text")
+        scored.push("tiny_text", seed=1)
+        query = VerdictQuery(
+            baseline=f"{team.name()}@production", candidate=f"{team.name()}@2", margin=0.02, tasks=("tiny_choice",)
+        )
+        found = client.verdict(query)
+        told = found.model_dump(mode="json")
+        (task,) = told["tasks"]
+        assert [task.pop(f"{side}_run") for side in ("baseline", "candidate")] == [run.reference for run in runs]
+        assert told == as_json(compare_results([new], [old], margin=0.02))
+        assert (found.verdict, found.reason) == ("REGRESSED", "the candidate is worse")
+        assert (task["wins"], task["losses"]) == (0, 10)
+        # The same two by digest, and the other way round.
+        named = query.model_copy(update={"baseline": runs[0].reference, "candidate": runs[1].digest})
+        assert client.verdict(named) == found
+        turned = query.model_copy(update={"baseline": query.candidate, "candidate": str(team.name())})
+        assert client.verdict(turned).verdict == "IMPROVED"
+        # All tasks of both sides, a metric of one's choice, another level.
+        assert len(client.verdict(query.model_copy(update={"tasks": ()})).tasks) == 2
+        norm = client.verdict(query.model_copy(update={"metric": "acc_norm", "filter": "none", "level": 0.9}))
+        assert (norm.tasks[0].metric, norm.level) == ("acc_norm", 0.9)
+
+    def test_a_drop_within_the_spread_of_repeats_is_no_regression(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        old, again, new = scored.push(wrong=1), scored.push(wrong=12), scored.push(seed=1, wrong=11)
+        query = VerdictQuery(
+            baseline=old.reference, candidate=new.reference, margin=0.02, noise=(old.reference, again.reference)
+        )
+        found = client.verdict(query)
+        assert found.verdict == "UNDERPOWERED"
+        assert found.tasks[0].noise == pytest.approx(11 / 12)
+        with pytest.raises(InvalidRequestError, match="noise: give at least two runs"):
+            client.verdict(query.model_copy(update={"noise": (old.reference,)}))
+        with pytest.raises(ConflictError, match="noise run 2 is no repeat of the first"):
+            client.verdict(query.model_copy(update={"noise": (old.reference, new.reference)}))
+
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"task_version": "2.0"}, "tiny_choice: the candidate has version 2.0 and the baseline 1.0"),
+            ({"n_shot": 5}, "has number of few-shot examples 5 and the baseline 0"),
+            ({"docs": 9}, "lacks 3 of the baseline's 12 documents and has 0 others"),
+            ({"task": "tiny_text"}, "the candidate has no results of 'tiny_choice'"),
+        ],
+        ids=["another version", "other shots", "missing samples", "another task"],
+    )
+    def test_runs_that_cannot_be_compared_are_refused_with_the_reason(
+        self, client: RegistryClient, scored: Scored, changes: dict[str, Any], says: str
+    ) -> None:
+        old, new = scored.push(), scored.push(**{"seed": 1, **changes})
+        query = VerdictQuery(baseline=old.reference, candidate=new.reference, margin=0.02, tasks=("tiny_choice",))
+        with pytest.raises(ConflictError, match=says):
+            client.verdict(query)
+
+    def test_a_verdict_on_what_is_not_there_or_too_much_is_refused(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        run = scored.push()
+        query = VerdictQuery(baseline=run.reference, candidate=run.reference, margin=0.02)
+        assert client.verdict(query).verdict == "UNDERPOWERED"
+        client.publish(team.name(), team.file(1))
+        for candidate, error, says in (
+            ("best of all", InvalidRequestError, "candidate: "),
+            (f"{team.namespace}/{'0' * 64}", NotFoundError, "candidate: there is no run "),
+            (f"{team.name('other')}@1", NotFoundError, "candidate: .*other"),
+            (f"{team.name()}@nightly", NotFoundError, "candidate: .*nightly"),
+            (f"{team.name()}@1", NotFoundError, "candidate: there is no run of .*@1 by itself"),
+        ):
+            with pytest.raises(error, match=says):
+                client.verdict(query.model_copy(update={"candidate": candidate}))
+        with pytest.raises(ConflictError, match=r"tiny_choice has no score f1,\*; it has: acc,none, acc_norm,none"):
+            client.verdict(query.model_copy(update={"metric": "f1"}))
+        with pytest.raises(ConflictError, match="did you mean 'tiny_choice'"):
+            client.verdict(query.model_copy(update={"tasks": ("tiny_choise",)}))
+        rolling = scored.push("tiny_rolling").reference
+        with pytest.raises(ConflictError, match="is no mean over documents"):
+            client.verdict(query.model_copy(update={"baseline": rolling, "candidate": rolling}))
+        many = tuple(scored.push(wrong=wrong).reference for wrong in range(12))
+        with pytest.raises(TooLargeError, match="the limit of a comparison here is 40000; name fewer tasks"):
+            client.verdict(query.model_copy(update={"noise": many}))
+
     def test_an_alias_has_the_runs_of_all_versions_that_it_pointed_to(
         self, client: RegistryClient, team: Team, scored: Scored
     ) -> None:

@@ -52,6 +52,7 @@ IDS = [
     "get_lineage",
     "get_run",
     "get_samples",
+    "get_verdict",
     "get_version",
     "healthz",
     "list_alias_runs",
@@ -89,6 +90,7 @@ RULES_BEYOND = {
     "list_boards",
     "list_experts",
     "list_namespaces",
+    "get_verdict",  # references are of runs that are there
     "list_runs",  # so are references
     "list_versions",
     "push_run",  # a file is more than bytes

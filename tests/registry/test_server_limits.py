@@ -18,9 +18,10 @@ from t2.registry.open import open_embedded
 from t2.registry.server import bodies, uploads
 from t2.registry.server.app import CURVES, create_app
 from t2.registry.server.problems import Problem
+from t2.registry.server.routes import leaderboard
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
-from tests.registry.samples import expert_bytes
+from tests.registry.samples import expert_bytes, run_bytes
 
 UPLOAD = "/v1/experts/team/math/versions"
 LIMIT = 4096
@@ -273,6 +274,43 @@ def test_few_curves_are_read_at_once(service: Service, monkeypatch: pytest.Monke
 
     assert {done.status for done in asyncio.run(scene())} == {200}
     assert 1 < most <= CURVES
+
+
+def test_comparisons_take_turns_and_one_that_would_wait_long_is_told_to_come_back(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = service.push_run("team", run_bytes())
+    query = f"baseline={run.digest}&candidate={run.digest}&margin=0.02".encode()
+    going, wait = threading.Event(), threading.Event()
+    real = Service.verdict
+
+    def slowly(*arguments: Any) -> Any:
+        going.set()
+        assert wait.wait(30)
+        return real(*arguments)
+
+    monkeypatch.setattr(Service, "verdict", slowly)
+    monkeypatch.setattr(leaderboard, "WAIT_SECONDS", 0.05)
+
+    async def scene() -> None:
+        app = app_of(service)
+
+        def asked() -> Exchange:
+            made = exchange(app, parts(), path="/v1/verdict", method="GET")
+            made._scope["query_string"] = query
+            return made
+
+        first = asyncio.create_task(asked()())
+        await asyncio.to_thread(going.wait, 30)
+        refused = await asked()()
+        assert (refused.status, refused.problem.code) == (503, "unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (await exchange(app, parts(), path="/v1/runs", method="GET")()).status == 200
+        wait.set()
+        assert (await first).status == 200
+        assert (await asked()()).status == 200
+
+    asyncio.run(scene())
 
 
 def test_a_client_that_goes_leaves_its_place_and_nothing_behind(service: Service) -> None:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import anyio.to_thread
 from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from t2.core.references import DIGEST_PATTERN, NAME_PATTERN
-from t2.registry.schemas import AliasRun, Board, BoardPage, BoardQuery, Page, Run, RunDetail, RunQuery
-from t2.registry.server.bodies import NO_NUL
+from t2.registry.schemas import (
+    AliasRun,
+    Board,
+    BoardPage,
+    BoardQuery,
+    Judgement,
+    Page,
+    Run,
+    RunDetail,
+    RunQuery,
+    VerdictQuery,
+)
+from t2.registry.server.bodies import MAX_INT, NO_NUL
 from t2.registry.server.operations import BINARY, Operation, answer, done, expert_name, registry
 from t2.registry.server.parameters import AliasPath, Cursor, DigestPath, Limit, NamePath, NamespacePath
+from t2.registry.server.places import Places
 from t2.registry.server.routes.content import content_operations, send
 from t2.registry.server.uploads import Uploads
 
@@ -23,6 +36,19 @@ Base = Annotated[
 OptionalBase = Annotated[
     str | None, Query(min_length=1, max_length=200, pattern=NO_NUL, description="A base model's name or fingerprint.")
 ]
+
+
+Named = Annotated[
+    str,
+    Query(
+        min_length=1,
+        max_length=300,
+        pattern=NO_NUL,
+        description="A run, by its digest or the first characters of it, or an expert, by its newest runs.",
+    ),
+]
+WAIT_SECONDS = 10.0
+"""How long a comparison waits for the one that is running."""
 
 
 async def push_run(request: Request, namespace: NamespacePath) -> Response:
@@ -127,6 +153,45 @@ def list_alias_runs(
     return answer(registry(request).alias_runs(expert_name(namespace, name), alias, cursor=cursor, limit=limit))
 
 
+async def get_verdict(
+    request: Request,
+    baseline: Named,
+    candidate: Named,
+    margin: Annotated[
+        float,
+        Query(ge=0, allow_inf_nan=False, description="The largest drop that does not matter, in the score's unit."),
+    ],
+    noise: Annotated[
+        list[Named] | None, Query(max_length=20, description="Repeats of one evaluation, at least two.")
+    ] = None,
+    task: Annotated[
+        list[Annotated[str, Query(min_length=1, max_length=200, pattern=NO_NUL)]] | None,
+        Query(max_length=100, description="All without."),
+    ] = None,
+    metric: Label = None,
+    filter: Label = None,
+    level: Annotated[float, Query(gt=0, lt=1, description="Of the intervals.")] = 0.95,
+    power: Annotated[float, Query(gt=0.5, lt=1, description="Of the smallest drop.")] = 0.8,
+    seed: Annotated[int, Query(ge=-MAX_INT, le=MAX_INT, description="Of the bootstrap.")] = 0,
+) -> Response:
+    """Judge a candidate beside a baseline, document by document: REGRESSED, IMPROVED, NO CHANGE or UNDERPOWERED."""
+    query = VerdictQuery(
+        baseline=baseline,
+        candidate=candidate,
+        margin=margin,
+        noise=tuple(noise or ()),
+        tasks=tuple(task or ()),
+        metric=metric,
+        filter=filter,
+        level=level,
+        power=power,
+        seed=seed,
+    )
+    verdicts: Places = request.app.state.verdicts
+    async with verdicts.one(WAIT_SECONDS):
+        return answer(await anyio.to_thread.run_sync(registry(request).verdict, query))
+
+
 _RUN = "/v1/runs/{namespace}/{digest}"
 _ALIAS = "/v1/experts/{namespace}/{name}/aliases/{alias}"
 OPERATIONS = (
@@ -148,5 +213,6 @@ OPERATIONS = (
     *content_operations("samples", f"{_RUN}/samples", get_samples),
     Operation("list_boards", "GET", "/v1/boards", "read", list_boards, Page[Board], errors=(404,)),
     Operation("get_board", "GET", "/v1/leaderboard", "read", get_board, BoardPage, errors=(404,)),
+    Operation("get_verdict", "GET", "/v1/verdict", "read", get_verdict, Judgement, errors=(404, 409, 413)),
     Operation("list_alias_runs", "GET", f"{_ALIAS}/runs", "read", list_alias_runs, Page[AliasRun]),
 )
