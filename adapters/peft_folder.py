@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ class PeftFolder:
         kind: PEFT's name of the method, such as ``LORA``.
         digest: hex SHA-256 of its weights file.
         config: hex SHA-256 of its ``adapter_config.json``, without which the weights mean nothing.
+        numbers: how many it has, embeddings of the base aside.
         manifest: what ``t2 train`` says of it; None for an adapter from elsewhere.
     """
 
@@ -38,6 +40,7 @@ class PeftFolder:
     kind: str
     digest: str
     config: str
+    numbers: int
     manifest: Manifest | None = None
 
     @property
@@ -74,10 +77,12 @@ def read_folder(path: str | Path) -> PeftFolder:
         raise ExpertFileError(f"peft={path} has no {WEIGHTS}{pickled}; save the adapter with safetensors")
     try:
         kind = str(json.loads((folder / CONFIG).read_bytes())["peft_type"])
-        _names(folder)
+        sizes = _sizes(folder)
+        numbers = sum(size for name, size in sizes.items() if not _is_embedding(name))
         told = (folder / TRAINING).read_bytes() if (folder / TRAINING).exists() else None
         manifest = Manifest.model_validate_json(told) if told is not None else None
-        return PeftFolder(folder, kind, sha256_file(folder / WEIGHTS), sha256_file(folder / CONFIG), manifest)
+        digests = sha256_file(folder / WEIGHTS), sha256_file(folder / CONFIG)
+        return PeftFolder(folder, kind, *digests, numbers, manifest)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ExpertFileError(
             f"peft={path} cannot be read ({type(error).__name__}: {error}); save the adapter again"
@@ -121,8 +126,8 @@ def put_in(
             f"peft={adapter.path} does not fit {base.id} ({type(error).__name__}: {told}); name an adapter of {base.id}"
         ) from error
     wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    given = _names(adapter.path)
-    odd = sorted(wanted - given) or sorted(name for name in given - wanted if not any(e in name for e in _EMBEDDINGS))
+    given = set(_sizes(adapter.path))
+    odd = sorted(wanted - given) or sorted(name for name in given - wanted if not _is_embedding(name))
     if odd:
         raise ExpertMismatchError(
             f"peft={adapter.path} was made for another model than {base.id}: {odd[0]} is in only one of them; name "
@@ -131,6 +136,10 @@ def put_in(
     return adapted
 
 
-def _names(folder: Path) -> set[str]:
+def _sizes(folder: Path) -> dict[str, int]:
     with safetensors.safe_open(folder / WEIGHTS, framework="pt") as file:
-        return set(file.keys())
+        return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _is_embedding(name: str) -> bool:
+    return any(part in name for part in _EMBEDDINGS)

@@ -28,6 +28,9 @@ def _compare(
     experts: Annotated[
         str | None, typer.Option(help="Experts joined by +, as experts= takes them; else those for this base.")
     ] = None,
+    adapters: Annotated[
+        str | None, typer.Option(help="Folders of adapters of PEFT, with commas between; a row for each.")
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(help="Rows, some with model_args of their own: 'base,cem(shots=3|10),cem(per=expert|layer)'."),
@@ -67,6 +70,7 @@ def _compare(
         controls=reading.parse_controls(controls),
         seeds=reading.parse_seeds(seeds),
         experts=None if experts is None else tuple(experts.split("+")),
+        adapters=() if adapters is None else tuple(part.strip() for part in adapters.split(",")),
         model_args=reading.parse_pairs("--model-args", model_args),
         form=RunForm(
             limit=limit,

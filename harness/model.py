@@ -73,36 +73,41 @@ class T2LM(LM):  # type: ignore[misc]
         super().__init__()
         settings = parse_args(model_args)
         read = _read_before(settings)
-        adapter = read_folder(settings.peft) if settings.peft is not None else None
+        adapter = _read_adapter(settings)
         self._begin(settings, read, open_model(settings), adapter)
 
     @classmethod
     def sharing(cls, opened: Opened, model_args: Mapping[str, Any]) -> T2LM:
         """Build a model over a base that is loaded already, from the arguments that loading it would take too.
 
-        Only one of the models that share a base may be in an evaluation at a time.
+        Only one of the models that share a base may be in an evaluation at a time. An adapter of PEFT is in it while
+        it answers, and no longer.
 
         Raises:
-            T2Error: as for the constructor; or the arguments mean another base, or an adapter of PEFT, which stays in
-                the model that it is put into.
+            T2Error: as for the constructor; or the arguments mean another base.
         """
         settings = parse_args(model_args)
         if not opened.serves(settings):
             raise ArgumentError(f"model_args name another model than {opened.base.id}, which is loaded; load that one")
-        if settings.adapt == "peft":
-            raise ArgumentError("adapt=peft changes the model that is loaded, so it cannot be shared; run it by itself")
         lm = cls.__new__(cls)
         LM.__init__(lm)
-        lm._begin(settings, _read_before(settings), opened)
+        lm._begin(settings, _read_before(settings), opened, _read_adapter(settings), shared=True)
         return lm
 
     def _begin(
-        self, settings: Settings, read: list[Expert] | None, opened: Opened, adapter: PeftFolder | None = None
+        self,
+        settings: Settings,
+        read: list[Expert] | None,
+        opened: Opened,
+        adapter: PeftFolder | None,
+        *,
+        shared: bool = False,
     ) -> None:
         self.settings = settings
         self.inner, self.base = opened.inner, opened.base
         self.MULTIMODAL = bool(getattr(self.inner, "MULTIMODAL", False))
         self._adapter = adapter
+        self._shared = shared
         self._answers = opened.answers
         self._runtime: Runtime | None = None
         needs_experts = STRATEGIES[settings.adapt]().needs_experts
@@ -119,8 +124,10 @@ class T2LM(LM):  # type: ignore[misc]
             self._runtime = Runtime(
                 self.inner, engine, tuple(experts), settings, classifier, memory=opened.memory, pool=pool
             )
-        if adapter is not None:
+        if adapter is not None and not shared:
             peft_adapter.adapt(self.inner, adapter, self.base)
+        with self._with_adapter():  # one that does not fit is told now
+            pass
         self.records: list[AdaptationRecord] = []
         self._paths: dict[str, Any] = {}
         self._run: _Run | None = None
@@ -188,7 +195,7 @@ class T2LM(LM):  # type: ignore[misc]
 
     def _answer(self, kind: RequestType, requests: list[Instance]) -> Any:
         if not STRATEGIES[self.settings.adapt]().needs_experts:
-            as_it_came, seconds = self._answered(kind, requests, None, contextlib.nullcontext())
+            as_it_came, seconds = self._answered(kind, requests, None, self._with_adapter())
             self._spent(requests, seconds)
             return as_it_came
         run = self._prepare(requests)
@@ -264,11 +271,17 @@ class T2LM(LM):  # type: ignore[misc]
                 found: list[Any] = self._ask(kind, requests)
                 return found
 
-        if self._answers is not None and self.cache_hook.dbdict is None:
+        if self._answers is not None and self._adapter is None and self.cache_hook.dbdict is None:
             return self._answers.ask(kind, requests, z, ask)
         start = time.perf_counter()
         answers = ask()
         return answers, time.perf_counter() - start
+
+    def _with_adapter(self) -> contextlib.AbstractContextManager[None]:
+        """The model with the adapter, where there is one and it is not in the model for good."""
+        if self._adapter is None or not self._shared:
+            return contextlib.nullcontext()
+        return peft_adapter.adapted(self.inner, self._adapter, self.base)
 
     def _ask(self, kind: RequestType, requests: list[Instance]) -> Any:
         self.inner.set_cache_hook(self.cache_hook)
@@ -420,6 +433,15 @@ class T2LM(LM):  # type: ignore[misc]
         """The dtype of the weights, for example ``bfloat16``."""
         return self._runtime.dtype if self._runtime else dtype_of(self.inner)
 
+    @property
+    def numbers(self) -> int:
+        """The numbers in what takes part beside the base: experts and classifier, or an adapter of PEFT."""
+        if self._adapter is not None:
+            return self._adapter.numbers
+        if self._runtime is None or not self._runtime.experts:
+            return 0
+        return sum(vector.numel() for expert in self._runtime.taking_part for vector in expert.z.values())
+
     def identity(self) -> dict[str, Any]:
         """What answers: base, strategy, experts, controls, settings and seeds, with a digest of all of it."""
         refs = self._refs()
@@ -437,7 +459,9 @@ class T2LM(LM):  # type: ignore[misc]
         if compat.in_command_line():
             summary.arm(self.records, self._paths)
         records = [record.model_dump(mode="json") for record in self.records]
-        return {**self.inner.get_model_info(), "t2": {**self.identity(), "records": records}}
+        with self._with_adapter():
+            told = self.inner.get_model_info()
+        return {**told, "t2": {**self.identity(), "records": records}}
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's answer cache, unless it holds the answers of something else.
@@ -547,6 +571,10 @@ class T2LM(LM):  # type: ignore[misc]
 
 def _label(choice: Choice) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in choice.alpha.items())
+
+
+def _read_adapter(settings: Settings) -> PeftFolder | None:
+    return read_folder(settings.peft) if settings.peft is not None else None
 
 
 def _read_before(settings: Settings) -> list[Expert] | None:

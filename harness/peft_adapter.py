@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
+from t2.adapters.intact import restored
 from t2.adapters.peft_folder import PeftFolder, put_in
 from t2.core.errors import ExpertError
 from t2.core.manifest import BaseModelRef, unpack_hashes
@@ -40,6 +43,31 @@ def adapt(lm: HFLM, adapter: PeftFolder, base: BaseModelRef) -> None:
         raise ExpertError(
             f"peft={adapter.path} leaves the logits of a probe text unchanged: it was not trained, or its change does "
             "not survive rounding in this dtype; try dtype=float32, or leave it out"
+        )
+
+
+@contextlib.contextmanager
+def adapted(lm: HFLM, adapter: PeftFolder, base: BaseModelRef) -> Iterator[None]:
+    """Inside the context lm-eval's model answers with an adapter; afterwards it is what it was.
+
+    Args:
+        lm, adapter, base: as for :func:`adapt`.
+
+    Raises:
+        ExpertMismatchError: the adapter is of another model.
+        ExpertError: it changes nothing, or it has written over weights of the base.
+    """
+    model, told, before = lm._model, lm.peft, _probe(lm)
+    with restored(model):
+        try:
+            adapt(lm, adapter, base)
+            yield
+        finally:
+            lm._model, lm.peft = model, told
+    if not torch.equal(before, _probe(lm)):
+        raise ExpertError(
+            f"peft={adapter.path} writes over weights of the base when it is put in, so it cannot share a model; score "
+            "it by itself, with lm_eval --model t2"
         )
 
 

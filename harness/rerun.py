@@ -154,12 +154,9 @@ def rerun(
             args = {**one.form.base_args(), **one.model_args}
             args.pop("record", None)
             settings = parse_args(args)
-            if settings.adapt == "peft":
-                lm = T2LM(**args)
-            else:
-                if opened is None or not opened.serves(settings):
-                    opened = open_model(settings)
-                lm = T2LM.sharing(opened, args)
+            if opened is None or not opened.serves(settings):
+                opened = open_model(settings)
+            lm = T2LM.sharing(opened, args)
             _check_identity(one, lm.identity())
             say(f"{one.path} ({number} of {len(stored)})")
             tasks = [(load or TaskSource(one.form.include_path, one.model_args).load)(name) for name in one.tasks]

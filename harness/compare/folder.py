@@ -31,7 +31,7 @@ class Result(BaseModel):
         identity: digest of what answered.
         record: of the adaptation.
         record_digest: its digest.
-        numbers: the numbers in the experts that took part, the classifier included.
+        numbers: the numbers in the experts that took part, the classifier included, or in the adapter of PEFT.
         requests: how many there were.
         reused: of these, those that an earlier cell with the same mixture had answered, in the seconds of the record.
     """

@@ -10,6 +10,7 @@ from typing import Any
 from lm_eval.utils import simple_parse_args_string
 
 from t2.adapters.controls import CONTROLS
+from t2.adapters.peft_folder import read_folder
 from t2.adapters.strategies import STRATEGIES
 from t2.core.digests import digest_of
 from t2.core.errors import ArgumentError, nearest
@@ -34,6 +35,7 @@ BASE = "base"
 _OF_THE_GRID = {
     "adapt": "--methods",
     "experts": "--experts",
+    "peft": "--adapters",
     "control": "--controls",
     "control_seed": "--seeds",
     "adapt_seed": "--seeds",
@@ -118,6 +120,8 @@ def parse_methods(text: str) -> tuple[Method, ...]:
         if match is None:
             raise ArgumentError(f"--methods: {part!r} is not of the form method or method(key=value,…)")
         name, inner = match[1], match[2]
+        if name == "peft":
+            raise ArgumentError("--methods: peft takes its rows from --adapters; name the folders there")
         if name not in METHODS:
             raise ArgumentError(f"--methods: {name} is not a method{nearest(name, METHODS)}")
         for variant in variants("--methods", inner or ""):
@@ -219,6 +223,25 @@ def rows(methods: Sequence[Method], experts: Sequence[Member], classifier: str |
             asked = [classifier] if classifier is not None and method.adapt in ("classifier", "auto") else []
             values = "+".join([*(one.value for one in taking), *asked])
             found.append(replace(method, args={"experts": values, **method.args}))
+    return found
+
+
+def adapter_rows(folders: Sequence[str]) -> list[Method]:
+    """A row for each adapter of PEFT, named after its folder.
+
+    Raises:
+        ArgumentError: a folder is none of an adapter, two of them have one name, or model_args cannot say its path.
+        DependencyError: PEFT is not installed.
+        ExpertFileError: an adapter's files cannot be read.
+    """
+    found: list[Method] = []
+    for folder in folders:
+        if "," in folder:
+            raise ArgumentError(f"--adapters: {folder} has a comma in its path, which model_args cannot say; rename it")
+        label = f"peft {read_folder(folder).name}"
+        if label in [method.label for method in found]:
+            raise ArgumentError(f"--adapters names two adapters {label.removeprefix('peft ')}; rename a folder")
+        found.append(Method(label, "peft", {"peft": folder}))
     return found
 
 

@@ -14,7 +14,7 @@ from t2.core.errors import ArgumentError, TaskError
 from t2.core.manifest import BaseModelRef
 from t2.harness.args import Settings, parse_args
 from t2.harness.compare.members import Member, check_names, members_of
-from t2.harness.compare.methods import Cell, Method, cells, check_free, check_used, rows
+from t2.harness.compare.methods import Cell, Method, adapter_rows, cells, check_free, check_used, rows
 from t2.harness.defaults import default_classifier, default_experts
 from t2.harness.evaluating import RunForm, check_consent
 from t2.harness.experts import read_values, value_of
@@ -33,6 +33,7 @@ class Request:
         tasks: names; a group stands for its tasks.
         methods, controls, seeds: as :mod:`t2.harness.compare.methods` reads them.
         experts: names, references, files or folders; None takes the defaults for the base.
+        adapters: folders of adapters of PEFT.
         model_args: what all cells have in common.
         form: how lm-eval is run.
         load: loads a task by name; None finds it as lm-eval does.
@@ -43,6 +44,7 @@ class Request:
     controls: tuple[str, ...] = ("none",)
     seeds: tuple[int, ...] = (0,)
     experts: tuple[str, ...] | None = None
+    adapters: tuple[str, ...] = ()
     model_args: Mapping[str, Any] = field(default_factory=dict)
     form: RunForm = field(default_factory=RunForm)
     load: Callable[[str], Task] | None = None
@@ -91,7 +93,7 @@ def check(request: Request) -> Checked:
     Raises:
         ArgumentError: methods, seeds, arguments or experts that do not fit each other.
         TaskError: a task is unknown, or has nothing to adapt on.
-        T2Error: an expert cannot be read.
+        T2Error: an expert or adapter cannot be read.
     """
     check_free(request.model_args, "--model-args")
     check_used(request.model_args, request.methods)
@@ -134,6 +136,7 @@ def plan(request: Request, tasks: Sequence[str], taking: Taking, base: BaseModel
 
 def _cells(request: Request, tasks: Sequence[str], named: Sequence[Member], classifier: str | None) -> list[Cell]:
     methods = rows(request.methods, named, classifier)
+    methods += adapter_rows(request.adapters)
     return [
         cell for task in tasks for cell in cells(task, methods, request.controls, request.seeds, request.model_args)
     ]

@@ -22,7 +22,7 @@ from t2.harness.compare.plan import Request
 LEVEL = 0.95
 ALPHA = 0.05
 BYTES = 4
-"""Of a number of an expert in memory and, mostly, in its file: float32."""
+"""Of a number of an expert or adapter in memory and, mostly, in its file: float32."""
 
 
 class _Frozen(BaseModel):
@@ -78,7 +78,7 @@ class Row(_Frozen):
         to_base: what differs from the base.
         to_controls: what differs from the same method under each control; of rows without control.
         pass1, pass2: seconds of wall clock, mean over seeds; to choose takes pass 1 of all configurations.
-        numbers: in the experts that took part, the classifier included.
+        numbers: in the experts that took part, the classifier included, or in the adapter of PEFT.
         bytes: that they take in float32.
         coefficients: of the mixture that a search found.
         no_signal: seeds under which the base was kept since nothing told mixtures apart.
@@ -143,7 +143,7 @@ class Report(_Frozen):
         base: the base model's name.
         fingerprint: of its weights.
         dtype: of its weights.
-        experts: all that took part.
+        experts: all that took part, adapters of PEFT among them.
         settings: what all cells have in common.
         versions: of the programs.
         material: what pictures need beside the rows.

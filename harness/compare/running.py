@@ -11,10 +11,10 @@ from pathlib import Path
 from t2.adapters.engine import Engine
 from t2.adapters.expert import Expert
 from t2.core.digests import sha256_file
+from t2.core.errors import ArgumentError
 from t2.core.files import atomic_write
 from t2.core.record import AdaptationRecord
 from t2.harness import compat, store
-from t2.harness.adaptation import Runtime
 from t2.harness.answers import Answers
 from t2.harness.args import parse_args
 from t2.harness.compare.folder import GridFolder, Result
@@ -86,9 +86,10 @@ def run(request: Request, output: Path, say: Say = lambda text: None) -> Ran:
     opened = open_model(checked.settings, Answers())
     taking = taking_part(request, checked, opened.base)
     every = plan(request, checked.tasks, taking, opened.base)
-    _check_cells(every, request.form, opened)
+    answering = _check_cells(every, request.form, opened)
     folder.begin({**request.common(), **_identity(opened, taking)})
     found = {cell.name: done for cell in every if (done := folder.find(cell)) is not None}
+    _check_adapters(every, found, answering, output)
     missing = [cell for cell in every if cell.name not in found]
     say(_told(every, missing, checked))
     progress = _Progress(missing, checked, request, found, say)
@@ -129,7 +130,7 @@ def run_cell(cell: Cell, form: RunForm, checked: Checked, opened: Opened, folder
         identity=lm.identity()["digest"],
         record=record,
         record_digest=record.digest(),
-        numbers=_numbers(lm._runtime),
+        numbers=lm.numbers,
         requests=sum(used.requests for used in record.mixtures),
         reused=opened.answers.reused - before,
     )
@@ -150,20 +151,39 @@ def _with_seconds(record: AdaptationRecord) -> AdaptationRecord:
     return record.model_copy(update={"timing": timing})
 
 
-def _numbers(runtime: Runtime | None) -> int:
-    if runtime is None or not runtime.experts:
-        return 0
-    return sum(vector.numel() for expert in runtime.taking_part for vector in expert.z.values())
+def _check_cells(cells: Iterable[Cell], form: RunForm, opened: Opened) -> dict[str, str]:
+    """Make every model once: experts of another base, without a domain, or of no use are told before any long work.
 
-
-def _check_cells(cells: Iterable[Cell], form: RunForm, opened: Opened) -> None:
-    """Make every model once: experts of another base, without a domain, or of no use are told before any long work."""
-    seen = set()
+    Returns:
+        Digests of what answers, by the arguments of the cells.
+    """
+    answering: dict[str, str] = {}
     for cell in cells:
-        key = json.dumps({name: value for name, value in cell.args.items() if not name.endswith("seed")}, default=str)
-        if key not in seen:
-            seen.add(key)
-            T2LM.sharing(opened, {**form.base_args(), **cell.args})
+        key = _seedless(cell)
+        if key not in answering:
+            answering[key] = T2LM.sharing(opened, {**form.base_args(), **cell.args}).identity()["digest"]
+    return answering
+
+
+def _check_adapters(
+    cells: Iterable[Cell], found: Mapping[str, Result], answering: Mapping[str, str], output: Path
+) -> None:
+    """Refuse cells of adapters whose folders hold another one by now; any adapter may join a comparison later.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    for cell in cells:
+        done = found.get(cell.name)
+        if done is not None and cell.args["adapt"] == "peft" and done.identity != answering[_seedless(cell)]:
+            raise ArgumentError(
+                f"--output {output} holds {cell} of another adapter than lies in {cell.args['peft']} now; name another "
+                "folder"
+            )
+
+
+def _seedless(cell: Cell) -> str:
+    return json.dumps({name: value for name, value in cell.args.items() if not name.endswith("seed")}, default=str)
 
 
 def _identity(opened: Opened, taking: Taking) -> dict[str, object]:

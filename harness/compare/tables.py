@@ -115,7 +115,7 @@ def costs(task: TaskReport) -> Table:
         "Cost",
         ("method", "numbers", "bytes", "α", "pass 1, s", "pass 2, s", "shared"),
         rows,
-        "numbers, bytes: of the experts that take part, in float32. α: coefficients that were searched. Seconds are a "
+        "numbers, bytes: of the experts, or the adapter, in float32. α: coefficients that were searched. Seconds are a "
         "mean over seeds; a row that chooses has pass 1 of all that it chooses from. shared: requests that a cell of "
         "the same mixture answered before, in the seconds given here.",
     )
@@ -139,7 +139,7 @@ def runs(task: TaskReport) -> Table:
 
 
 def experts(report: Report) -> Table:
-    """The experts that took part, and what of those of another base could be taken over."""
+    """The experts and adapters that took part, and what of those of another base could be taken over."""
     rows = tuple(
         (one.name, one.domain or "–", *_taken_over(one, report.base), one.reference or "–", one.digest)
         for one in report.experts
@@ -156,7 +156,7 @@ def notes(task: TaskReport) -> list[str]:
             found.append(f"NO SIGNAL: {row.label}{which}: nothing told mixtures apart, so the base answered.")
         overlaps = {one.expert: one for record in row.records for one in record.overlap}
         found += [
-            f"OVERLAP: {row.label}: expert {one.expert} was trained on {one.scored} scored and {one.adaptation} "
+            f"OVERLAP: {row.label}: {one.expert} was trained on {one.scored} scored and {one.adaptation} "
             "adaptation documents; it looks better than it is."
             for one in overlaps.values()
         ]

@@ -7,41 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
 
+from t2.adapters.peft_folder import put_in
 from t2.core.digests import sha256_file
 from t2.core.errors import ArgumentError, ExpertError, ExpertFileError, ExpertMismatchError, T2Error
+from t2.harness.answers import Answers
+from t2.harness.args import parse_args
 from t2.harness.model import T2LM
+from t2.harness.opened import open_model
 from tests.harness import tiny
+from tests.harness.pefts import CONFIGS, save_adapter
 
 NAMES = ("tiny_choice", "tiny_text")
-TARGETS = ["q_proj", "v_proj", "down_proj"]
-CONFIGS: dict[str, Any] = {
-    "lora": lambda: peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM"),
-    "dora": lambda: peft.LoraConfig(r=4, use_dora=True, target_modules=TARGETS, task_type="CAUSAL_LM"),
-    "ia3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
-    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
-}
-
-
-def save_adapter(folder: Path, base: Path, method: str = "lora", trained: bool = True) -> Path:
-    """An adapter after a few steps of PEFT's own training on random tokens."""
-    torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapted = peft.get_peft_model(model, CONFIGS[method]())
-    if trained:
-        leaves = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(leaves, lr=0.05)
-        tokens = torch.randint(4, 90, (4, 24))
-        for _ in range(4):
-            optimizer.zero_grad()
-            adapted(input_ids=tokens, labels=tokens).loss.backward()
-            optimizer.step()
-    adapted.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +62,59 @@ def test_a_vocabulary_larger_than_the_tokenizers_is_cut_as_hf_does(tmp_path: Pat
     hf = tiny.evaluate("hf", tasks(), model_args=args, batch_size=3)
     own = tiny.evaluate(make(tmp_path / "padded", adapter), tasks())
     assert [tiny.answers(own, name) for name in NAMES] == [tiny.answers(hf, name) for name in NAMES]
+
+
+def tensors(model: torch.nn.Module) -> dict[str, Any]:
+    """All parameters, by name: where they are, what they are and what they hold."""
+    return {
+        name: (parameter.data_ptr(), type(parameter), parameter.requires_grad, parameter.clone())
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+@pytest.mark.parametrize("method", [*CONFIGS, "padded"])
+def test_a_shared_model_answers_with_it_and_is_afterwards_what_it_was(method: str, tmp_path: Path) -> None:
+    base = tiny.save_model(tmp_path / "base")
+    if method == "padded":
+        # Its embeddings are cut while the adapter is in.
+        grown = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        grown.resize_token_embeddings(len(tiny.tokenizer()) + 8)
+        grown.save_pretrained(base)
+    adapter = save_adapter(tmp_path / method, base, "lora" if method == "padded" else method)
+    alone = tiny.evaluate(make(base, adapter), tasks())
+    opened = open_model(parse_args({"pretrained": str(base), "device": "cpu", "batch_size": 3}), Answers())
+    plain = {"pretrained": str(base), "device": "cpu", "batch_size": 3}
+    before = tiny.evaluate(T2LM.sharing(opened, plain), tasks())
+    modules, held = list(opened.inner.model.modules()), tensors(opened.inner.model)
+    lm = T2LM.sharing(opened, {**plain, "adapt": "peft", "peft": str(adapter)})
+    shared = tiny.evaluate(lm, tasks())
+    assert opened.inner.peft is None
+    assert list(map(id, opened.inner.model.modules())) == list(map(id, modules))
+    for name, (place, kind, requires_grad, values) in tensors(opened.inner.model).items():
+        assert (place, kind, requires_grad) == held[name][:3]
+        assert torch.equal(values, held[name][3])
+    assert opened.inner.model.config.vocab_size == opened.inner.model.get_input_embeddings().weight.shape[0]
+    opened.answers = None
+    after = tiny.evaluate(T2LM.sharing(opened, plain), tasks())
+    for name in NAMES:
+        assert tiny.answers(shared, name) == tiny.answers(alone, name)
+        assert tiny.answers(after, name) == tiny.answers(before, name) != tiny.answers(shared, name)
+
+
+def test_one_that_writes_over_weights_of_the_base_cannot_share_it(
+    lora: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writing_over(model: Any, *args: Any) -> Any:
+        with torch.no_grad():
+            model.model.norm.weight.mul_(2)
+        return put_in(model, *args)
+
+    monkeypatch.setattr("t2.harness.peft_adapter.put_in", writing_over)
+    plain = {"pretrained": str(tiny_folder), "device": "cpu"}
+    opened = open_model(parse_args(plain))
+    with pytest.raises(ExpertError, match="writes over weights of the base") as told:
+        T2LM.sharing(opened, {**plain, "adapt": "peft", "peft": str(lora)})
+    assert "\n" not in str(told.value)
 
 
 def test_the_record_names_the_adapter_by_its_digest(lora: Path, tiny_folder: Path, tmp_path: Path) -> None:

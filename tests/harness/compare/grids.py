@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ def request(
     controls: str = "none,shuffle",
     seeds: str = "0",
     experts: str | None = "alpha+beta+gamma",
+    search: Mapping[str, Any] = SEARCH,
+    adapters: Sequence[Path] = (),
     form: Mapping[str, Any] | None = None,
     **model_args: Any,
 ) -> Request:
@@ -40,7 +42,8 @@ def request(
         controls=parse_controls(controls),
         seeds=parse_seeds(seeds),
         experts=None if experts is None else tuple(experts.split("+")),
-        model_args={"pretrained": str(folder), **SEARCH, **model_args},
+        adapters=tuple(map(str, adapters)),
+        model_args={"pretrained": str(folder), **search, **model_args},
         form=RunForm(device="cpu", batch_size=3, **form or {}),
         load=lambda name: tasks[name](),
     )
