@@ -101,6 +101,9 @@ def _train(
     decay_steps: Annotated[int | None, typer.Option(help="Where the cosine ends; without it --steps.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW, towards z = 1.")] = _default("weight_decay"),
     clip: Annotated[float, typer.Option(help="Largest global norm of the gradient.")] = _default("clip"),
+    shots: Annotated[
+        int | None, typer.Option(help="Train on the documents that a search of so many shots sees, without validation.")
+    ] = None,
     train_docs: Annotated[int | None, typer.Option(help="Most documents to train on.")] = None,
     validation_docs: Annotated[int | None, typer.Option(help="Most documents to validate on.")] = None,
     validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = _default("validate_every"),
@@ -200,8 +203,11 @@ def _train(
         [
             ("expert" if config.method == "svf" else "adapter", result.path),
             ("digest", result.digest),
-            ("base score", f"{result.base_score:.4f}"),
-            ("best score", f"{result.best_score:.4f}"),
+            *(
+                [("base score", f"{result.base_score:.4f}"), ("best score", f"{result.best_score:.4f}")]
+                if config.shots is None
+                else []
+            ),
             *([("kl", f"{result.kl:g}")] if len(config.kls) > 1 else []),
         ]
     )

@@ -20,8 +20,10 @@ from t2.adapters.targets import parse_layers
 from t2.core.curve import CurvePoint
 from t2.core.errors import ArgumentError, StorageError, TaskError, nearest
 from t2.core.settings import experts_dir
+from t2.harness.adaptation import SPARE
 from t2.harness.args import check_hf_args
 from t2.harness.base import open_base
+from t2.harness.pool import find_pool
 from t2.harness.tasks import PromptForm, TaskDocs, load_task
 from t2.training import folders
 from t2.training.choices import ChoiceProblem
@@ -32,7 +34,7 @@ from t2.training.passes import Passes
 from t2.training.problem import Problem, Setup
 from t2.training.rollouts import GenerationProblem
 from t2.training.runs import Workplace, run_one, run_sweep
-from t2.training.split import Halves, split_docs
+from t2.training.split import Halves, draw_shots, split_docs
 from t2.training.tracking import Tracking
 
 
@@ -46,7 +48,7 @@ class TrainResult:
             and of an adapter ``adapter_config.json`` and ``training.json``.
         digest: hex SHA-256 of the file.
         curve: the points of the curve.
-        base_score: the task's metric of the base model on the validation documents.
+        base_score: the task's metric of the base model on the validation documents; nan with ``shots``, which has none.
         best_score: that of the expert.
         kl: λ, of a sweep the one that validation chose.
     """
@@ -133,10 +135,14 @@ def train(
         if folders.result_of(working) is not None:
             return _result(folders.publish(working, final))
         task = task if task is not None else load_task(config.task, include_path=include_path)
-        halves = split_docs(task, config.seed, config.train_docs, config.validation_docs)
-        labels = _labels(task, halves) if config.kind == "classifier" else ()
+        labels: tuple[str, ...] = ()
+        if config.shots is None:
+            halves = split_docs(task, config.seed, config.train_docs, config.validation_docs)
+            labels = _labels(task, halves) if config.kind == "classifier" else ()
         given = lm is not None
         lm = lm if lm is not None else open_base(**config.model_args)
+        if config.shots is not None:
+            halves = draw_shots(task_docs(config, task, lm), config.shots, config.seed)
         engine = build_engine(lm, config, given=given)
         try:
             problem = build_problem(config, engine, lm, task, halves, checkpointing=checkpointing, rollouts=rollouts)
@@ -189,13 +195,7 @@ def build_problem(
             ``rollouts`` is over another base model.
         TaskError: the task's answers cannot be rewarded.
     """
-    form = PromptForm(
-        num_fewshot=config.num_fewshot,
-        system_instruction=config.system_instruction,
-        apply_chat_template=config.apply_chat_template,
-        gen_kwargs=config.gen_kwargs,
-    )
-    docs = TaskDocs(task, lm, form, metric=config.metric, filter=config.filter)
+    docs = task_docs(config, task, lm)
     if rollouts is not None and rollouts.base.fingerprint != engine.base.fingerprint:
         raise ArgumentError(
             f"rollouts come from {rollouts.base.id}, whose weights are not those of {engine.base.id}, which is "
@@ -222,6 +222,26 @@ def build_problem(
         )
     answers = ChoiceProblem(setup, exact=config.objective != "reinforce") if chosen else GenerationProblem(setup)
     return NextTokenProblem(setup, answers) if config.objective == "next-token" else answers
+
+
+def task_docs(config: TrainConfig, task: Task, lm: HFLM) -> TaskDocs:
+    """A task as training sees it; with ``shots`` its prompts are those of a search over the same documents.
+
+    Raises:
+        ArgumentError: the task has no such metric or filter.
+        TaskError: the task has no metric.
+    """
+    form = PromptForm(
+        num_fewshot=config.num_fewshot,
+        system_instruction=config.system_instruction,
+        apply_chat_template=config.apply_chat_template,
+        gen_kwargs=config.gen_kwargs,
+    )
+    asked: dict[str, Any] = {"metric": config.metric, "filter": config.filter}
+    if config.shots is not None:
+        pool = find_pool(task)
+        asked |= {"forbidden": pool.scored, "spare": pool.docs[:SPARE]}
+    return TaskDocs(task, lm, form, **asked)
 
 
 @contextlib.contextmanager

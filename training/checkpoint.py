@@ -27,7 +27,8 @@ class Progress(BaseModel):
         config: digest of its configuration.
         step: gradient steps done.
         points: points of its curve that belong to these steps.
-        best_step: steps before the best validation measurement; 0 is the base model.
+        best_step: steps before the best validation measurement; 0 is the base model. Where nothing is validated it is
+            the last step, and the next four are 0.
         best_score: task metric there.
         best_reward: mean reward there.
         base_score: task metric of the base model on the validation documents.

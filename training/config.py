@@ -39,6 +39,7 @@ PARAMETRISATIONS: tuple[str, ...] = get_args(ParametrisationName)
 RESCALES: tuple[str, ...] = get_args(RescaleName)
 CHECKPOINTING: tuple[str, ...] = get_args(CheckpointingName)
 
+_OF_VALIDATION = ("train_docs", "validation_docs", "validate_every", "patience", "select")
 _OF_LORA = ("lora_rank", "lora_alpha", "lora_dropout")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")]
@@ -106,6 +107,9 @@ class TrainConfig(BaseModel):
         decay_steps: the step at which the cosine reaches zero; None is ``steps``.
         weight_decay: of AdamW, on θ: towards z = 1, or with ``sigmoid`` towards p = ``init_mean``.
         clip: largest global norm of the gradient.
+        shots: train on the documents that ``adapt=cem`` with so many ``shots`` and this seed as ``adapt_seed`` would
+            see of the task, for all steps and without validation; None trains and validates on halves of the training
+            documents.
         train_docs: use at most so many of the training half; None uses all.
         validation_docs: use at most so many of the validation half; None uses all.
         validate_every: steps between measurements on the validation documents.
@@ -166,6 +170,7 @@ class TrainConfig(BaseModel):
     decay_steps: Count | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] = 1e-3
+    shots: Count | None = None
     train_docs: Count | None = None
     validation_docs: Count | None = None
     validate_every: Count = 5
@@ -208,6 +213,14 @@ class TrainConfig(BaseModel):
             idle = [name for name in ("max_mult", "init_mean", "init_std") if self._differs(name)]
             if idle:
                 raise ValueError(f"{idle[0]} has no effect with parametrisation=direct, it is for sigmoid")
+        if self.shots is not None:
+            idle = [name for name in _OF_VALIDATION if self._differs(name)]
+            if idle:
+                raise ValueError(f"{idle[0]} has no effect with shots, which trains all steps without validation")
+            if self.kind == "classifier":
+                raise ValueError("kind=classifier learns from halves of its task's documents: leave shots out")
+            if len(self.kls) > 1:
+                raise ValueError("several values of kl are chosen among by validation, which shots does without")
         if len(set(self.kls)) < len(self.kls):
             raise ValueError(f"kl={','.join(map(str, self.kls))} names a value twice")
         return self
@@ -240,9 +253,11 @@ class TrainConfig(BaseModel):
     def told(self) -> dict[str, Any]:
         """The configuration as JSON, as files hold it.
 
-        Of an expert it does not name what is for other methods, as before there were any: files keep their digests.
+        It does not name ``shots`` that are not given, nor of an expert what is for other methods, as before there were
+        any: files keep their digests.
         """
-        return self.model_dump(mode="json", exclude={"method", *_OF_LORA} if self.method == "svf" else None)
+        absent = {"method", *_OF_LORA} if self.method == "svf" else set()
+        return self.model_dump(mode="json", exclude=absent if self.shots is not None else {"shots", *absent})
 
     def digest(self) -> str:
         """Hex SHA-256 of the configuration; a run may be resumed only under the same one."""

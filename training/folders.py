@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ MAY_CHANGE = ("steps", "patience", "decay_steps", "validate_every")
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished training left."""
+    """What a finished training left; the scores are nan where nothing was validated."""
 
     config: TrainConfig
     path: Path
@@ -88,7 +89,7 @@ def check_interrupted(working: Path, config: TrainConfig, overwrite: bool) -> No
     if earlier is not None and not overwrite and kept:
         raise ArgumentError(
             f"an interrupted training of {config.name} in {working} had another configuration "
-            f"({_differences(earlier, wanted, list(wanted))}); give the same options to go on with it, --overwrite to "
+            f"({_differences(earlier, wanted)}); give the same options to go on with it, --overwrite to "
             "drop it, or another --name"
         )
     remove(working)
@@ -120,9 +121,7 @@ def check_continued(final: Path, config: TrainConfig) -> TrainConfig:
         earlier = TrainConfig.model_validate(found)
     except pydantic.ValidationError as error:
         raise DataError(f"{final / CONFIG} is not a training configuration; train again with --overwrite") from error
-    wanted = config.told()
-    fixed = [key for key in wanted if key not in MAY_CHANGE]
-    differences = _differences(earlier.told(), wanted, fixed)
+    differences = _differences(earlier.told(), config.told(), MAY_CHANGE)
     if differences:
         raise ArgumentError(
             f"--continue may change {', '.join(MAY_CHANGE)} only, and {differences}; give the options that "
@@ -231,8 +230,8 @@ def read_finished(final: Path) -> Finished:
         result,
         sha256_file(result),
         read_curve(final / CURVE),
-        float(scores["base_score"]),
-        float(scores["best_score"]),
+        float(scores.get("base_score", math.nan)),
+        float(scores.get("best_score", math.nan)),
     )
 
 
@@ -251,9 +250,10 @@ def remove(folder: Path) -> None:
         ) from error
 
 
-def _differences(earlier: dict[str, Any], wanted: dict[str, Any], keys: Sequence[str]) -> str:
-    changed = [key for key in keys if earlier.get(key) != wanted[key]]
-    return ", ".join(f"{key} was {earlier.get(key)!r} and is {wanted[key]!r}" for key in changed[:3])
+def _differences(earlier: dict[str, Any], wanted: dict[str, Any], but: Collection[str] = ()) -> str:
+    keys = [key for key in {**wanted, **earlier} if key not in but]
+    changed = [key for key in keys if earlier.get(key) != wanted.get(key)]
+    return ", ".join(f"{key} was {earlier.get(key)!r} and is {wanted.get(key)!r}" for key in changed[:3])
 
 
 def _read_json(path: Path) -> Any:

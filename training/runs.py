@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from t2.core.digests import canonical_json, digest_of
 from t2.core.errors import ExpertFileError, StorageError, TrainingError
 from t2.core.files import atomic_write
@@ -65,7 +67,7 @@ class Workplace:
             documents = len(self.halves.train) + len(self.halves.validation)
             raise TrainingError(
                 f"an expert's file cannot name the {documents} documents of {config.task} ({error}); give "
-                "--train-docs or --validation-docs"
+                f"{'fewer --shots' if config.shots is not None else '--train-docs or --validation-docs'}"
             ) from error
 
     def identity(self, config: TrainConfig) -> str:
@@ -92,6 +94,12 @@ def run_one(place: Workplace, config: TrainConfig, working: Path) -> None:
         TrainingError: the reward is constant, nothing improved, or training diverged.
     """
     done = _train(place, config, working, config.name)
+    if config.shots is not None and torch.equal(done.best_theta, place.method.parameters.initial()):
+        (working / folders.CHECKPOINT).unlink(missing_ok=True)
+        raise TrainingError(
+            f"every answer to the {config.shots} documents drawn from {config.task} earned the same reward, so "
+            f"{done.progress.step} steps moved nothing; use another --seed, more --shots, or --objective next-token"
+        )
     if done.progress.best_step == 0:
         (working / folders.CHECKPOINT).unlink(missing_ok=True)
         raise TrainingError(
@@ -151,9 +159,10 @@ def run_sweep(place: Workplace, config: TrainConfig, working: Path) -> None:
 def _train(place: Workplace, config: TrainConfig, working: Path, run: str) -> Checkpoint:
     identity = place.identity(config)
     checkpoint = folders.resume(working, config.name, identity, place.overwrite)
-    if checkpoint is None:
+    base: Measured | None = None
+    if config.shots is None and checkpoint is None:
         base = place.base(config)
-    else:
+    elif config.shots is None and checkpoint is not None:
         base = Measured(checkpoint.progress.base_reward, checkpoint.progress.base_score)
     folders.write_config(working, config)
     place.problem.kl = config.kls[0]
@@ -206,11 +215,14 @@ def _finished_run(folder: Path) -> dict[str, Any] | None:
 
 def _write_scores(place: Workplace, done: Checkpoint, working: Path) -> dict[str, Any]:
     state = done.progress
-    scores = {
+    validated = {
         "base_reward": state.base_reward,
         "base_score": state.base_score,
         "best_reward": state.best_reward,
         "best_score": state.best_score,
+    }
+    scores = {
+        **(validated if place.halves.validation else {}),
         "best_step": state.best_step,
         "seconds": round(state.seconds, 1),
         "steps": state.step,

@@ -1,4 +1,4 @@
-"""Which documents train and which validate."""
+"""Which documents train and which validate, or which few train alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from t2.core.digests import digest_of, doc_hash
 from t2.core.errors import TaskError
 from t2.core.seeds import derive_seed, generator
 from t2.harness.overlap import DocMarks, marks_of
+from t2.harness.pool import draw, find_pool
+from t2.harness.tasks import TaskDocs
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Halves:
 
     Attributes:
         marks: all hashes by which the documents of both halves are known again, their content hashes among them.
+            Where a few train alone, there is nothing in the validation half.
     """
 
     train: list[Any]
@@ -69,6 +72,24 @@ def split_docs(task: Task, seed: int, train_docs: int | None = None, validation_
     train, validation = kept[:half][:train_docs], kept[half:][:validation_docs]
     trained, validated = [unique[d] for d in train], [unique[d] for d in validation]
     return Halves(trained, validated, train, validation, marks_of(task, [*trained, *validated]))
+
+
+def draw_shots(docs: TaskDocs, shots: int, seed: int) -> Halves:
+    """The documents that ``adapt=cem`` with so many ``shots`` and this ``adapt_seed`` draws of a task, to train on.
+
+    They are those of a search with experts that were trained on no document of the pool; it draws such documents last.
+
+    Args:
+        docs: the task.
+        shots: how many.
+        seed: the user's seed.
+
+    Raises:
+        TaskError: the task has too few labelled documents that it does not score.
+        DataError: its documents cannot be read.
+    """
+    drawn = draw(find_pool(docs.task), docs, shots, seed)
+    return Halves(drawn, [], [doc_hash(doc) for doc in drawn], [], marks_of(docs.task, drawn))
 
 
 def batch_docs(docs: int, batch: int, step: int, seed: int) -> Sequence[int]:

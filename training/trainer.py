@@ -45,7 +45,7 @@ def finished(config: TrainConfig, state: Progress) -> bool:
 
 
 class Trainer:
-    """AdamW on θ with clipping, a schedule, validation, early stopping and checkpoints.
+    """AdamW on θ with clipping, a schedule, validation and early stopping where there is a base to beat, checkpoints.
 
     Args:
         config: the run's configuration.
@@ -88,11 +88,11 @@ class Trainer:
         self._earlier = 0.0
         self._began = time.monotonic()
 
-    def run(self, base: Measured, checkpoint: Checkpoint | None = None) -> Checkpoint:
+    def run(self, base: Measured | None, checkpoint: Checkpoint | None = None) -> Checkpoint:
         """Train until the steps are done or validation no longer improves.
 
         Args:
-            base: the base model's measurement.
+            base: the base model's measurement; None validates nothing, and the last θ is the best.
             checkpoint: where an interrupted run was.
 
         Returns:
@@ -106,20 +106,22 @@ class Trainer:
         theta = self.parameters.initial().requires_grad_()
         optimizer = torch.optim.AdamW([theta], lr=config.learning_rate, weight_decay=config.weight_decay)
         if checkpoint is None:
+            at_first = base or Measured(0.0, 0.0)
             state = Progress(
                 config=self.identity,
                 step=0,
                 points=0,
                 best_step=0,
-                best_score=base.score,
-                best_reward=base.reward,
-                base_score=base.score,
-                base_reward=base.reward,
+                best_score=at_first.score,
+                best_reward=at_first.reward,
+                base_score=at_first.score,
+                base_reward=at_first.reward,
                 stale=0,
                 seconds=0.0,
             )
             best = theta.detach().clone()
-            self._point("validation", 0, base)
+            if base is not None:
+                self._point("validation", 0, base)
         else:
             state, best = checkpoint.progress, checkpoint.best_theta
             if self.forms is not None and state.factors is not None:
@@ -139,13 +141,17 @@ class Trainer:
             unit="step",
             disable=not self.progress,
         ) as bar:
-            bar.set_postfix(best=f"{state.best_score:.4f}")
+            shown = {} if base is None else {"best": f"{state.best_score:.4f}"}
+            bar.set_postfix(shown)
             while not finished(config, state):
                 step = state.step
                 reached = self._step(theta, optimizer, step)
                 state = state.model_copy(update={"step": step + 1})
-                validate = state.step % config.validate_every == 0 or state.step == config.steps
-                if validate:
+                last = state.step == config.steps
+                validate = base is not None and (last or state.step % config.validate_every == 0)
+                if base is None:
+                    best, state = theta.detach().clone(), state.model_copy(update={"best_step": state.step})
+                elif validate:
                     measured = self.problem.measure(self.parameters.z(theta))
                     self._point("validation", state.step, measured)
                     if self._better(measured, state):
@@ -154,16 +160,15 @@ class Trainer:
                         state = state.model_copy(update={**update, "stale": 0})
                     else:
                         state = state.model_copy(update={"stale": state.stale + 1})
-                if validate or state.step % self.checkpoint_every == 0:
+                    shown = {"best": f"{state.best_score:.4f}"}
+                if validate or last or state.step % self.checkpoint_every == 0:
                     factors = None if self.forms is None else self.forms.factors
                     so_far = {"points": self._points, "seconds": self._seconds(), "factors": factors}
                     state = state.model_copy(update=so_far)
                     save_checkpoint(
                         self.folder / "checkpoint.safetensors", self._checkpoint(state, theta, optimizer, best)
                     )
-                bar.set_postfix(
-                    reward=f"{reached.reward:+.3f}", score=f"{reached.score:.3f}", best=f"{state.best_score:.4f}"
-                )
+                bar.set_postfix({"reward": f"{reached.reward:+.3f}", "score": f"{reached.score:.3f}", **shown})
                 bar.update(1)
         return self._checkpoint(state, theta, optimizer, best)
 
