@@ -21,8 +21,8 @@ from t2.harness.experts import read_values, value_of
 from t2.harness.pool import find_pool
 from t2.harness.tasks import TaskSource
 
-_UNNAMED = "unnamed"
-"""Stands for experts that are found when the model is loaded."""
+_UNNAMED, _UNNAMED_CLASSIFIER = "unnamed", "unnamed-classifier"
+"""Stand for experts that are found when the model is loaded."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def check(request: Request) -> Checked:
     named = [Member(_UNNAMED, _UNNAMED)] if taking is None else [Member(value, value) for value in taking.experts]
     # Which experts are of another base is known with the base.
     anyhow = replace(request, methods=tuple(replace(method, members=None) for method in request.methods))
-    for cell in _cells(anyhow, ("task",), named, _UNNAMED):
+    for cell in _cells(anyhow, ("task",), named, _UNNAMED_CLASSIFIER):
         parse_args({**request.form.base_args(), **cell.args})
     settings = parse_args({**request.form.base_args(), **effective_base(request)})
     source = TaskSource(request.form.include_path, request.model_args)

@@ -19,6 +19,7 @@ from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, T2Error
 from t2.harness.compare.folder import Result
 from t2.harness.compare.methods import Cell
+from t2.harness.compare.plan import check
 from t2.harness.compare.running import run
 from t2.harness.model import T2LM
 from t2.harness.pool import find_pool
@@ -134,6 +135,11 @@ def test_a_bad_grid_is_refused_before_the_model_is_loaded(
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "grid" / "grid.json").exists()
+
+
+def test_experts_and_classifier_that_are_found_for_the_base_need_no_names(tmp_path: Path) -> None:
+    asked = request(tmp_path, "expert,mix,best,prompt,classifier,cem,auto", experts=None)
+    assert check(asked).taking is None
 
 
 def test_poisoned_test_labels_change_no_mixture_of_any_strategy(
