@@ -106,7 +106,7 @@ def test_alternatives_that_mean_nothing_are_refused(methods: str, why: str) -> N
 def test_no_test_label_has_a_part_in_the_choice(
     tiny_folder: Path, experts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clean = {"test": tiny.questions(60)}
+    clean = {"test": tiny.questions(40)}
     pool = {doc_hash(doc) for doc in find_pool(tiny.choice_task(data=clean)).docs}
     poisoned = {
         "test": [row if doc_hash(row) in pool else {**row, "gold": (row["gold"] + 1) % 4} for row in clean["test"]]
@@ -115,7 +115,7 @@ def test_no_test_label_has_a_part_in_the_choice(
     for number, data in enumerate((clean, poisoned)):
         monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / f"cache{number}"))
         only = {"tiny_choice": partial(tiny.choice_task, data=data)}
-        asked = request(tiny_folder, PAPER, tasks=only, seeds="0,1", controls="none,shuffle", shots=8, generations=3)
+        asked = request(tiny_folder, PAPER, tasks=only, seeds="0,1", controls="none,shuffle", shots=8)
         reports.append(compare(asked, tmp_path / f"grid{number}"))
     (task,), (other,) = (report.tasks for report in reports)
     rows = {row.label: row for row in task.rows}
