@@ -75,6 +75,8 @@ def check(
 
 def _results(reference: str, registry_: str | None) -> list[TaskResult]:
     """Of a path that is there or can be nothing else; of anything else in the registry."""
+    if not reference.strip():
+        raise ArgumentError("results to compare are named by an empty text; give a folder, a run or an expert")
     path = Path(reference).expanduser()
     if path.exists() or reference.endswith(".json") or reference.startswith((".", "/", "~")):
         return read_results(path)
@@ -92,6 +94,8 @@ def _repeats(given: list[str] | tuple[()]) -> list[str]:
     ]
     if len(found) == 1:
         raise ArgumentError("--noise takes at least two results, joined by +: the spread of repeats is the noise floor")
+    if len(set(found)) < len(found):
+        raise ArgumentError("--noise names the same results twice, which are no repeat of themselves; give others")
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from t2.core.errors import ResultsError, nearest
+from t2.core.errors import ArgumentError, ResultsError, nearest
 from t2.core.results import Sample, Score, TaskResult
 from t2.core.statistics import paired
 from t2.core.verdicts import TaskVerdict, Verdict, decide, noise_floor
@@ -81,7 +81,7 @@ def compare_results(
     Raises:
         ResultsError: the two cannot be paired: another task version, number of shots, documents, prompts, answers,
             metric or filter; a task or a score is missing; or the repeats are none of one evaluation.
-        ArgumentError: a margin, level or power is out of range.
+        ArgumentError: a margin, level or power is out of range, or the margin is all that scores of 0 to 1 can drop.
     """
     ours, theirs = _by_task(candidate, "candidate"), _by_task(baseline, "baseline")
     names = sorted(set(tasks)) or sorted(ours.keys() | theirs.keys())
@@ -92,7 +92,8 @@ def compare_results(
         _check(after, before, "candidate")
         score = before.run.score(metric, filter)
         scores[name] = score
-        new, old = _values(after, score, "candidate"), _values(before, score, "baseline")
+        old, new = _values(before, score, "baseline"), _values(after, score, "candidate")
+        _check_margin(margin, name, [*new, *old])
         means[name] = sum(old) / len(old), sum(new) / len(new)
         differences[name] = paired(new, old, higher_is_better=score.higher_is_better, level=level, seed=seed)
         if repeats:
@@ -175,6 +176,14 @@ def _check(one: TaskResult, baseline: TaskResult, whose: str) -> None:
             )
 
 
+def _check_margin(margin: float, task: str, scores: Sequence[float]) -> None:
+    """Refuse points where shares are meant: nothing would ever be called."""
+    if margin >= 1 and all(0 <= score <= 1 for score in scores):
+        raise ArgumentError(
+            f"a margin of {margin:g} is all that {task} can drop, whose scores are between 0 and 1; 0.02 is two points"
+        )
+
+
 def _by_doc(result: TaskResult) -> dict[str, Sample]:
     return {sample.doc_hash: sample for sample in result.samples}
 
@@ -187,9 +196,15 @@ def _values(result: TaskResult, score: Score, whose: str) -> list[float]:
         raise ResultsError(
             f"{result.run.task}: the {whose} has no score {score.key}, which the baseline has; it has: {known}"
         )
+    if found.score is None:
+        raise ResultsError(
+            f"{result.run.task}: the score {score.key} of the {whose} is no finite number; evaluate it again, or "
+            "choose another metric"
+        )
     if found.aggregation != "mean" or score.aggregation != "mean":
         raise ResultsError(
-            f"{result.run.task}: {score.key} is no mean over documents, so they cannot be paired; choose another metric"
+            f"{result.run.task}: {score.key} is no mean over documents, so they cannot be paired; choose another "
+            "metric, or leave the task out"
         )
     if found.higher_is_better != score.higher_is_better:
         raise ResultsError(

@@ -269,7 +269,9 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
     merged = _merge(samples, where)
     claimed = _mapping(results.get("task_hashes") or {}).get(task)
     if claimed is not None and claimed != _task_hash(samples):
-        raise ResultsError(f"{where}: its samples are not those of its results, by lm-eval's task hash")
+        raise ResultsError(
+            f"{where}: its samples are not those of its results, by lm-eval's task hash; let lm_eval write both again"
+        )
     scores = []
     for key, metric, filter_ in wanted:
         if metric.endswith(_STDERR) and f"{metric.removesuffix(_STDERR)},{filter_}" in stated:
@@ -281,8 +283,10 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
         same = mean is not None and score is not None and math.isclose(mean, score, rel_tol=1e-6, abs_tol=1e-9)
         how = aggregations.get(metric) or ("mean" if metric in _MEANS else None)
         if how == "mean" and score is not None and not same:
-            said = "no samples" if not n else "samples that are no numbers" if mean is None else f"the mean {mean:.6g}"
-            raise ResultsError(f"{where}: {key} is stated as {score:.6g}, and its samples have {said}")
+            said = f"its samples have the mean {mean:.6g}" if mean is not None else "it has no samples"
+            if n > len(values):
+                said = f"{n - len(values)} of its {n} samples have no number"
+            raise ResultsError(f"{where}: {key} is stated as {score:.6g}, and {said}; let lm_eval write both again")
         scores.append(
             Score(
                 metric=metric,

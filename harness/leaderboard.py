@@ -16,6 +16,7 @@ from t2.core.references import ExpertName
 from t2.core.results import TaskResult, find_results, read_results
 from t2.core.runfile import RunFile, decode_run, encode_run, read_samples
 from t2.core.verdicts import Verdict
+from t2.harness.registry import with_nearest
 from t2.registry import run_references
 from t2.registry.client.base import RegistryClient
 from t2.registry.schemas import Run, RunDetail
@@ -83,7 +84,8 @@ def runs_of(client: RegistryClient, text: str) -> list[TaskResult]:
         NotFoundError: there is no such run, expert, version or alias, or no run of it.
         ResultsError: as :func:`fetch_file`.
     """
-    with _told_where(client):
+    named = run_references.parse_expert(text)
+    with with_nearest(client, named) if named is not None else _told_where(client):
         found = run_references.runs_of(client, text)
         return [_fetch(client, client.get_run(run.namespace, run.digest)) for run in found]
 

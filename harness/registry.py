@@ -88,7 +88,7 @@ def fetch(reference: Reference, where: str | None = None) -> Fetched:
             if sha256_file(path) == reference.digest:
                 data = path.read_bytes()
                 return Fetched(data, decode_expert(data, str(path)), str(reference), None)
-    with registry(where) as client, _with_nearest(client, reference):
+    with registry(where) as client, with_nearest(client, reference):
         found = ExpertCache().fetch(client, reference)
     named = str(reference) if reference.digest is not None or found.version is None else found.version.reference
     return Fetched(found.data, decode_expert(found.data, named), named, found.version)
@@ -100,12 +100,13 @@ def find(client: RegistryClient, reference: Reference) -> VersionDetail:
     Raises:
         NotFoundError: there is none; the message names the nearest.
     """
-    with _with_nearest(client, reference):
+    with with_nearest(client, reference):
         return client.resolve(reference)
 
 
 @contextlib.contextmanager
-def _with_nearest(client: RegistryClient, reference: Reference) -> Iterator[None]:
+def with_nearest(client: RegistryClient, reference: Reference) -> Iterator[None]:
+    """Let what is not there be told with where it was sought, and with the nearest name."""
     try:
         yield
     except NotFoundError as error:

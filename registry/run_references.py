@@ -32,12 +32,25 @@ def find_run(runs: RunLister, text: str) -> Run:
         )
     found = runs.list_runs(RunQuery(namespace=match["namespace"], digest=match["digest"]), limit=2).items
     if not found:
-        raise NotFoundError(f"there is no run {text}; see the list of runs")
+        raise NotFoundError(f"there is no run {text}; t2 leaderboard list shows those there are")
     if len(found) > 1:
-        raise ArgumentError(
-            f"{text} is more than one run: {found[0].reference} and {found[1].reference}; write more of it"
-        )
+        more = "its namespace before it" if found[0].digest == found[1].digest else "more of it"
+        raise ArgumentError(f"{text} is more than one run: {found[0].reference} and {found[1].reference}; write {more}")
     return found[0]
+
+
+def parse_expert(text: str) -> Reference | None:
+    """The expert whose runs a text means, by its alias ``production`` where it says no other; None where it is a run.
+
+    Raises:
+        ArgumentError: it is neither.
+    """
+    if _RUN.fullmatch(text):
+        return None
+    reference = parse_reference(text)
+    if reference.expert is not None and not reference.pinned and reference.alias is None:
+        return Reference(reference.expert, alias=PRODUCTION)
+    return reference
 
 
 def runs_of(runs: RunLister, text: str) -> list[Run]:
@@ -52,11 +65,9 @@ def runs_of(runs: RunLister, text: str) -> list[Run]:
         ArgumentError: it names neither, or more than one run.
         NotFoundError: there is no such run, expert, version or alias, or no run of it.
     """
-    if _RUN.fullmatch(text):
+    reference = parse_expert(text)
+    if reference is None:
         return [find_run(runs, text)]
-    reference = parse_reference(text)
-    if reference.expert is not None and not reference.pinned and reference.alias is None:
-        reference = Reference(reference.expert, alias=PRODUCTION)
     query = RunQuery(expert=str(reference))
     newest: dict[str, Run] = {}
     cursor: str | None = None

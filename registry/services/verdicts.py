@@ -35,6 +35,8 @@ def judge(runs: RunLister, query: VerdictQuery, read: Callable[[Run], TaskResult
     """
     if len(query.noise) == 1:
         raise InvalidRequestError("noise: give at least two runs: the spread of repeats is the noise floor")
+    if len(set(query.noise)) < len(query.noise):
+        raise InvalidRequestError("noise: a run is named twice, and is no repeat of itself; give others")
     sides = {
         what: _find(runs, what, reference, query.tasks)
         for what, reference in (

@@ -64,6 +64,12 @@ def test_results_that_cannot_be_paired_end_in_one_line(evaluated: Evaluated, her
     only = ("--task", "tiny_choice")
     assert "has no score nothing" in refused(here, evaluated.hf, copy, *only, "--metric", "nothing")
     assert "did you mean 'tiny_choice'" in refused(here, evaluated.hf, copy, "--task", "tiny_chose")
+    assert "the same results twice" in refused(here, evaluated.hf, copy, *only, "--noise", f"{copy}+{copy}")
+    # As a variable that is not set leaves it.
+    assert "named by an empty text" in here.refused(
+        *("leaderboard", "check", "--baseline", evaluated.hf, "--candidate", "", "--margin", "0.02")
+    )
+    assert "0.02 is two points" in refused(here, evaluated.hf, copy, *only, "--margin", "2")
     assert "at least two results" in refused(here, evaluated.hf, copy, *only, "--noise", copy)
     assert "is not there" in refused(here, evaluated.hf, copy.with_name("nothing"), *only)
     change_json(copy, lambda results: results["versions"].update(tiny_choice=9.0))
@@ -99,7 +105,10 @@ def test_runs_and_experts_of_the_registry_are_compared_like_files(
     by_file = here.json(*compare, evaluated.expert)
     for reference in ("team/alpha", "team/alpha@1", run["digest"][:12], f"default/{run['digest']}"):
         assert here.json(*compare, reference) == by_file
-    assert "team/beta" in here.refused(*compare, "team/beta@production")
+    assert "there is no expert team/alhpa; did you mean 'team/alpha'" in here.refused(*compare, "team/alhpa@production")
+    here("leaderboard", "push", evaluated.expert, "--namespace", "team")
+    assert "write its namespace before it" in here.refused(*compare, run["digest"])
+    assert here.json(*compare, f"team/{run['digest'][:12]}") == by_file
     assert "no alias" in here.refused(*compare, "team/alpha@staging")
     assert "outputs is no file or folder here, and: " in here.refused(*compare, "outputs")
     assert "there is no run abcdef" in here.refused(*compare, "abcdef")

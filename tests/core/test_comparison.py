@@ -13,7 +13,7 @@ import pytest
 from t2.core.comparison import compare_results
 from t2.core.comparison_summary import as_json, as_markdown
 from t2.core.digests import sha256
-from t2.core.errors import ResultsError
+from t2.core.errors import ArgumentError, ResultsError
 from t2.core.results import EvaluatedBase, Sample, Score, TaskResult, TaskRun, samples_digests
 from t2.core.verdicts import Verdict
 
@@ -159,6 +159,22 @@ def test_what_differs_in_more_than_the_model_is_refused_with_the_reason(candidat
         compare_results([candidate], [result(BASELINE)], margin=0.02)
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_points_where_shares_are_meant_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"a margin of 2 is all that arc can drop, .*; 0\.02 is two points"):
+        compare_results([result(WORSE)], [result(BASELINE)], margin=2)
+    in_percent = compare_results([result([100 * each for each in WORSE])], [result([30.0] * 300)], margin=2)
+    assert in_percent.verdict is Verdict.IMPROVED
+
+
+def test_a_score_that_is_no_number_is_refused_and_called_so() -> None:
+    unknown = result(WORSE)
+    score = unknown.run.scores[0].model_copy(update={"score": None, "aggregation": "other"})
+    unknown = replace(unknown, run=unknown.run.model_copy(update={"scores": (score,)}))
+    for candidate, baseline, whose in ((unknown, result(WORSE), "candidate"), (result(WORSE), unknown, "baseline")):
+        with pytest.raises(ResultsError, match=f"arc: the score acc,none of the {whose} is no finite number"):
+            compare_results([candidate], [baseline], margin=0.02)
 
 
 def test_a_document_without_a_score_is_refused() -> None:

@@ -159,7 +159,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (
         "no score",
         lambda folder: change_lines(folder, "tiny_choice", lambda lines: lines[0].update(acc="yes")),
-        "samples that are no numbers",
+        "1 of its 12 samples have no number",
     ),
     (
         "two prompts",

@@ -1508,6 +1508,8 @@ class TestAliasRuns:
         assert found.tasks[0].noise == pytest.approx(11 / 12)
         with pytest.raises(InvalidRequestError, match="noise: give at least two runs"):
             client.verdict(query.model_copy(update={"noise": (old.reference,)}))
+        with pytest.raises(InvalidRequestError, match="noise: a run is named twice"):
+            client.verdict(query.model_copy(update={"noise": (old.reference, old.reference)}))
         with pytest.raises(ConflictError, match="noise run 2 is no repeat of the first"):
             client.verdict(query.model_copy(update={"noise": (old.reference, new.reference)}))
 
@@ -1549,6 +1551,8 @@ class TestAliasRuns:
             client.verdict(query.model_copy(update={"metric": "f1"}))
         with pytest.raises(ConflictError, match="did you mean 'tiny_choice'"):
             client.verdict(query.model_copy(update={"tasks": ("tiny_choise",)}))
+        with pytest.raises(InvalidRequestError, match=r"a margin of 2 is all that tiny_choice can drop"):
+            client.verdict(query.model_copy(update={"margin": 2.0}))
         rolling = scored.push("tiny_rolling").reference
         with pytest.raises(ConflictError, match="is no mean over documents"):
             client.verdict(query.model_copy(update={"baseline": rolling, "candidate": rolling}))
