@@ -119,6 +119,8 @@ def put_in(
         with warnings.catch_warnings():
             # What is missing is an error below.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            # PEFT asks for what transformers now calls otherwise.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             adapted = peft.PeftModel.from_pretrained(model, str(adapter.path), revision=revision)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         told = " ".join(str(error).split())[:200]
