@@ -50,7 +50,9 @@ def test_a_comparison_and_its_repetition(
         *("--controls", "none,shuffle"),
     )
     assert "--methods: mixx is not a method" in t2.refused(*arguments, "--methods", "mixx")
-    assert "peft=/nowhere does not exist here" in t2.refused(*arguments, "--methods", "base", "--adapters", "/nowhere")
+    assert "peft=/nowhere does not exist here" in t2.refused(
+        *arguments, "--methods", "base,best", "--adapters", "/nowhere"
+    )
     assert not grid.exists() or not any(grid.iterdir())
     told = t2(*arguments, "--methods", "base,mix,best")
     assert "8 cells on tiny_file (8 docs)" in t2.errors
