@@ -88,7 +88,7 @@ def compare_results(
     repeats = [_by_task(run, f"noise run {number}") for number, run in enumerate(noise, start=1)]
     differences, floors, scores, means = {}, {}, {}, {}
     for name in names:
-        after, before = _find(ours, name, "candidate"), _find(theirs, name, "baseline")
+        after, before = _find(ours, name, "candidate", tasks), _find(theirs, name, "baseline", tasks)
         _check(after, before, "candidate")
         score = before.run.score(metric, filter)
         scores[name] = score
@@ -97,7 +97,7 @@ def compare_results(
         means[name] = sum(old) / len(old), sum(new) / len(new)
         differences[name] = paired(new, old, higher_is_better=score.higher_is_better, level=level, seed=seed)
         if repeats:
-            runs = [_find(run, name, f"noise run {number}") for number, run in enumerate(repeats, start=1)]
+            runs = [_find(run, name, f"noise run {number}", tasks) for number, run in enumerate(repeats, start=1)]
             for number, run in enumerate(runs, start=1):
                 _check(run, before, f"noise run {number}")
                 if _identity(run) != _identity(runs[0]):
@@ -131,11 +131,11 @@ def _by_task(results: Sequence[TaskResult], whose: str) -> dict[str, TaskResult]
     return found
 
 
-def _find(results: Mapping[str, TaskResult], task: str, whose: str) -> TaskResult:
+def _find(results: Mapping[str, TaskResult], task: str, whose: str, wanted: Sequence[str]) -> TaskResult:
+    """The results of a task, which one of ``wanted`` may misspell; without these the other side has it."""
     if task not in results:
-        raise ResultsError(
-            f"the {whose} has no results of {task!r}{nearest(task, results)}; evaluate it, or choose tasks"
-        )
+        advice = nearest(task, results) if wanted else ", which the other has; evaluate it, or choose tasks"
+        raise ResultsError(f"the {whose} has no results of {task!r}{advice}")
     return results[task]
 
 

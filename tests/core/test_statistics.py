@@ -141,6 +141,12 @@ def test_runs_that_do_not_differ_are_called_worse_no_more_often_than_stated(n: i
     assert 0.94 <= found.covered <= 0.965
 
 
+@pytest.mark.parametrize("n", [20, 100, 300, 1000, 3000])
+def test_no_share_of_changed_documents_lets_regressed_be_said_more_often_than_stated(n: int) -> None:
+    said = [mcnemar_power(n, share, 0.0) for share in np.linspace(0.002, 1, 250)]
+    assert 0.01 < max(said) <= 0.025
+
+
 @pytest.mark.parametrize("n", [200, 1000])
 @pytest.mark.parametrize("discordance", [0.05, 0.2])
 def test_the_smallest_drop_is_found_with_the_power_stated(n: int, discordance: float) -> None:

@@ -1465,7 +1465,7 @@ class TestBoards:
             client.board(BoardQuery(task="tiny_choice", base="0" * 64))
 
 
-class TestAliasRuns:
+class TestVerdicts:
     def test_a_verdict_is_that_of_comparing_what_was_pushed(
         self, client: RegistryClient, team: Team, scored: Scored
     ) -> None:
@@ -1560,6 +1560,8 @@ class TestAliasRuns:
         with pytest.raises(TooLargeError, match="the limit of a comparison here is 40000; name fewer tasks"):
             client.verdict(query.model_copy(update={"noise": many}))
 
+
+class TestAliasRuns:
     def test_an_alias_has_the_runs_of_all_versions_that_it_pointed_to(
         self, client: RegistryClient, team: Team, scored: Scored
     ) -> None:
