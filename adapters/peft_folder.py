@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class PeftFolder:
         kind: PEFT's name of the method, such as ``LORA``.
         digest: hex SHA-256 of its weights file.
         config: hex SHA-256 of its ``adapter_config.json``, without which the weights mean nothing.
-        numbers: how many it has, embeddings of the base aside.
+        numbers: how many it has; embeddings that PEFT wrote beside it are the base's.
         manifest: what ``t2 train`` says of it; None for an adapter from elsewhere.
     """
 
@@ -76,9 +77,9 @@ def read_folder(path: str | Path) -> PeftFolder:
         pickled = " and adapter_model.bin is a pickle, which t2 does not load" * (folder / "adapter_model.bin").exists()
         raise ExpertFileError(f"peft={path} has no {WEIGHTS}{pickled}; save the adapter with safetensors")
     try:
-        kind = str(json.loads((folder / CONFIG).read_bytes())["peft_type"])
-        sizes = _sizes(folder)
-        numbers = sum(size for name, size in sizes.items() if not _is_embedding(name))
+        config = json.loads((folder / CONFIG).read_bytes())
+        kind, trained = str(config["peft_type"]), config.get("modules_to_save") or ()
+        numbers = sum(size for name, size in _sizes(folder).items() if not _is_of_base(name, trained))
         told = (folder / TRAINING).read_bytes() if (folder / TRAINING).exists() else None
         manifest = Manifest.model_validate_json(told) if told is not None else None
         digests = sha256_file(folder / WEIGHTS), sha256_file(folder / CONFIG)
@@ -129,7 +130,7 @@ def put_in(
         ) from error
     wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     given = set(_sizes(adapter.path))
-    odd = sorted(wanted - given) or sorted(name for name in given - wanted if not _is_embedding(name))
+    odd = sorted(wanted - given) or sorted(name for name in given - wanted if not any(e in name for e in _EMBEDDINGS))
     if odd:
         raise ExpertMismatchError(
             f"peft={adapter.path} was made for another model than {base.id}: {odd[0]} is in only one of them; name "
@@ -143,5 +144,6 @@ def _sizes(folder: Path) -> dict[str, int]:
         return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def _is_embedding(name: str) -> bool:
-    return any(part in name for part in _EMBEDDINGS)
+def _is_of_base(name: str, trained: Collection[str]) -> bool:
+    module = name.rpartition(".")[0].rpartition(".")[2]
+    return module in _EMBEDDINGS and module not in trained

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
 
-from t2.adapters.peft_folder import put_in
+from t2.adapters.peft_folder import put_in, read_folder
 from t2.core.digests import sha256_file
 from t2.core.errors import ArgumentError, ExpertError, ExpertFileError, ExpertMismatchError, T2Error
 from t2.harness.answers import Answers
@@ -62,6 +63,25 @@ def test_a_vocabulary_larger_than_the_tokenizers_is_cut_as_hf_does(tmp_path: Pat
     hf = tiny.evaluate("hf", tasks(), model_args=args, batch_size=3)
     own = tiny.evaluate(make(tmp_path / "padded", adapter), tasks())
     assert [tiny.answers(own, name) for name in NAMES] == [tiny.answers(hf, name) for name in NAMES]
+
+
+@pytest.mark.parametrize("method", list(CONFIGS))
+def test_its_numbers_are_those_that_peft_trains(method: str, tiny_folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / method, tiny_folder, method, trained=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    trained, _ = peft.get_peft_model(model, CONFIGS[method]()).get_nb_trainable_parameters()
+    assert read_folder(adapter).numbers == trained
+
+
+def test_embeddings_beside_it_are_the_bases(tiny_folder: Path, lora: Path, tmp_path: Path) -> None:
+    adapted = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32), str(lora)
+    )
+    adapted.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=True)
+    assert (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size > 1.5 * (
+        lora / "adapter_model.safetensors"
+    ).stat().st_size
+    assert read_folder(tmp_path / "lora").numbers == read_folder(lora).numbers
 
 
 def tensors(model: torch.nn.Module) -> dict[str, Any]:
