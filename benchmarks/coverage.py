@@ -41,9 +41,9 @@ def mid_p(n: int) -> Ends:
     right = np.arange(n + 1)
 
     def above(mean: Array) -> Array:
-        return stats.binom.sf(right, n, mean) + stats.binom.pmf(right, n, mean) / 2
+        return np.asarray(stats.binom.sf(right, n, mean) + stats.binom.pmf(right, n, mean) / 2)
 
-    low, high = (_where(lambda mean, tail=tail: above(mean) < tail, n + 1) for tail in (0.025, 0.975))
+    low, high = _where(lambda mean: above(mean) < 0.025, n + 1), _where(lambda mean: above(mean) < 0.975, n + 1)
     return np.where(right == 0, 0, low), np.where(right == n, 1, high)
 
 
@@ -118,7 +118,7 @@ def _normal(wins: float, losses: float, n: float) -> tuple[float, float]:
     return difference - half, difference + half
 
 
-def _where(below: Callable[[Array], Array], size: int) -> Array:
+def _where(below: Callable[[Array], NDArray[np.bool_]], size: int) -> Array:
     """Where ``below`` turns from true to false, of many at once."""
     low, high = np.zeros(size), np.ones(size)
     for _ in range(50):
@@ -139,7 +139,7 @@ def tables() -> Iterator[str]:
     yield f"| n | {' | '.join(of_means)} |\n|---|{'---|' * len(of_means)}"
     for n in (50, 100, 200, 300, 1000, 3000):
         yield f"| {n} | {' | '.join(_told(mean_coverage(n, ends(n))) for ends in of_means.values())} |"
-    of_pairs = {"Tango": tangos, "Bonett-Price": bonett_price, "Agresti-Min": agresti_min}
+    of_pairs: dict[str, PairedInterval] = {"Tango": tangos, "Bonett-Price": bonett_price, "Agresti-Min": agresti_min}
     yield f"\n| n | documents that change | {' | '.join(of_pairs)} |\n|---|---|{'---|' * len(of_pairs)}"
     for n in (50, 100, 300, 1000):
         for discordance in (0.02, 0.05, 0.1, 0.2, 0.4):
