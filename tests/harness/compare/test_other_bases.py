@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from t2.core.errors import ArgumentError, ExpertMismatchError
+from t2.core.expertfile import read_expert, write_expert
 from t2.harness.compare.report import Report
 from t2.harness.compare.running import compare, run
 from tests.harness import tiny
@@ -18,12 +20,17 @@ TASKS = {"tiny_choice": tiny.choice_task}
 
 
 def save_other(folder: Path, **shape: int) -> str:
-    """Two experts of another model, one of which is called as one of the first model's."""
+    """Two experts of another model, one called as one of the first model's; a deeper model has a role more."""
     engine = tiny.engine_of(tiny.save_model(folder / "other", seed=5, **shape))
     files = [
         tiny.save_expert(folder / "theirs" / f"{name}.safetensors", engine, seed, domain=name)
         for seed, name in enumerate(("law", "alpha"))
     ]
+    if shape:
+        law = read_expert(files[0])
+        extra = "model.layers.0.mlp.extra.weight"
+        manifest = law.manifest.model_copy(update={"targets": {**law.manifest.targets, extra: 3}})
+        write_expert(files[0], manifest, {**law.vectors, extra: np.ones(3, dtype=np.float32)})
     return "+".join(map(str, files))
 
 
@@ -72,7 +79,7 @@ def test_rows_of_both_models_experts_in_one_grid(
     matrices = len(tiny.engine_of(tiny_folder).ranks())
     assert told["beta"][1:3] == ["tiny", "–"]
     assert told["law"][1].startswith("other (")
-    assert told["law"][2] == f"{matrices} matrices"
+    assert told["law"][2] == f"{matrices} matrices" + (", without mlp.extra.weight" if shape else "")
     page = (tmp_path / "grid" / "report.html").read_text()
     assert "law of other: how components move" in page
 
