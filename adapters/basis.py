@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import safetensors
 import safetensors.torch
+import threadpoolctl
 import torch
 from tqdm import tqdm
 
@@ -36,7 +37,7 @@ from t2.core.settings import cache_dir
 Side = Literal["out", "in"]
 _SIDES: tuple[Side, ...] = get_args(Side)
 _FORMAT = 1
-_SMALL = 512
+_SMALL, _LARGE = 512, 1024
 _COLUMNS, _ROWS = 2048, 512
 """Parts in which a Gram matrix is summed: so many columns of W are in float64 at once, so many rows in a product."""
 
@@ -113,17 +114,25 @@ def eigh(gram: torch.Tensor, lapack: str | None = None) -> tuple[torch.Tensor, t
     if gram.device.type != "cpu" or (lapack or _lapack(len(gram))) == "torch":
         values, vectors = torch.linalg.eigh(gram)
         return values, vectors
-    values, vectors = map(torch.from_numpy, np.linalg.eigh(gram.numpy()))
+    with _openblas().limit(limits=1) if len(gram) < _LARGE else contextlib.nullcontext():
+        values, vectors = map(torch.from_numpy, np.linalg.eigh(gram.numpy()))
     return values, vectors
 
 
 def _lapack(rank: int) -> str:
     """Whose LAPACK: torch's wheels carry MKL, which is at its best on Intel's CPUs, numpy's carry OpenBLAS.
 
-    Threads of OpenBLAS beside those of torch wait for each other, so it is for processes in which it has but one.
+    Threads cost both of them more than they gain on matrices that are not large, and on a busy machine those of
+    OpenBLAS wait for each other many times as long as they work. So OpenBLAS has one there, and large matrices are for
+    it in processes in which it has but one.
     """
     alone = os.environ.get("OPENBLAS_NUM_THREADS") == "1"
-    return "numpy" if alone and rank >= _SMALL and not _is_intel() else "torch"
+    return "numpy" if rank >= _SMALL and (alone or rank < _LARGE) and not _is_intel() else "torch"
+
+
+@functools.cache
+def _openblas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController().select(internal_api="openblas")
 
 
 @functools.cache

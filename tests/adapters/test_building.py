@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import threadpoolctl
 import torch
 import transformers
 
@@ -57,10 +58,12 @@ def test_a_basis_is_orthonormal_and_decomposes_its_matrix(
 
 
 def test_both_libraries_find_the_same_vectors() -> None:
+    threads = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
     w = torch.randn(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     (one, first), (two, second) = eigh(w @ w.T, "torch"), eigh(w @ w.T, "numpy")
     assert torch.allclose(one, two, rtol=1e-10)
     assert torch.allclose((first * second).sum(0).abs(), torch.ones(64, dtype=torch.float64), atol=1e-9)
+    assert [library["num_threads"] for library in threadpoolctl.threadpool_info()] == threads
 
 
 def test_what_was_built_from_the_checkpoint_is_what_the_engine_wants(tmp_path: Path, bases_folder: Path) -> None:
