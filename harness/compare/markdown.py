@@ -30,7 +30,11 @@ def about(report: Report) -> str:
     """What holds for all of it."""
     settings = dict(report.settings)
     given = {**settings.pop("model_args"), **{name: value for name, value in settings.items() if value}}
-    common = ", ".join(f"{name}={value}" for name, value in given.items() if name != "seed")
+    common = ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in given.items()
+        if name != "seed"
+    )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return f"Weights {report.fingerprint[:12]} in {report.dtype}; {common}. {versions}."
 
