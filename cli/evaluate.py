@@ -30,5 +30,6 @@ def _eval(context: typer.Context) -> None:
     try:
         cli_evaluate()
     except KeyboardInterrupt as stop:
-        excepthook.tell(stop)
+        if excepthook.tell(stop):
+            excepthook.leave(130)
         raise

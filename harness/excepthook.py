@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from types import TracebackType
+from typing import NoReturn
 
 from t2.core.errors import T2Error
 
@@ -14,6 +17,20 @@ def tell(stop: KeyboardInterrupt) -> bool:
     if notes:
         print(f"\n{notes[0]}", file=sys.stderr)
     return bool(notes)
+
+
+def leave(status: int) -> NoReturn:
+    """End the program, as ``sys.exit`` does.
+
+    One that holds vLLM ends without tearing its libraries down: a thread of theirs that a Ctrl-C caught at work would
+    abort it there, with another status.
+    """
+    if "vllm" in sys.modules:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def install() -> None:
@@ -31,7 +48,7 @@ def install() -> None:
             # An interpreter that meets SystemExit in its hook ends with that status instead of 1.
             raise SystemExit(2)
         if isinstance(error, KeyboardInterrupt) and tell(error):
-            raise SystemExit(130)
+            leave(130)
         previous(kind, error, traceback)
 
     hook._t2 = True  # type: ignore[attr-defined]
