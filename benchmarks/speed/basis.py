@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from unittest import mock
 
 import torch
 
@@ -104,21 +105,15 @@ def _side_by_side(
     side: Callable[[_Matrix], object], shape: tuple[int, int], processes: int, count: int, seed: int
 ) -> float:
     """Seconds from one matrix to the next, of processes with a thread each that do as many at the same time."""
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    before = {name: os.environ.get(name) for name in threads}
     context = multiprocessing.get_context("spawn")
-    os.environ.update(threads)
-    try:
-        with context.Manager() as manager, ProcessPoolExecutor(processes, context) as pool:
-            start = manager.Barrier(processes)
-            asked = [pool.submit(_alone, side, shape, count, seed + i, start) for i in range(processes)]
-            return max(each.result() for each in asked) / (processes * count)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
+    with (
+        mock.patch.dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
+        context.Manager() as manager,
+        ProcessPoolExecutor(processes, context) as pool,
+    ):
+        start = manager.Barrier(processes)
+        asked = [pool.submit(_alone, side, shape, count, seed + i, start) for i in range(processes)]
+        return max(each.result() for each in asked) / (processes * count)
 
 
 def _alone(
