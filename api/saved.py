@@ -228,7 +228,7 @@ def mix_record(
         for ref in record.experts
         for expert in [read_content(ref.digest)]
     ]
-    base = record.base if model is None else model.base
+    base = record.base.base if model is None else model.base
     ranks = model.engine.ranks() if model is not None else {k: r for e in read for k, r in e.manifest.targets.items()}
     prepared = prepare_experts(settings, read, base, ranks)
     options = settings.options()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from t2.core.errors import ArgumentError, ResultsError, nearest
-from t2.core.results import Sample, Score, TaskResult
+from t2.core.results import EvaluatedBase, Sample, Score, TaskResult
 from t2.core.statistics import paired
 from t2.core.verdicts import TaskVerdict, Verdict, decide, noise_floor
 
@@ -140,8 +140,15 @@ def _find(results: Mapping[str, TaskResult], task: str, whose: str, wanted: Sequ
 
 
 def _check(one: TaskResult, baseline: TaskResult, whose: str) -> None:
-    """Refuse to pair what differs in more than the model."""
+    """Refuse to pair what differs in more than the experts, or in more than the model where one side has none."""
     task = baseline.run.task
+    ours, theirs = one.run.base, baseline.run.base
+    stated = None not in (ours.identity, theirs.identity)
+    if one.run.experts and baseline.run.experts and stated and ours.identity != theirs.identity:
+        raise ResultsError(
+            f"{task}: the {whose} was scored on another model ({_model(ours)}) than the baseline ({_model(theirs)}); "
+            "evaluate both on one, loaded the same way"
+        )
     for what, here, there in (
         ("version", one.run.task_version, baseline.run.task_version),
         ("number of few-shot examples", one.run.n_shot, baseline.run.n_shot),
@@ -174,6 +181,10 @@ def _check(one: TaskResult, baseline: TaskResult, whose: str) -> None:
                 f"{task}: {changed} of {len(there_docs)} {what} of the {whose} differ from the baseline's ({cause}); "
                 "evaluate both the same way"
             )
+
+
+def _model(base: EvaluatedBase) -> str:
+    return f"{base.id}, identity {str(base.identity)[:12]}"
 
 
 def _check_margin(margin: float, task: str, scores: Sequence[float]) -> None:

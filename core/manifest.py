@@ -15,6 +15,10 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Kind = Literal["expert", "classifier", "mixture"]
 
 
+NO_FINGERPRINT = "0" * 64
+"""The fingerprint of a model that has nothing to adapt; such models share it."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

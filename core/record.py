@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from t2.core.digests import digest_of
-from t2.core.manifest import BaseModelRef
+from t2.core.manifest import BaseModelRef, Hex
 
 
 def _finite_or_none(value: Any) -> Any:
@@ -24,6 +24,31 @@ Number = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRef(BaseModelRef):
+    """The model that answered.
+
+    Attributes:
+        identity: digest of all that decides its answers: weights, buffers, configuration, tokenizer and arguments. The
+            fingerprint says which experts fit it. None in records that are older than identities.
+    """
+
+    identity: Hex | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Older records keep their digests.
+        return {name: value for name, value in dump(self).items() if name != "identity" or value is not None}
+
+    @property
+    def base(self) -> BaseModelRef:
+        """The model as an expert's manifest names it."""
+        return BaseModelRef(id=self.id, revision=self.revision, fingerprint=self.fingerprint)
+
+
+def _as_model(base: Any) -> Any:
+    return base.model_dump() if type(base) is BaseModelRef else base
 
 
 class Transferred(_Frozen):
@@ -233,7 +258,7 @@ class AdaptationRecord(_Frozen):
     task: str
     task_version: str
     strategy: str
-    base: BaseModelRef
+    base: Annotated[ModelRef, BeforeValidator(_as_model)]
     dtype: str
     experts: tuple[ExpertRef, ...] = ()
     control: str = "none"

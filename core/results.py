@@ -86,15 +86,23 @@ class Score(_Frozen):
 
 
 class EvaluatedBase(_Frozen):
-    """The base model; only t2 tells a fingerprint.
+    """The base model; only t2 tells a fingerprint and an identity.
 
     Attributes:
-        id: the name it was loaded by; of a folder its last part.
+        id: the name it was loaded by; see :func:`model_name`.
+        fingerprint: of its adapted matrices: which experts fit it.
+        identity: of all that decides its answers: which runs asked the same model.
     """
 
     id: Label
     revision: Label | None = None
     fingerprint: Digest | None = None
+    identity: Digest | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_what_is_unknown(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs without an identity keep their digests.
+        return {name: value for name, value in dump(self).items() if name != "identity" or value is not None}
 
 
 class TaskRun(_Frozen):
@@ -428,7 +436,9 @@ def _identity(results: Mapping[str, Any], config: Mapping[str, Any], task: str) 
         return {
             "model": model,
             "base": {
-                "id": _name(str(given.get("pretrained") or results.get("model_name") or model), given.get("gguf_file")),
+                "id": model_name(
+                    str(given.get("pretrained") or results.get("model_name") or model), given.get("gguf_file")
+                ),
                 "revision": str(given["revision"]) if given.get("revision") else None,
             },
             "dtype": str(config.get("model_dtype") or "").removeprefix("torch."),
@@ -457,9 +467,13 @@ def _identity(results: Mapping[str, Any], config: Mapping[str, Any], task: str) 
     }
 
 
-def _name(pretrained: str, gguf_file: str | None) -> str:
-    """What t2 calls a base model too: of a folder its last part, for the folder may be gone, or on another machine."""
-    if pretrained.startswith(("/", "./", "../", "~")):
+def model_name(pretrained: str, gguf_file: str | None = None) -> str:
+    """The name of a base model for people: of a path its last part, else ``pretrained`` as it is.
+
+    It depends on the text alone: a results file is read where the folder may be absent. So ``models/llama``, which may
+    be a name of the Hub, keeps both parts.
+    """
+    if pretrained.startswith(("/", "./", "../", "~")) or pretrained.count("/") > 1:
         pretrained = Path(pretrained).name or pretrained
     return f"{pretrained}/{gguf_file}" if gguf_file else pretrained
 

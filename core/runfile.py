@@ -91,7 +91,8 @@ def decode_run(data: bytes, source: str) -> RunFile:
         if score.n > len(docs) or (score.aggregation == "mean" and not (agrees and score.n == len(scored))):
             raise ResultsError(f"{source}: {score.key} is not the mean of its samples")
     record = run.record
-    if record is not None and (record.task != run.task or record.base.fingerprint != run.base.fingerprint):
+    told = (run.task, run.base.fingerprint, run.base.identity)
+    if record is not None and told != (record.task, record.base.fingerprint, record.base.identity):
         raise ResultsError(f"{source}: its record is of another task or base model")
     return RunFile(run, header.decode(), samples, values)
 

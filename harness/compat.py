@@ -2,7 +2,8 @@
 
 A model of lm-eval sees requests only. ``simple_evaluate`` builds the model, applies all overrides to the tasks, and
 then calls the global ``lm_eval.evaluator.evaluate``; that function is wrapped when a t2 model is built, so that the
-model is told the final tasks and flags before any request is made.
+model is told the final tasks and flags before any request is made. What names the results, lm-eval's tracker, is logged
+just before that call, and gets the model's own name for them.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from typing import Any, Protocol, runtime_checkable
 import lm_eval.evaluator
 from lm_eval.api.task import Task
 from lm_eval.evaluator_utils import _handle_back_comp
+from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
+from lm_eval.utils import sanitize_model_name
 
 from t2.core.errors import DependencyError
 from t2.harness.tasks import PromptForm
 
 OLDEST, NEWEST = (0, 4, 13), (0, 5)
+_logged: list[GeneralConfigTracker] = []
+"""The tracker of the evaluation that is about to begin, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class Watching(Protocol):
 
     def evaluation(self, evaluation: Evaluation) -> AbstractContextManager[dict[str, Any]]:
         """Context around lm-eval's run; yields arguments of ``evaluate`` to override."""
+        ...
+
+    def results_name(self, own: str) -> str:
+        """The name of the results and their folder, where lm-eval's own would be another one."""
         ...
 
 
@@ -85,6 +94,7 @@ def watch() -> None:
         given = bound.arguments
         model = given["lm"]
         model = vars(model).get("lm", model)  # CachingLM holds the model under that name
+        tracker = _logged.pop() if _logged else None
         if not isinstance(model, Watching):
             return original(*args, **kwargs)
         tasks = given["task_dict"].get("tasks") or _handle_back_comp(given["task_dict"])[1]
@@ -98,12 +108,23 @@ def watch() -> None:
             ),
             caches_requests=bool(given["cache_requests"]),
         )
+        if tracker is not None:
+            tracker.model_name = model.results_name(str(tracker.model_name))
+            tracker.model_name_sanitized = sanitize_model_name(tracker.model_name)
         with model.evaluation(evaluation) as overrides:
             given.update(overrides)
             return original(*bound.args, **bound.kwargs)
 
     evaluate._t2 = True  # type: ignore[attr-defined]
     lm_eval.evaluator.evaluate = evaluate
+    log = GeneralConfigTracker.log_experiment_args
+
+    @functools.wraps(log)
+    def log_experiment_args(self: GeneralConfigTracker, *args: Any, **kwargs: Any) -> None:
+        log(self, *args, **kwargs)
+        _logged[:] = [self]
+
+    GeneralConfigTracker.log_experiment_args = log_experiment_args
 
 
 @contextlib.contextmanager

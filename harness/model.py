@@ -399,7 +399,7 @@ class T2LM(LM):  # type: ignore[misc]
         """What answered a task where nothing was mixed: the base, or an adapter of PEFT."""
         metadata = getattr(task.config, "metadata", None) or {}
         refs = self._refs()
-        told = [self.settings.adapt, name, self.base.fingerprint, self.dtype]
+        told = [self.settings.adapt, name, self.base.identity, self.dtype]
         return AdaptationRecord(
             key=digest_of([*told, *(ref.digest for ref in refs), self._settings()] if refs else told),
             task=name,
@@ -451,8 +451,20 @@ class T2LM(LM):  # type: ignore[misc]
             "experts": [ref.model_dump(mode="json") for ref in refs],
             "settings": self._settings(),
         }
-        bare = {**content, "base": self.base.fingerprint, "experts": [ref.content for ref in refs]}
+        bare = {**content, "base": self.base.identity, "experts": [ref.content for ref in refs]}
         return {**content, "digest": digest_of(bare)}
+
+    def results_name(self, own: str) -> str:
+        """The name under which lm-eval files results, such as ``SmolLM2-135M-Instruct+t2-cem-36694d46``.
+
+        A score of an adapted model is never filed under the base's name.
+
+        Args:
+            own: lm-eval's name, by the model_args; random where these name no model.
+        """
+        if self.settings.adapt != "none":
+            return f"{self.base.id}+t2-{self.settings.adapt}-{self.identity()['digest'][:8]}"
+        return own if "pretrained" in self.settings.hf else self.base.id
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results: ``hf``'s own entries, and under ``t2`` the identity and the records."""

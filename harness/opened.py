@@ -10,13 +10,14 @@ from lm_eval.api.model import CacheHook
 from t2.adapters.engine import Engine
 from t2.adapters.engine.pool import PooledEngine
 from t2.core.errors import ModelError
-from t2.core.manifest import BaseModelRef
+from t2.core.manifest import NO_FINGERPRINT
+from t2.core.record import ModelRef
 from t2.harness.answers import Answers
 from t2.harness.args import Settings
 from t2.harness.base import base_id, open_base, open_engine
+from t2.harness.identity import identity_of, model_ref
 from t2.harness.workers import start_workers
 
-NO_FINGERPRINT = "0" * 64
 _OF_THE_BASE = ("engine", "moe", "batch", "workers", "hf")
 """The settings that decide what is loaded."""
 
@@ -27,7 +28,7 @@ class Opened:
 
     Attributes:
         inner: lm-eval's own model.
-        base: its name, revision and fingerprint; the fingerprint is zeros where it cannot be adapted.
+        base: its name, revision, fingerprint and identity; the fingerprint is zeros where it cannot be adapted.
         settings: what it was loaded by.
         engine: runs it under mixtures; None where it has nothing to adapt.
         unadaptable: why there is no engine.
@@ -36,7 +37,7 @@ class Opened:
     """
 
     inner: Any
-    base: BaseModelRef
+    base: ModelRef
     settings: Settings
     engine: Engine | None = None
     unadaptable: ModelError | None = None
@@ -48,7 +49,7 @@ class Opened:
         """The workers that the settings ask for, started when first asked for."""
         assert self.engine is not None
         if self._workers is None:
-            self._workers = start_workers(self.settings, self.engine)
+            self._workers = start_workers(self.settings, self.inner, self.engine)
         return self._workers
 
     def serves(self, settings: Settings) -> bool:
@@ -76,6 +77,6 @@ def open_model(settings: Settings, answers: Answers | None = None) -> Opened:
     try:
         engine = open_engine(inner, name, revision, settings.batch, settings.moe)
     except ModelError as error:
-        base = BaseModelRef(id=name, revision=revision, fingerprint=NO_FINGERPRINT)
+        base = ModelRef(id=name, revision=revision, fingerprint=NO_FINGERPRINT, identity=identity_of(inner))
         return Opened(inner, base, settings, unadaptable=error, answers=answers)
-    return Opened(inner, engine.base, settings, engine, answers=answers)
+    return Opened(inner, model_ref(engine, inner), settings, engine, answers=answers)

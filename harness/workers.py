@@ -10,9 +10,10 @@ from typing import Any
 from t2.adapters.engine import Engine
 from t2.adapters.engine.pool import PooledEngine, Workers
 from t2.adapters.engine.transformers import TransformersEngine
-from t2.core.errors import ArgumentError
+from t2.core.errors import ArgumentError, ModelError
 from t2.harness.args import Settings
 from t2.harness.base import base_id, open_base
+from t2.harness.identity import identity_of
 
 _ROWS = 32
 """Rows of a worker's batch where the user names no bound."""
@@ -28,6 +29,7 @@ class EngineSpec:
         hf: further arguments of lm-eval's model.
         batch: rows of a batch.
         moe: as the model_arg.
+        identity: of the model that this process has loaded.
     """
 
     pretrained: str | None
@@ -35,17 +37,23 @@ class EngineSpec:
     hf: Mapping[str, Any]
     batch: int
     moe: str
+    identity: str
 
     def __call__(self) -> Engine:
         """Load the model.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: it cannot be loaded, or is another model than that of this process.
         """
         hf = dict(self.hf)
         if str(hf.get("device", "")).startswith("cuda"):
             hf["device"] = "cuda"  # a worker sees its own alone
         lm = open_base(self.pretrained, self.engine, **hf)
+        if identity_of(lm) != self.identity:
+            raise ModelError(
+                f"a worker has loaded another model ({identity_of(lm)[:12]}) than this process ({self.identity[:12]}); "
+                "give all machines of the cluster the same files"
+            )
         return TransformersEngine(
             lm.model,
             lm.tokenizer,
@@ -56,7 +64,7 @@ class EngineSpec:
         )
 
 
-def start_workers(settings: Settings, home: Engine) -> PooledEngine:
+def start_workers(settings: Settings, lm: Any, home: Engine) -> PooledEngine:
     """The workers that the settings ask for, stopped when nothing uses them any more.
 
     Raises:
@@ -71,7 +79,7 @@ def start_workers(settings: Settings, home: Engine) -> PooledEngine:
         raise ArgumentError("workers needs pretrained= as a name or folder; a model in memory cannot be sent to them")
     if settings.engine != "hf" or not isinstance(home, TransformersEngine):
         raise ArgumentError(f"workers works with engine=hf, not with engine={settings.engine}")
-    spec = EngineSpec(pretrained, settings.engine, hf, settings.batch or _ROWS, settings.moe)
+    spec = EngineSpec(pretrained, settings.engine, hf, settings.batch or _ROWS, settings.moe, identity_of(lm))
     workers = Workers(spec, settings.workers, home.base, gpus=1 if home.device.type == "cuda" else 0)
     pooled = PooledEngine(home, workers, settings.batch or _ROWS)
     weakref.finalize(pooled, workers.close)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lm_eval.loggers import EvaluationTracker
 
-from t2.core.manifest import BaseModelRef
+from t2.core.record import ModelRef
 from t2.core.results import TaskResult, samples_digests
 from t2.harness import discovery
 from tests.harness import tiny
@@ -109,8 +109,8 @@ def vary(result: TaskResult, *, wrong: int | None = None, docs: int | None = Non
         scores.append(score)
     docs_digest, prompts_digest, samples_digest = samples_digests(samples)
     record = result.run.record
-    if record is not None and "base" in fields:
-        record = record.model_copy(update={"base": BaseModelRef(**fields["base"].model_dump())})
+    if record is not None and "base" in fields and "record" not in fields:
+        record = record.model_copy(update={"base": ModelRef(**fields["base"].model_dump())})
     update = {
         "docs": len(samples),
         "docs_digest": docs_digest,

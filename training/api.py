@@ -23,6 +23,7 @@ from t2.core.settings import experts_dir
 from t2.harness.adaptation import SPARE
 from t2.harness.args import check_hf_args
 from t2.harness.base import open_base
+from t2.harness.identity import identity_of
 from t2.harness.pool import find_pool
 from t2.harness.tasks import PromptForm, TaskDocs, load_task
 from t2.training import folders
@@ -143,11 +144,13 @@ def train(
         lm = lm if lm is not None else open_base(**config.model_args)
         if config.shots is not None:
             halves = draw_shots(task_docs(config, task, lm), config.shots, config.seed)
+        model = identity_of(lm)
         engine = build_engine(lm, config, given=given)
         try:
             problem = build_problem(config, engine, lm, task, halves, checkpointing=checkpointing, rollouts=rollouts)
             method = build_method(config, engine, progress=progress)
             place = Workplace(
+                model=model,
                 method=method,
                 problem=problem,
                 halves=halves,

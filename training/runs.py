@@ -27,8 +27,13 @@ from t2.training.trainer import Trainer
 
 @dataclass
 class Workplace:
-    """What all runs of a training share."""
+    """What all runs of a training share.
 
+    Attributes:
+        model: identity of the base model (:func:`t2.harness.identity.identity_of`).
+    """
+
+    model: str
     method: Method
     problem: Problem
     halves: Halves
@@ -73,7 +78,7 @@ class Workplace:
     def identity(self, config: TrainConfig) -> str:
         """Digest of all that decides the outcome of a run."""
         engine = self.method.engine
-        return digest_of([config.digest(), engine.base.fingerprint, str(engine.dtype), self.halves.digest()])
+        return digest_of([config.digest(), self.model, str(engine.dtype), self.halves.digest()])
 
     def base(self, config: TrainConfig) -> Measured:
         """The base model on the validation documents, measured once.

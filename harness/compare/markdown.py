@@ -36,7 +36,8 @@ def about(report: Report) -> str:
         if name != "seed"
     )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    return f"Weights {report.fingerprint[:12]} in {report.dtype}; {common}. {versions}."
+    model = f"Model {report.identity[:12]}, weights" if report.identity is not None else "Weights"
+    return f"{model} {report.fingerprint[:12]} in {report.dtype}; {common}. {versions}."
 
 
 def about_task(task: TaskReport) -> str:

@@ -141,7 +141,8 @@ class Report(_Frozen):
 
     Attributes:
         base: the base model's name.
-        fingerprint: of its weights.
+        fingerprint: of its adapted matrices.
+        identity: of all that decides its answers.
         dtype: of its weights.
         experts: all that took part, adapters of PEFT among them.
         settings: what all cells have in common.
@@ -152,6 +153,7 @@ class Report(_Frozen):
     schema_version: int = 1
     base: str
     fingerprint: str
+    identity: str | None = None
     dtype: str
     experts: tuple[ExpertRef, ...]
     settings: dict[str, Any]
@@ -179,6 +181,7 @@ def make_report(
     return Report(
         base=first.base.id,
         fingerprint=first.base.fingerprint,
+        identity=first.base.identity,
         dtype=first.dtype,
         experts=tuple(experts.values()),
         settings=request.common(),

@@ -188,7 +188,7 @@ def _seedless(cell: Cell) -> str:
 
 def _identity(opened: Opened, taking: Taking) -> dict[str, object]:
     experts = [*taking.experts.values(), *([taking.classifier[1]] if taking.classifier else [])]
-    return {"base": opened.base.fingerprint, "experts": {expert.name: expert.digest for expert in experts}}
+    return {"base": opened.base.identity, "experts": {expert.name: expert.digest for expert in experts}}
 
 
 def _told(every: list[Cell], missing: list[Cell], checked: Checked) -> str:

@@ -14,6 +14,7 @@ from t2.core.comparison import compare_results
 from t2.core.comparison_summary import as_json, as_markdown
 from t2.core.digests import sha256
 from t2.core.errors import ArgumentError, ResultsError
+from t2.core.record import ExpertRef
 from t2.core.results import EvaluatedBase, Sample, Score, TaskResult, TaskRun, samples_digests
 from t2.core.verdicts import Verdict
 
@@ -199,3 +200,19 @@ def test_the_summary_holds_what_was_found() -> None:
     few = compare_results([result([1.0, 0.0])], [result([1.0, 1.0])], margin=0.02)
     assert few.tasks[0].said.smallest_drop == math.inf
     assert as_json(few)["tasks"][0]["smallest_drop"] is None
+
+
+def test_experts_are_not_judged_across_models() -> None:
+    """Where both sides say which model answered; base models may be compared with each other."""
+    expert = (ExpertRef(name="math", digest=sha256(b"expert")),)
+    one, other = (EvaluatedBase(id="tiny", identity=sha256(text)) for text in (b"one", b"other"))
+    values = [1.0, 0.0, 1.0]
+    baseline = result(values, base=one, experts=expert)
+    with pytest.raises(ResultsError, match=r"scored on another model \(tiny, identity .*evaluate both on one"):
+        compare_results([result(values, base=other, experts=expert)], [baseline], margin=0.1)
+    for candidate in (
+        result(values, base=one, experts=expert),
+        result(values, base=EvaluatedBase(id="tiny"), experts=expert),
+        result(values, base=other, strategy="none"),
+    ):
+        compare_results([candidate], [baseline], margin=0.1)
