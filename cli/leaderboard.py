@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
@@ -18,7 +19,7 @@ from t2.core.references import DEFAULT_NAMESPACE, PRODUCTION, parse_reference
 from t2.harness.leaderboard import fetch_file, find_run, push_results
 from t2.harness.registry import every, registry
 from t2.registry.client.base import RegistryClient
-from t2.registry.schemas import MAX_PAGE, BoardPage, BoardQuery, Run, RunQuery, RunScore
+from t2.registry.schemas import MAX_PAGE, Board, BoardPage, BoardQuery, Run, RunQuery, RunScore
 
 _leaderboard = typer.Typer(help="Push results of lm-eval, see the best, judge candidates.", no_args_is_help=True)
 _leaderboard.command("check")(check)
@@ -65,7 +66,7 @@ def _push(
 def _list(
     namespace: Annotated[str | None, typer.Option(help="Those of one namespace.")] = None,
     task: Annotated[str | None, typer.Option(help="Of a task.")] = None,
-    base: Annotated[str | None, typer.Option(help="By a base model: its name or fingerprint.")] = None,
+    base: Annotated[str | None, typer.Option(help="By a base model: its name, identity or fingerprint.")] = None,
     expert: Annotated[
         str | None, typer.Option(help="With an expert: any version of team/math, team/math@3, or @sha256:….")
     ] = None,
@@ -104,6 +105,7 @@ def _show(run: _Run, registry_: Registry = None, as_json: AsJson = False) -> Non
             ("model", found.model),
             ("base model", found.base + (f" at {found.base_revision}" if found.base_revision else "")),
             ("fingerprint", found.base_fingerprint or "-"),
+            ("identity", found.base_identity or "-"),
             ("strategy", _strategy(found)),
             *(("expert", f"{expert.digest}  {_expert(expert.name, expert.references)}") for expert in found.experts),
             *((score.metric + f",{score.filter}", f"{_score(score)}, n = {score.n}") for score in found.scores),
@@ -123,7 +125,7 @@ def _show(run: _Run, registry_: Registry = None, as_json: AsJson = False) -> Non
 def _board(
     task: Annotated[str | None, typer.Argument(help="The task; without one the boards are listed.")] = None,
     base: Annotated[
-        str | None, typer.Option(help="The base model: its name or fingerprint; needed where there are several.")
+        str | None, typer.Option(help="The base model: name, identity or fingerprint; needed where there are several.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="By a metric; without, the task's first one.")] = None,
     filter_: Annotated[str | None, typer.Option("--filter", help="By a filter of lm-eval's.")] = None,
@@ -155,7 +157,8 @@ def _board(
             return pages[-1]
 
         entries, more = _first(page, limit, everything)
-    board = pages[0]
+        board = pages[0]
+        _tell_namesakes(client, board.board)
     if as_json:
         print_json({**board.model_dump(mode="json"), "items": [entry.model_dump(mode="json") for entry in entries]})
         return
@@ -260,6 +263,25 @@ def _tell_more(more: bool, limit: int) -> None:
         typer.echo(f"t2: there are more than these {limit}; give --limit or --all", err=True)
 
 
+def _tell_namesakes(client: RegistryClient, shown: Board) -> None:
+    """Tell of boards that differ from the one shown in nothing but the model, which has the same name."""
+    others = [
+        str(board.base_identity)
+        for board in every(
+            lambda cursor: client.list_boards(task=shown.task, base=shown.base, cursor=cursor, limit=MAX_PAGE)
+        )
+        if (board.task_version, board.n_shot, board.docs_digest)
+        == (shown.task_version, shown.n_shot, shown.docs_digest)
+        and board.base_identity not in (None, shown.base_identity)
+    ]
+    if others:
+        typer.echo(
+            f"t2: other models of the name {shown.base} have boards of their own; give --base, one of: "
+            f"{', '.join(others)}",
+            err=True,
+        )
+
+
 def _only_base(client: RegistryClient, task: str) -> str:
     """The base model of all boards of a task."""
     bases = {board.base for board in every(lambda cursor: client.list_boards(task=task, cursor=cursor, limit=MAX_PAGE))}
@@ -279,7 +301,16 @@ def _list_boards(client: RegistryClient, base: str | None, as_json: bool) -> Non
         print_json([board.model_dump(mode="json") for board in boards])
         return
     header = ("task", "version", "shots", "documents", "base model", "runs")
-    rows = [(each.task, each.task_version, each.n_shot, each.docs, each.base, each.runs) for each in boards]
+    models = {(each.base, each.base_identity) for each in boards if each.base_identity is not None}
+    names = Counter(name for name, _ in models)
+    rows = [
+        (
+            *(each.task, each.task_version, each.n_shot, each.docs),
+            f"{each.base} ({str(each.base_identity)[:12]})" if names[each.base] > 1 else each.base,
+            each.runs,
+        )
+        for each in boards
+    ]
     print_table(header, rows, none="no boards")
 
 

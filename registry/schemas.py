@@ -337,7 +337,9 @@ class Run(_Frozen):
         prompts_digest: how they were asked.
         samples_digest, samples_size: SHA-256 and bytes of the file of samples.
         model: lm-eval's name of the model, such as ``t2`` or ``hf``.
-        base, base_revision, base_fingerprint: the base model; only t2 tells a fingerprint.
+        base, base_revision: the base model's name and revision.
+        base_fingerprint, base_identity: of the base model; only t2 tells them. Experts are matched by the one, runs by
+            the other.
         strategy, control, seed: how it was adapted, and the seed of that.
         record_digest: of t2's adaptation record.
         scores: by metric and filter, the task's first one first.
@@ -360,6 +362,7 @@ class Run(_Frozen):
     base: str
     base_revision: str | None
     base_fingerprint: Digest | None
+    base_identity: Digest | None = None
     strategy: str
     control: str
     seed: int | None
@@ -391,7 +394,7 @@ class RunQuery(_Frozen):
     """What a list of runs is narrowed to; what is None narrows nothing.
 
     Attributes:
-        base: a base model's name, or its fingerprint.
+        base: a base model's name, identity or fingerprint.
         expert: runs with an expert: a reference to a version, ``@sha256:…``, or a name for any of its versions.
         digest: of the run; its first characters will do.
     """
@@ -408,6 +411,9 @@ class Board(_Frozen):
     """What can be compared: one version of a task, with as many shots, on the same documents, by one base model.
 
     Attributes:
+        base: the model's name.
+        base_identity: the model's identity; None where no run states one. Runs that state none, such as those of other
+            models of lm-eval, are on every board of their model's name.
         runs: how many there are.
     """
 
@@ -415,6 +421,7 @@ class Board(_Frozen):
     task_version: str
     n_shot: int
     base: str
+    base_identity: Digest | None = None
     docs: int
     docs_digest: Digest
     runs: int
@@ -427,7 +434,7 @@ class BoardQuery(_Frozen):
     metric its newest run's first one is taken.
 
     Attributes:
-        base: a base model's name, or its fingerprint.
+        base: a base model's name, identity or fingerprint.
     """
 
     task: Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -298,7 +298,10 @@ class CurvePoint(Table):
 
 
 class Board(Table):
-    """What can be compared: one version of a task, with as many shots, on the same documents, by one base model."""
+    """What can be compared: one version of a task, with as many shots, on the same documents, by one base model.
+
+    ``base`` is the model's identity where its runs state it, else its name, and ``base_name`` the name.
+    """
 
     __tablename__ = "board"
 
@@ -307,6 +310,7 @@ class Board(Table):
     task_version: Mapped[str] = mapped_column(_LABEL)
     n_shot: Mapped[int]
     base: Mapped[str] = mapped_column(_LABEL)
+    base_name: Mapped[str | None] = mapped_column(_LABEL)
     docs: Mapped[int]
     docs_digest: Mapped[str] = mapped_column(_HEX)
 
@@ -316,6 +320,7 @@ class Board(Table):
         CheckConstraint("n_shot >= 0", name="n_shot"),
         CheckConstraint("docs >= 1", name="docs"),
         CheckConstraint("length(docs_digest) = 64", name="docs_digest"),
+        Index("ix_board_base_name", "base_name", "id"),
     )
 
 
@@ -334,6 +339,7 @@ class Run(Table):
     board_id: Mapped[int]
     task: Mapped[str] = mapped_column(_LABEL)
     base: Mapped[str] = mapped_column(_LABEL)
+    base_name: Mapped[str | None] = mapped_column(_LABEL)
     base_revision: Mapped[str | None] = mapped_column(_LABEL)
     base_model_id: Mapped[int | None] = mapped_column(ForeignKey("base_model.id"))
     samples: Mapped[str] = mapped_column(ForeignKey("blob.digest"), index=True)
@@ -361,6 +367,7 @@ class Run(Table):
         Index("ix_run_namespace", "namespace_id", "id"),
         Index("ix_run_task", "task", "id"),
         Index("ix_run_base", "base", "id"),
+        Index("ix_run_base_name", "base_name", "id"),
         Index("ix_run_base_model", "base_model_id", "id"),
     )
 

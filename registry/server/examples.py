@@ -8,6 +8,7 @@ from typing import Any
 DIGEST = "3f1b6ba3f2cb4f9e3a6c3e6a31c1f1a36f8d1d0c5f6f2f3b0b1a9a4e5d6c7b8a"
 PARENT = "9c2e7d5b4a39f08e1d6c5b4a3928171605f4e3d2c1b0a99887766554433221ff"
 FINGERPRINT = "5d41402abc4b2a76b9719d911017c592ae3b6d5c4f3e2d1c0b9a8f7e6d5c4b3a"
+IDENTITY = "c3d2e1f00918273645f4e3d2c1b0a9988776655443322110ffeeddccbbaa9988"
 DOCS = "1f0e3dad99908345f7439f8ffabdffc4b1c2d3e4f5061728394a5b6c7d8e9f00"
 RECORD = "7c211433f02071597741e6ff5a8ea34789abbf43a1b2c3d4e5f60718293a4b5c"
 NEXT = "WyI1MWQzZTJmMWEwYjljOGQ3IiwidCIsIjIwMjYtMDMtMDFUMTI6MDA6MDArMDA6MDAiLDQyXQ"
@@ -149,6 +150,7 @@ RUN: dict[str, Any] = {
     "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "base_revision": None,
     "base_fingerprint": FINGERPRINT,
+    "base_identity": IDENTITY,
     "strategy": "expert",
     "control": "none",
     "seed": 0,
@@ -165,6 +167,7 @@ BOARD: dict[str, Any] = {
     "task_version": "1.0",
     "n_shot": 0,
     "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "base_identity": IDENTITY,
     "docs": 1319,
     "docs_digest": DOCS,
     "runs": 12,

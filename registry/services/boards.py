@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import NotFoundError, nearest
@@ -17,20 +17,47 @@ from t2.registry.services import base_models, runs
 from t2.registry.services.paging import Order, fetch_page
 
 _BOARD, _RUN, _SCORE = (columns(table) for table in (models.Board, models.Run, models.RunScore))
-_KEY = ("task", "task_version", "n_shot", "base", "docs", "docs_digest")
-_COUNT = select(func.count()).where(_RUN.board_id == _BOARD.id).correlate(models.Board.__table__).scalar_subquery()
-_NEWEST = (
-    select(func.max(_RUN.id)).where(_RUN.board_id == _BOARD.id).correlate(models.Board.__table__).scalar_subquery()
+_OTHER = models.Board.__table__.alias("other").c
+_NAME, _OTHER_NAME = func.coalesce(_BOARD.base_name, _BOARD.base), func.coalesce(_OTHER.base_name, _OTHER.base)
+_ALIKE = and_(*(_OTHER[name] == _BOARD[name] for name in ("task", "task_version", "n_shot", "docs_digest")))
+_SHOWN = select(_OTHER.id).where(_ALIKE, _OTHER.base.in_((_BOARD.base, _NAME)))
+"""The boards whose runs a board shows: its own, and those of its model's name that state no identity."""
+_RUNS = _RUN.board_id.in_(_SHOWN.correlate(models.Board.__table__))
+_COUNT = select(func.count()).where(_RUNS).correlate(models.Board.__table__).scalar_subquery()
+_NEWEST = select(func.max(_RUN.id)).where(_RUNS).correlate(models.Board.__table__).scalar_subquery()
+_OWN = select(_RUN.id).where(_RUN.board_id == _BOARD.id).correlate(models.Board.__table__).exists()
+_COVERED = (
+    select(_OTHER.id)
+    .where(
+        _ALIKE,
+        _BOARD.base == _NAME,
+        _OTHER_NAME == _NAME,
+        _OTHER.base != _OTHER_NAME,
+        select(_RUN.id).where(_RUN.board_id == _OTHER.id).exists(),
+    )
+    .correlate(models.Board.__table__)
+    .exists()
 )
+"""Whether a board without an identity is a part of one with it."""
+_FIELDS = {
+    "task": _BOARD.task,
+    "task_version": _BOARD.task_version,
+    "n_shot": _BOARD.n_shot,
+    "base": _NAME,
+    "base_identity": func.nullif(_BOARD.base, _NAME),
+    "docs": _BOARD.docs,
+    "docs_digest": _BOARD.docs_digest,
+    "runs": _COUNT,
+}
 
 
 def list_boards(session: Session, *, task: str | None, base: str | None, cursor: str | None, limit: int) -> Page[Board]:
     """Boards with a run on them, the newest first."""
-    statement = _boards().where(select(_RUN.id).where(_RUN.board_id == _BOARD.id).exists())
+    statement = _boards()
     if task is not None:
         statement = statement.where(_BOARD.task == task)
     if base is not None:
-        statement = statement.where(_BOARD.base == _name_of(session, base))
+        statement = statement.where(_of_base(session, base))
     rows, next_cursor = fetch_page(
         session,
         statement.execution_options(**{VARIED: True}),
@@ -50,9 +77,10 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
         NotFoundError: there is no run of this task, by this base model, or with this metric.
     """
     chosen = _choose(session, query)
+    shown = session.scalars(_SHOWN.where(_BOARD.id == chosen.id)).all()
     by = (
         select(_SCORE.metric, _SCORE.filter, _SCORE.higher_is_better)
-        .where(_SCORE.board_id == chosen.id)
+        .where(_SCORE.board_id.in_(shown))
         .order_by(_SCORE.run_id.desc(), _SCORE.position)
         .limit(1)
     )
@@ -61,7 +89,7 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
             by = by.where(column == wanted)
     found = session.execute(by).one_or_none()
     if found is None:
-        scored = select(_SCORE.metric, _SCORE.filter).where(_SCORE.board_id == chosen.id).distinct()
+        scored = select(_SCORE.metric, _SCORE.filter).where(_SCORE.board_id.in_(shown)).distinct()
         known = {f"{metric},{filter_}" for metric, filter_ in session.execute(scored)}
         asked = f"{query.metric or '*'},{query.filter or '*'}"
         raise NotFoundError(f"no run of {query.task} has a score {asked}{nearest(asked, known)}")
@@ -71,7 +99,7 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
         .add_columns(_SCORE.score)
         .join(models.RunScore.__table__, _SCORE.run_id == _RUN.id)
         .where(
-            _SCORE.board_id == chosen.id,
+            _SCORE.board_id.in_(shown),
             _SCORE.metric == metric,
             _SCORE.filter == filter_,
             _SCORE.score.is_not(None),
@@ -97,8 +125,8 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
 
 def _choose(session: Session, query: BoardQuery) -> Any:
     """The row of a board that has a run."""
-    base = _name_of(session, query.base)
-    statement = _boards().where(_BOARD.task == query.task, _BOARD.base == base, _NEWEST.is_not(None))
+    of_base = _of_base(session, query.base)
+    statement = _boards().where(_BOARD.task == query.task, of_base)
     for name in ("task_version", "n_shot", "docs_digest"):
         wanted = getattr(query, name)
         if wanted is not None:
@@ -106,19 +134,24 @@ def _choose(session: Session, query: BoardQuery) -> Any:
     found = session.execute(statement.order_by(_BOARD.docs.desc(), _NEWEST.desc()).limit(1)).one_or_none()
     if found is not None:
         return found
-    tasks = set(session.scalars(select(_RUN.task).where(_RUN.base == base).distinct().limit(1000)))
+    tasks = set(session.scalars(select(_BOARD.task).where(_OWN, of_base).distinct().limit(1000)))
     if query.task in tasks:
-        raise NotFoundError(f"no run of {query.task} by {base} has this version, number of shots and documents")
-    raise NotFoundError(f"there is no run of {query.task} by {base}{nearest(query.task, tasks)}")
+        raise NotFoundError(f"no run of {query.task} by {query.base} has this version, number of shots and documents")
+    raise NotFoundError(f"there is no run of {query.task} by {query.base}{nearest(query.task, tasks)}")
 
 
-def _name_of(session: Session, base: str) -> str:
-    return base_models.find(session, base).model_id if is_digest(base) else base
+def _of_base(session: Session, base: str) -> ColumnElement[bool]:
+    """The boards of a base model, by its identity, its fingerprint or its name."""
+    if not is_digest(base):
+        return or_(_BOARD.base_name == base, and_(_BOARD.base_name.is_(None), _BOARD.base == base))
+    of_base = select(_RUN.board_id).where(_RUN.base_model_id.in_(base_models.ids_of(session, base)))
+    return or_(_BOARD.base == base, _BOARD.id.in_(of_base))
 
 
 def _boards() -> Select[*tuple[Any, ...]]:
-    return select(_BOARD.id, *(_BOARD[name] for name in _KEY), _COUNT.label("runs"))
+    """Boards with a run on them, but for those that are a part of another one."""
+    return select(_BOARD.id, *(column.label(name) for name, column in _FIELDS.items())).where(_OWN, not_(_COVERED))
 
 
 def _shape(row: Any) -> Board:
-    return Board(runs=row.runs, **{name: getattr(row, name) for name in _KEY})
+    return Board(**{name: getattr(row, name) for name in _FIELDS})

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, select
+from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ArgumentError, DataError, InvalidRequestError, NotFoundError
-from t2.core.manifest import BaseModelRef
+from t2.core.manifest import NO_FINGERPRINT, BaseModelRef
 from t2.core.references import ExpertName, is_digest, parse_reference
 from t2.core.results import Score
 from t2.core.runfile import RunFile
@@ -46,9 +46,10 @@ _FIELDS = {
     "samples_digest": _RUN.samples,
     "samples_size": _BLOB.size,
     "model": _RUN.model,
-    "base": _RUN.base,
+    "base": func.coalesce(_RUN.base_name, _RUN.base),
     "base_revision": _RUN.base_revision,
     "base_fingerprint": _BASE.fingerprint,
+    "base_identity": func.nullif(_RUN.base, func.coalesce(_RUN.base_name, _RUN.base)),
     "strategy": _RUN.strategy,
     "control": _RUN.control,
     "seed": _RUN.seed,
@@ -87,15 +88,15 @@ def insert(session: Session, namespace_id: int, file: RunFile, *, created_at: da
     run = file.run
     key = {
         "task": run.task,
-        "base": run.base.id,
+        "base": run.base.identity or run.base.id,
         "task_version": run.task_version,
         "n_shot": run.n_shot,
         "docs_digest": run.docs_digest,
     }
-    insert_once(session, models.Board, **key, docs=run.docs)
+    insert_once(session, models.Board, **key, base_name=run.base.id, docs=run.docs)
     board = session.scalars(select(models.Board.id).filter_by(**key)).one()
     base = None
-    if run.base.fingerprint is not None:
+    if run.base.fingerprint not in (None, NO_FINGERPRINT):
         base = base_models.ensure(
             session, BaseModelRef(id=run.base.id, revision=run.base.revision, fingerprint=run.base.fingerprint)
         )
@@ -107,7 +108,8 @@ def insert(session: Session, namespace_id: int, file: RunFile, *, created_at: da
         digest=digest,
         board_id=board,
         task=run.task,
-        base=run.base.id,
+        base=key["base"],
+        base_name=run.base.id,
         base_revision=run.base.revision,
         base_model_id=base.id if base is not None else None,
         samples=run.samples_digest,
@@ -306,10 +308,9 @@ def _references(session: Session, digests: set[str]) -> dict[str, list[str]]:
 
 
 def _of_base(session: Session, base: str) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = _RUN.base == base
     if is_digest(base):
-        condition = _RUN.base_model_id.in_(base_models.ids_of(session, base))
-    return condition
+        return or_(_RUN.base == base, _RUN.base_model_id.in_(base_models.ids_of(session, base)))
+    return or_(_RUN.base_name == base, and_(_RUN.base_name.is_(None), _RUN.base == base))
 
 
 def _with_expert(session: Session, expert: str) -> Select[int]:

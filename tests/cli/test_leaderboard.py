@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,3 +119,26 @@ def test_what_cannot_be_done_is_said_in_one_line(home: Path, here: Here, evaluat
         here("leaderboard", "show", "best")
     with pytest.raises(ArgumentError, match="names no alias"):
         here("leaderboard", "history", "team/math@3")
+
+
+def test_boards_of_two_models_of_one_name_are_told_apart(home: Path, here: Here, evaluated: Evaluated) -> None:
+    other = Path(shutil.copytree(evaluated.mixed, home / "other"))
+
+    def claim(value: dict[str, Any]) -> None:
+        for base in (value["config"]["t2"]["base"], *(each["base"] for each in value["config"]["t2"]["records"])):
+            base["identity"] = "f" * 64
+
+    change_json(other, claim)
+    here("leaderboard", "push", evaluated.mixed)
+    here("leaderboard", "push", other)
+    named = {row["base model"] for row in here.table("leaderboard", "board")}
+    identities = {each["base_identity"] for each in here.json("leaderboard", "board")}
+    assert len(identities) == 2
+    assert len(named) == 2
+    assert any(name.endswith(f" ({'f' * 12})") for name in named)
+    (first,) = identities - {"f" * 64}
+    shown = here.json("leaderboard", "board", "tiny_choice")
+    assert (shown["board"]["base_identity"], shown["board"]["runs"]) == ("f" * 64, 1)
+    assert f"have boards of their own; give --base, one of: {first}" in here.errors
+    shown = here.json("leaderboard", "board", "tiny_choice", "--base", first)
+    assert (shown["board"]["base_identity"], shown["board"]["runs"]) == (first, 1)

@@ -1461,8 +1461,62 @@ class TestBoards:
             client.board(BoardQuery(task="tiny_choices", base=team.model))
         with pytest.raises(NotFoundError, match="has this version, number of shots and documents"):
             client.board(BoardQuery(task="tiny_choice", base=team.model, n_shot=3))
-        with pytest.raises(NotFoundError, match="no base model"):
+        with pytest.raises(NotFoundError, match=r"no run of tiny_choice by 0{64}"):
             client.board(BoardQuery(task="tiny_choice", base="0" * 64))
+
+    def test_two_models_of_one_name_and_fingerprint_have_boards_of_their_own(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        models = [scored.base.model_copy(update={"identity": sha256(f"{team.model} {i}".encode())}) for i in range(2)]
+        runs = [
+            scored.push(wrong=wrong, base=model) for wrong, model in ((3, models[0]), (1, models[1]), (2, models[0]))
+        ]
+        assert [run.base_identity for run in runs] == [models[0].identity, models[1].identity, models[0].identity]
+        assert {run.base for run in runs} == {team.model}
+        boards = client.list_boards(base=team.model).items
+        assert [(each.base, each.base_identity, each.runs) for each in boards] == [
+            (team.model, models[1].identity, 1),
+            (team.model, models[0].identity, 2),
+        ]
+        for model, own in ((models[0], [runs[2], runs[0]]), (models[1], [runs[1]])):
+            page = client.board(BoardQuery(task="tiny_choice", base=str(model.identity)))
+            assert [entry.run.digest for entry in page.items] == [run.digest for run in own]
+            assert page.board.base_identity == model.identity
+            listed = client.list_runs(RunQuery(base=model.identity)).items
+            assert {run.digest for run in listed} == {run.digest for run in own}
+        # By name: the board with the newest run; by fingerprint both.
+        assert scored.board() == [runs[2].digest, runs[0].digest]
+        assert len(client.list_boards(base=team.fingerprint).items) == 2
+        assert len(client.list_runs(RunQuery(base=team.model)).items) == 3
+
+    def test_one_model_under_two_names_has_one_board(self, client: RegistryClient, team: Team, scored: Scored) -> None:
+        model = scored.base.model_copy(update={"identity": sha256(team.model.encode())})
+        moved = model.model_copy(update={"id": f"{team.model}-copy"})
+        here, there = scored.push(wrong=3, base=model), scored.push(wrong=1, base=moved)
+        assert (here.base, there.base) == (model.id, moved.id)
+        assert scored.board() == [there.digest, here.digest]
+
+    def test_runs_that_state_no_identity_are_on_every_board_of_their_models_name(
+        self, client: RegistryClient, team: Team, scored: Scored
+    ) -> None:
+        plain = scored.push(wrong=2, base=EvaluatedBase(id=team.model), model="hf", record=None, experts=())
+        assert plain.base_identity is None
+        assert scored.board() == [plain.digest]
+        models = [scored.base.model_copy(update={"identity": sha256(f"{team.model} {i}".encode())}) for i in range(2)]
+        runs = [scored.push(wrong=wrong, base=model) for wrong, model in zip((3, 1), models, strict=True)]
+        first, second = (
+            client.board(BoardQuery(task="tiny_choice", base=str(model.identity)), limit=1) for model in models
+        )
+        assert (first.items[0].run.digest, first.board.runs) == (plain.digest, 2)
+        assert (second.items[0].run.digest, second.board.runs) == (runs[1].digest, 2)
+        rest = client.board(BoardQuery(task="tiny_choice", base=str(models[0].identity)), cursor=first.next, limit=1)
+        assert [entry.run.digest for entry in rest.items] == [runs[0].digest]
+        # The board of the name alone is a part of both, and not listed beside them.
+        listed = client.list_boards(base=team.model).items
+        assert [(each.base_identity, each.runs) for each in listed] == [(m.identity, 2) for m in reversed(models)]
+        for run in runs:
+            client.delete_run(team.namespace, run.digest)
+        assert scored.board() == [plain.digest]
 
 
 class TestVerdicts:

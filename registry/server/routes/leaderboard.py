@@ -31,10 +31,12 @@ from t2.registry.server.uploads import Uploads
 
 Label = Annotated[str | None, Query(min_length=1, max_length=200, pattern=NO_NUL)]
 Base = Annotated[
-    str, Query(min_length=1, max_length=200, pattern=NO_NUL, description="A base model's name or fingerprint.")
+    str,
+    Query(min_length=1, max_length=200, pattern=NO_NUL, description="A model's name, identity or fingerprint."),
 ]
 OptionalBase = Annotated[
-    str | None, Query(min_length=1, max_length=200, pattern=NO_NUL, description="A base model's name or fingerprint.")
+    str | None,
+    Query(min_length=1, max_length=200, pattern=NO_NUL, description="A model's name, identity or fingerprint."),
 ]
 
 

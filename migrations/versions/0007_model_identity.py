@@ -1,0 +1,31 @@
+"""Boards by the identity of the base model: runs of two models with one name are no longer ranked beside each other.
+
+``base`` becomes what tells the models of boards apart: the model's identity where a run states it, else its name as
+before. ``base_name`` holds the name in both cases. Runs that a server of the version before makes meanwhile have none,
+and are found by ``base``.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+_TABLES = ("board", "run")
+
+
+def upgrade() -> None:
+    for table in _TABLES:
+        op.add_column(table, sa.Column("base_name", sa.String(length=200), nullable=True))
+        op.execute(f"UPDATE {table} SET base_name = base")
+        op.create_index(f"ix_{table}_base_name", table, ["base_name", "id"])
+
+
+def downgrade() -> None:
+    for table in _TABLES:
+        op.drop_index(f"ix_{table}_base_name", table_name=table)
+        op.drop_column(table, "base_name")
