@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from t2.core.errors import StorageError
-from t2.core.manifest import BaseModelRef
-from t2.core.record import AdaptationRecord, Considered, HeldOut, Timing, UsedMixture
+from t2.core.record import AdaptationRecord, Considered, HeldOut, ModelRef, Timing, UsedMixture
 from t2.harness import store
 from t2.harness.summary import format_summary
 
@@ -17,7 +16,7 @@ def record(**changes: object) -> AdaptationRecord:
         task="arc",
         task_version="1.0",
         strategy="cem",
-        base=BaseModelRef(id="tiny", fingerprint="0" * 64),
+        base=ModelRef(id="tiny", fingerprint="0" * 64),
         dtype="float32",
         held_out=HeldOut(docs=10, before=0.4, after=0.6),
         mixtures=(UsedMixture(alpha={"math": 0.25, "code": 0.0, "reasoning": 0.75}, requests=40),),

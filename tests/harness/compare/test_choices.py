@@ -12,8 +12,7 @@ import pytest
 
 from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, ResultsError
-from t2.core.manifest import BaseModelRef
-from t2.core.record import AdaptationRecord, HeldOut, Objective
+from t2.core.record import AdaptationRecord, HeldOut, ModelRef, Objective
 from t2.harness.compare.groups import choose
 from t2.harness.compare.methods import parse_methods
 from t2.harness.compare.report import Report
@@ -31,7 +30,7 @@ def record(score: float | None, *, docs: tuple[str, ...] = ("a", "b"), higher: b
         task="t",
         task_version="1",
         strategy="cem",
-        base=BaseModelRef(id="b", fingerprint="f" * 64),
+        base=ModelRef(id="b", fingerprint="f" * 64),
         dtype="float32",
         objective=Objective(metric="acc", filter="none", higher_is_better=higher),
         adaptation_docs=docs,
