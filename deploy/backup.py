@@ -1,15 +1,16 @@
 """Backup of a registry into a folder, and the way back.
 
-    python backup.py save FOLDER [--config FILE] [--only database|blobs]
-    python backup.py load FOLDER [--config FILE] [--only database|blobs]
+    python backup.py save FOLDER [--config FILE] [--only database|blobs] [--output DUMP]
+    python backup.py load FOLDER [--config FILE] [--only database|blobs] [--input DUMP]
 
 The settings are the server's, from its environment or its file. PostgreSQL's ``pg_dump`` and ``pg_restore`` must be
-there, of the server's version or a newer one; an SQLite database needs nothing.
+there, of the server's version or a newer one; an SQLite database needs nothing. For the compose file there is
+``compose-backup.sh``, which runs each half where its programs are.
 
 ``save`` may run beside uploads and as often as one likes into the same folder: the database is dumped first, then the
 files that the folder lacks are copied. A file is written before the row that refers to it and never changes, so every
 row of the dump has its file. The other way round an upload in between would be a row without a file. Only ``t2 registry
-gc`` must not run meanwhile.
+gc`` must not run meanwhile. A dump replaces the one before when it is whole.
 
 ``load`` fills an empty database and a store. Run ``t2 registry doctor --deep`` after it, then start the server.
 """
@@ -17,22 +18,30 @@ gc`` must not run meanwhile.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import sqlalchemy
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 
-from t2.core.errors import ArgumentError, NotFoundError, RegistryError, T2Error
+from t2.core.errors import ArgumentError, NotFoundError, RegistryError, StorageError, T2Error
+from t2.core.files import sync_folder
 from t2.registry.blobs.base import BlobStore
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.open import open_blobs
 from t2.registry.settings import ServerSettings, load_settings
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell reports it."""
 
 
 def main() -> None:
@@ -41,65 +50,121 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--config", type=Path, help="a TOML file of the server's settings")
     parser.add_argument("--only", choices=("database", "blobs"))
+    parser.add_argument("--output", type=Path, help="save the database to this file, not into the folder")
+    parser.add_argument("--input", type=Path, help="load the database from this file, not from the folder")
     args = parser.parse_args()
+    if args.output and (args.action, args.only) not in (("save", None), ("save", "database")):
+        parser.error("--output names the dump of the database, which only save writes")
+    if args.input and (args.action, args.only) not in (("load", None), ("load", "database")):
+        parser.error("--input names the dump of the database, which only load reads")
     try:
-        settings = load_settings(args.config)
-        args.folder.mkdir(parents=True, exist_ok=True)
-        copies = LocalBlobs(args.folder / "blobs")
-        if args.action == "save":
-            if args.only != "blobs":
-                save_database(settings, args.folder)
-            if args.only != "database":
-                print(f"{copy(open_blobs(settings), copies)} files copied to {copies.location}")
-        else:
-            if args.only != "database":
-                store = open_blobs(settings)
-                print(f"{copy(copies, store)} files copied to {store.location}")
-            if args.only != "blobs":
-                load_database(settings, args.folder)
-    except T2Error as error:
-        print(f"backup: {error}", file=sys.stderr)
+        run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _fail("interrupted; run it again", INTERRUPTED)
+    except BrokenPipeError:  # nobody reads what is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
+    except T2Error as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or args.folder}: {error.strerror or error}")
+    except (sqlite3.Error, SQLAlchemyError, psycopg.Error) as error:
+        _fail(str(getattr(error, "orig", None) or error))
 
 
-def save_database(settings: ServerSettings, folder: Path) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Save or load what the arguments name."""
+    settings = load_settings(args.config)
+    folder: Path = args.folder
+    if args.action == "save":
+        folder.mkdir(parents=True, exist_ok=True)
+        copies = LocalBlobs(folder / "blobs")
+        if args.only != "blobs":
+            save_database(settings, args.output or dump_of(settings, folder))
+        if args.only != "database":
+            print(f"{copy(open_blobs(settings), copies)} files copied to {copies.location}")
+        return
+    dump = args.input or dump_of(settings, folder)
+    if args.only != "blobs" and not dump.is_file():
+        raise ArgumentError(f"{dump}: there is no such dump; give the folder of a backup, or --input DUMP")
+    if args.only != "database":
+        if not (folder / "blobs").is_dir():
+            raise ArgumentError(f"{folder / 'blobs'}: there is no such folder; give the folder of a backup")
+        store = open_blobs(settings)
+        print(f"{copy(LocalBlobs(folder / 'blobs'), store)} files copied to {store.location}")
+    if args.only != "blobs":
+        load_database(settings, dump)
+
+
+def _fail(message: str, status: int = 2) -> None:
+    print(f"backup: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def dump_of(settings: ServerSettings, folder: Path) -> Path:
+    """Where the dump of a database lies in a folder."""
+    return folder / ("registry.db" if _url(settings).get_backend_name() == "sqlite" else "registry.dump")
+
+
+def save_database(settings: ServerSettings, target: Path) -> None:
     """Dump the database as it is at one moment; the dump before stays until this one is whole."""
     url = _url(settings)
-    if url.get_backend_name() == "sqlite":
-        target = folder / "registry.db"
-        partial = target.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        _copy_sqlite(Path(str(url.database)), partial)
-    else:
-        target = folder / "registry.dump"
-        partial = target.with_suffix(".partial")
-        _run(url, "pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={partial}")
-    with partial.open("rb+") as written:
-        os.fsync(written.fileno())
-    partial.replace(target)
+    with _replacing(target) as partial:
+        if url.get_backend_name() == "sqlite":
+            _copy_sqlite(Path(str(url.database)), partial)
+        else:
+            _run(url, "pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={partial}")
     print(f"database saved to {target}")
 
 
-def load_database(settings: ServerSettings, folder: Path) -> None:
+def load_database(settings: ServerSettings, dump: Path) -> None:
     """Fill an empty database from a dump.
 
     Raises:
         ArgumentError: it is not empty.
     """
     url = _url(settings)
+    if url.get_backend_name() == "sqlite":
+        target = Path(str(url.database))
+        if target.exists() and _tables(url):
+            raise _not_empty()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as partial:
+            _copy_sqlite(dump, partial)
+    else:
+        if _tables(url):
+            raise _not_empty()
+        options = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-comments")
+        _run(url, "pg_restore", *options, str(dump))
+    print("database restored")
+
+
+def _not_empty() -> ArgumentError:
+    return ArgumentError("the database is not empty; restore into a new one, and point the server to it")
+
+
+def _tables(url: URL) -> list[str]:
     engine = sqlalchemy.create_engine(_driver(url))
     try:
-        tables = sqlalchemy.inspect(engine).get_table_names()
+        return sqlalchemy.inspect(engine).get_table_names()
     finally:
         engine.dispose()
-    if tables:
-        raise ArgumentError("the database is not empty; restore into a new one, and point the server to it")
-    if url.get_backend_name() == "sqlite":
-        _copy_sqlite(folder / "registry.db", Path(str(url.database)))
-    else:
-        options = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-comments")
-        _run(url, "pg_restore", *options, str(folder / "registry.dump"))
-    print("database restored")
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A file beside the target that replaces it when the block ends; where the block fails the target stays."""
+    partial = target.with_name(f"{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())
+        partial.replace(target)
+        sync_folder(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def copy(source: BlobStore, target: BlobStore) -> int:
@@ -124,15 +189,26 @@ def copy(source: BlobStore, target: BlobStore) -> int:
 
 def _copy_sqlite(source: Path, target: Path) -> None:
     """Copy a database as it is at one moment, also while others write to it."""
-    with (
-        closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as original,
-        closing(sqlite3.connect(target)) as copied,
-    ):
-        original.backup(copied)
+    if not source.is_file():
+        raise StorageError(f"{source}: there is no such database")
+    try:
+        with (
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as original,
+            closing(sqlite3.connect(target)) as copied,
+        ):
+            original.backup(copied)
+    except sqlite3.Error as error:
+        raise StorageError(f"cannot copy {source} to {target}: {error}") from error
 
 
 def _url(settings: ServerSettings) -> URL:
-    return sqlalchemy.make_url(settings.database_url.get_secret_value())
+    try:
+        url = sqlalchemy.make_url(settings.database_url.get_secret_value())
+    except SQLAlchemyError:  # its message holds the URL, and so the password
+        raise ArgumentError("database_url cannot be read; write postgresql://user:password@host/name") from None
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ArgumentError(f"database_url: the database is SQLite or PostgreSQL, got {url.get_backend_name()}")
+    return url
 
 
 def _driver(url: URL) -> URL:
@@ -145,11 +221,20 @@ def _run(url: URL, program: str, *options: str) -> None:
     connection = make_conninfo("", **{name: str(value) for name, value in given.items() if value is not None})
     environment = os.environ | ({"PGPASSWORD": str(url.password)} if url.password else {})
     try:
-        subprocess.run([program, f"--dbname={connection}", *options], env=environment, check=True)
+        done = subprocess.run(
+            [program, f"--dbname={connection}", *options],
+            env=environment,
+            stderr=subprocess.PIPE,
+            check=False,
+            text=True,
+            errors="replace",
+        )
     except FileNotFoundError:
         raise ArgumentError(f"{program} is not installed; it comes with PostgreSQL's client programs") from None
-    except subprocess.CalledProcessError as error:
-        raise RegistryError(f"{program} failed with status {error.returncode}; see above") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise RegistryError(f"{program} failed: {said[-1]}")
+    print(done.stderr, end="", file=sys.stderr)
 
 
 if __name__ == "__main__":
