@@ -22,6 +22,7 @@ from t2.core.digests import canonical_json, digest_of, sha256
 from t2.core.errors import ResultsError
 from t2.core.record import AdaptationRecord, ExpertRef
 from t2.core.references import DIGEST_PATTERN
+from t2.core.times import Time
 
 _STDERR = "_stderr"
 _MEANS = ("acc", "acc_norm", "exact_match")
@@ -29,6 +30,9 @@ _MEANS = ("acc", "acc_norm", "exact_match")
 _NEITHER = ("device", "batch_size", "max_batch_size")
 """Arguments of a model that decide where and how fast it answers, and not what."""
 _HASH = re.compile(DIGEST_PATTERN)
+
+MAX_SAMPLE_SCORE = 1e100
+"""In size: sums of these and of their squares stay finite."""
 
 Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
@@ -51,7 +55,7 @@ class Sample(_Frozen):
     prompt_hash: Digest
     target_hash: Digest
     answers: dict[Label, Digest]
-    scores: dict[Label, float]
+    scores: dict[Label, Annotated[float, Field(ge=-MAX_SAMPLE_SCORE, le=MAX_SAMPLE_SCORE)]]
 
     @property
     def line(self) -> str:
@@ -150,7 +154,7 @@ class TaskRun(_Frozen):
     seeds: dict[Label, Annotated[int, Field(ge=-(2**63), lt=2**63)]]
     record: AdaptationRecord | None
     versions: dict[Label, str]
-    evaluated_at: datetime | None
+    evaluated_at: Time | None
 
     @pydantic.field_validator("experts")
     @classmethod
@@ -387,7 +391,8 @@ def _merge(samples: Sequence[Any], where: str) -> list[Sample]:
     try:
         return [Sample(**merged[doc]) for doc in sorted(merged)]
     except pydantic.ValidationError as error:
-        raise ResultsError(f"{where}: a metric or filter has a name that is empty or too long") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ResultsError(f"{where}, a sample: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")

@@ -98,8 +98,15 @@ def decode_run(data: bytes, source: str) -> RunFile:
 
 
 def read_samples(samples: bytes) -> tuple[Sample, ...]:
-    """The samples of a run's file that was checked."""
-    return tuple(Sample.model_validate_json(line) for line in samples.splitlines())
+    """The samples of a run's file that was checked.
+
+    Raises:
+        ResultsError: it was checked by an older t2, which accepted larger scores.
+    """
+    try:
+        return tuple(Sample.model_validate_json(line) for line in samples.splitlines())
+    except pydantic.ValidationError as error:
+        raise ResultsError(f"samples: {error.errors(include_url=False, include_input=False)[0]['msg']}") from error
 
 
 def decode_header(header: bytes, source: str) -> TaskRun:

@@ -6,10 +6,10 @@ import re
 from typing import Protocol
 
 from t2.core.errors import ArgumentError, NotFoundError
-from t2.core.references import PRODUCTION, Reference, parse_reference
+from t2.core.references import NAME_PATTERN, PRODUCTION, Reference, parse_reference
 from t2.registry.schemas import MAX_PAGE, Page, Run, RunQuery
 
-_RUN = re.compile(r"(?:(?P<namespace>[a-z0-9._-]+)/)?(?P<digest>[0-9a-f]{6,64})")
+_RUN = re.compile(rf"(?:(?P<namespace>{NAME_PATTERN.strip('^$')})/)?(?P<digest>[0-9a-f]{{6,64}})")
 
 
 class RunLister(Protocol):

@@ -79,11 +79,16 @@ class ServerSettings(BaseSettings):
         le=1000,
         description="uploads held in memory at once by each worker; others wait, and get status 503 after 5 s",
     )
-    idempotency_hours: float = Field(default=24.0, gt=0, description="for which the key of an upload is remembered")
-    gc_grace_seconds: float = Field(
-        default=3600.0, ge=0, description="how long `gc` leaves a file alone that no version and no run has"
+    idempotency_hours: float = Field(
+        default=24.0, gt=0, le=876_000, description="for which the key of an upload is remembered"
     )
-    retention_days: float = Field(default=30.0, ge=0, description="after which `gc` drops what was deleted")
+    gc_grace_seconds: float = Field(
+        default=3600.0,
+        ge=0,
+        le=3_153_600_000,
+        description="how long `gc` leaves a file alone that no version and no run has",
+    )
+    retention_days: float = Field(default=30.0, ge=0, le=36_500, description="after which `gc` drops what was deleted")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="of the server's log")
 
     @pydantic.field_validator("allowed_hosts", "cors_origins", mode="before")

@@ -20,6 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.digests import canonical_json, digest_of
 from t2.core.errors import InvalidRequestError
+from t2.registry.names import MAX_NUMBER
 from t2.registry.schemas import MAX_PAGE
 
 _KEPT = 512
@@ -108,7 +109,7 @@ def _decode(cursor: str, query: Any, wanted: type) -> list[Any]:
     try:
         asked, kind, plain, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         value = datetime.fromisoformat(plain) if kind == "t" else plain
-        if type(value) is not _KINDS[kind] or type(last) is not int or abs(last) >= 2**63:
+        if type(value) is not _KINDS[kind] or type(last) is not int or not 0 <= last <= MAX_NUMBER:
             raise ValueError("not a position")
     except (ValueError, TypeError, KeyError, binascii.Error, RecursionError) as error:
         raise InvalidRequestError("cursor: it is damaged; begin again without one") from error
@@ -118,10 +119,12 @@ def _decode(cursor: str, query: Any, wanted: type) -> list[Any]:
         if type(value) is not wanted:
             raise ValueError("of another type")
         if isinstance(value, datetime):
-            value = value.astimezone(UTC)  # naive or beyond the calendar only where it was forged
+            if value.tzinfo is None:
+                raise ValueError("without an offset from UTC")
+            value = value.astimezone(UTC)
         if isinstance(value, str) and not value.isprintable():
             raise ValueError("what no name has")
-        if isinstance(value, int) and abs(value) >= 2**63:
+        if isinstance(value, int) and not 0 <= value <= MAX_NUMBER:
             raise ValueError("beyond the database's integers")
     except (ValueError, OverflowError) as error:
         raise InvalidRequestError("cursor: it is damaged; begin again without one") from error
