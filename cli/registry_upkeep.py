@@ -253,7 +253,9 @@ def _import(
             raise StorageError(f"cannot read {file}: {error.strerror or error}") from error
         with source:
             try:
-                result = restore(service.database, service.store, service.actor, source, tokens=tokens)
+                result = restore(
+                    service.database, service.store, service.actor, source, tokens=tokens, limits=service.limits
+                )
             except InvalidRequestError as error:
                 raise InvalidRequestError(f"{file}: {error}") from error
     if as_json:

@@ -10,6 +10,14 @@ from t2.core.references import ALIAS_PATTERN, METRIC_PATTERN, NAME_PATTERN, TAG_
 MAX_NUMBER = 2**31 - 1
 """Of versions and identifiers: what the database's integers hold."""
 
+MAX_VERSION = 999_999_999
+"""The highest number that an upload gives to a version: the highest that a reference can name."""
+
+MAX_TAGS = 50
+MAX_ALIASES = 100
+"""Of one expert, as :data:`MAX_TAGS`: they are in the answer for each of its versions."""
+MAX_METRICS = 100
+"""Of one version."""
 MAX_POINTS_A_CALL = 10_000
 
 MAX_NOTE_BYTES = 2000

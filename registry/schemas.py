@@ -8,18 +8,35 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from t2.core.curve import CurvePoint
 from t2.core.manifest import Kind
 from t2.core.references import ALIAS_PATTERN, DIGEST_PATTERN, METRIC_PATTERN, NAME_PATTERN, TAG_PATTERN
+from t2.registry.names import MAX_METRICS, MAX_NUMBER
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Alias = Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
 Tag = Annotated[str, StringConstraints(pattern=TAG_PATTERN)]
 MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
-Text = Annotated[str, StringConstraints(max_length=4000)]
+NO_NUL = r"^[^\x00]*$"
+"""PostgreSQL stores no NUL character."""
+Text = Annotated[str, StringConstraints(max_length=4000, pattern=NO_NUL)]
+ShortText = Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)]
+MatrixName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_NUL)]
+BaseId = MatrixName
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 3.0 is 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Number = Annotated[int, Field(ge=1, le=MAX_NUMBER), BeforeValidator(_whole)]
+Step = Annotated[int, Field(ge=0, le=MAX_NUMBER), BeforeValidator(_whole)]
+Targets = Annotated[dict[MatrixName, Number], Field(min_length=1, max_length=10_000)]
+Metrics = Annotated[dict[MetricName, float], Field(max_length=MAX_METRICS)]
 Scope = Literal["read", "write", "admin"]
 
 VALIDATION_SCORE = "validation.score"

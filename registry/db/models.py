@@ -48,6 +48,8 @@ class Utc(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
+        if value.tzinfo is None:  # astimezone would assume the time zone of this machine
+            raise ValueError("a time without an offset from UTC")
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
@@ -172,6 +174,20 @@ class Expert(Table):
         _live("ix_expert_kind_updated", "kind", "updated_at", "id"),
         Index("ix_expert_deleted", "updated_at", "id", postgresql_where=_DELETED, sqlite_where=_DELETED),
     )
+
+
+class PurgedExpert(Table):
+    """A name whose expert was purged: ``last`` is the highest version number that it ever had.
+
+    No number up to it is given to a version again, or a reference such as ``team/math@3`` would change its meaning.
+    """
+
+    __tablename__ = "purged_expert"
+
+    path: Mapped[str] = mapped_column(_PATH, primary_key=True)
+    last: Mapped[int]
+
+    __table_args__ = (CheckConstraint("last >= 0", name="last"),)
 
 
 class Version(Table):
@@ -446,7 +462,7 @@ class AuditEntry(Table):
     object: Mapped[str]
     detail: Mapped[dict[str, Any]]
 
-    # What number the versions of a purged name had reached.
+    # For servers of an older t2, which look here for what PurgedExpert holds.
     __table_args__ = (Index("ix_audit_purged", "object", "id", postgresql_where=_PURGED, sqlite_where=_PURGED),)
 
 

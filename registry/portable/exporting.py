@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+import pydantic
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, undefer
 
-from t2.core.curve import CurvePoint
-from t2.core.errors import NotFoundError
+from t2.core.errors import NotFoundError, RegistryError
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db import migrate, models
 from t2.registry.db.database import Database
@@ -22,7 +23,9 @@ from t2.registry.portable.records import (
     BaseModelRecord,
     ExpertRecord,
     NamespaceRecord,
+    PointOfCurve,
     PointsRecord,
+    PurgedRecord,
     RegistryRecord,
     RunRecord,
     TokenRecord,
@@ -45,22 +48,33 @@ def export(database: Database, store: BlobStore, file: IO[bytes], *, namespace: 
 
     Raises:
         NotFoundError: there is no such namespace, or a blob is not in the store.
-        RegistryError: a blob is damaged.
+        RegistryError: a blob is damaged, or a row is over a limit of the API, which another program wrote.
         UnavailableError: database or store cannot be reached.
     """
     writer = Writer(file)
-    with database.read() as session:
+    with database.read() as session, _one_line_errors():
         writer.record(RegistryRecord(revision=migrate.head(), exported_at=audit.now(), namespace=namespace))
         writer.flush()  # so that the archive begins with it
         _namespaces(session, writer, namespace)
         _base_models(session, writer, namespace)
         _experts(session, store, writer, namespace)
+        _purged(session, writer, namespace)
         _runs(session, store, writer, namespace)
         if namespace is None:
             _tokens(session, writer)
         _audit(session, writer, namespace)
     writer.end()
     return writer.counts
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RegistryError(f"a row cannot be exported: {error.title}: {where}: {first['msg']}") from error
 
 
 def _namespaces(session: Session, writer: Writer, namespace: str | None) -> None:
@@ -147,7 +161,7 @@ def _versions(session: Session, store: BlobStore, writer: Writer, expert: models
             writer.record(PointsRecord(expert=expert.path, number=row.number, points=points))
 
 
-def _points(session: Session, version_id: int) -> Iterator[tuple[CurvePoint, ...]]:
+def _points(session: Session, version_id: int) -> Iterator[tuple[PointOfCurve, ...]]:
     table = models.CurvePoint
     for split in ("train", "validation"):
         last = -1
@@ -160,7 +174,8 @@ def _points(session: Session, version_id: int) -> Iterator[tuple[CurvePoint, ...
             ).all()
             if not rows:
                 break
-            yield tuple(CurvePoint(**{field: getattr(row, field) for field in CurvePoint.model_fields}) for row in rows)
+            fields = PointOfCurve.model_fields
+            yield tuple(PointOfCurve(**{field: getattr(row, field) for field in fields}) for row in rows)
             last = rows[-1].step
             session.expunge_all()
 
@@ -191,6 +206,15 @@ def _aliases(session: Session, writer: Writer, expert: models.Expert) -> None:
             },
         )
     )
+
+
+def _purged(session: Session, writer: Writer, namespace: str | None) -> None:
+    table = models.PurgedExpert
+    statement = select(table).order_by(table.path)
+    if namespace is not None:
+        statement = statement.where(table.path.startswith(f"{namespace}/", autoescape=True))
+    for row in session.scalars(statement):
+        writer.record(PurgedRecord(path=row.path, last=row.last))
 
 
 def _runs(session: Session, store: BlobStore, writer: Writer, namespace: str | None) -> None:

@@ -1,14 +1,17 @@
 """Import of an archive into a registry, empty or not.
 
-An archive is read twice: first all of it is checked, against itself and against what the registry holds, and nothing
-is written where something immutable disagrees; then it is written, chunk by chunk. The same import again does nothing
-more, and one that was killed goes on where it was. What may change stays as the registry has it where the two disagree,
-and is told: descriptions, metrics, deletion, and aliases unless the archive's history continues the registry's.
+An archive is read three times. First all of it is checked: each record by itself, against the others, against the
+limits of the API, and against the registry. Where something breaks a rule or an immutable thing differs, nothing is
+written. Then the blobs are stored as an upload stores them, and last all records are written in one transaction. An
+import that is interrupted leaves at most blobs that nothing refers to, which the collection of garbage removes.
+
+The same import again changes nothing. What may change stays as the registry has it where the two disagree, and is
+reported: descriptions, metrics, deletion, and aliases unless the archive's history continues the registry's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, Any
@@ -17,18 +20,27 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from t2.core.curve import CurvePoint
-from t2.core.errors import ConflictError, ExpertFileError, InvalidRequestError, ResultsError, UnavailableError
+from t2.core.digests import digest_of, sha256
+from t2.core.errors import (
+    ArgumentError,
+    ConflictError,
+    ExpertFileError,
+    InvalidRequestError,
+    ResultsError,
+    UnavailableError,
+)
 from t2.core.expertfile import decode_expert
-from t2.core.references import parse_name
-from t2.core.runfile import RunFile, decode_header, decode_run
+from t2.core.references import is_name, parse_name
+from t2.core.runfile import RunFile, decode_header
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db import models
 from t2.registry.db.database import Database, insert_once
+from t2.registry.names import MAX_METRICS, MAX_TAGS
 from t2.registry.portable import records
-from t2.registry.portable.records import Record
-from t2.registry.services import audit, base_models, blobs, experts, namespaces, runs, versions
-from t2.registry.services.actor import Actor
+from t2.registry.portable.records import MAX_ARCHIVED_VERSION, PointOfCurve, Record
+from t2.registry.services import audit, base_models, blobs, curves, experts, namespaces, runs, versions
+from t2.registry.services.actor import Actor, Limits
+from t2.registry.services.service import Service
 
 _TOLD = 100
 
@@ -58,27 +70,43 @@ class Imported:
             self.kept.append(what)
 
 
-def restore(database: Database, store: BlobStore, actor: Actor, file: IO[bytes], *, tokens: bool = False) -> Imported:
+def restore(
+    database: Database,
+    store: BlobStore,
+    actor: Actor,
+    file: IO[bytes],
+    *,
+    tokens: bool = False,
+    limits: Limits | None = None,
+) -> Imported:
     """Import an archive.
 
     Args:
-        file: can be read from its start twice.
+        file: at its start; it can be sought.
         tokens: also take the access tokens of the archive; who holds one of them can use this registry then.
+        limits: of this registry.
 
     Raises:
-        InvalidRequestError: the archive is cut, damaged or no archive of a registry; nothing was written.
+        ArgumentError: the file cannot be sought.
+        InvalidRequestError: the archive is cut, damaged or no archive of a registry, or a record is over a limit of
+            the API; nothing was written.
+        TooLargeError: a file in it is over the limit; nothing was written.
         ConflictError: something immutable is another in the registry; nothing was written.
-        UnavailableError: database or store cannot be reached; import again to go on.
+        UnavailableError: database or store cannot be reached; import again.
     """
+    if not file.seekable():
+        raise ArgumentError("an archive is read three times; give a file that is not a pipe")
+    service = Service(database, store, actor, limits=limits)
     try:
-        _check(database, file)
+        contents = _Contents(file)
+        _Check(service, contents).read(file)
+        importer = _Importer(service, contents, tokens)
         file.seek(0)
-        importer = _Importer(database, store, actor, tokens)
         for part in records.read(file):
-            if isinstance(part, list):
-                importer.chunk(part)
-            else:
+            if isinstance(part, records.Content):
                 importer.blob(part)
+        file.seek(0)
+        importer.write(part for part in records.read(file) if isinstance(part, list))
     except (ExpertFileError, ResultsError) as error:
         raise InvalidRequestError(str(error)) from error
     except IntegrityError as error:
@@ -86,98 +114,228 @@ def restore(database: Database, store: BlobStore, actor: Actor, file: IO[bytes],
     return importer.result
 
 
-def _check(database: Database, file: IO[bytes]) -> None:
-    """The first reading."""
-    kinds: dict[bytes, str] = {}  # 150 bytes for each blob
-    samples = _Samples()
-    counts: dict[str, int] = {}
-    conflicts: list[str] = []
-    kind, last, path, ended = "", 0, "", False
-    numbers: set[int] = set()
-    for part in records.read(file):
-        if not isinstance(part, list):
-            if part.expert is None:
-                samples.add(part)
-            else:
-                kinds[bytes.fromhex(part.digest)] = part.expert.manifest.kind
-            what = "samples" if part.expert is None else "blob"
-            counts[what] = counts.get(what, 0) + 1
-            continue
-        with database.read() as session:
-            for record in part:
-                if ended or (record.type == "registry") != (not counts):
-                    raise InvalidRequestError("its records are out of order")
-                if isinstance(record, records.ExpertRecord):
-                    path, kind, last, numbers = record.expert, record.kind, record.last, set()
-                elif isinstance(record, records.EndRecord):
-                    ended = True
-                    if record.counts != counts:
-                        raise InvalidRequestError("it does not hold what its end says")
-                    continue
-                elif isinstance(record, records.RunRecord):
-                    samples.check(record)
-                elif getattr(record, "expert", path) != path:
-                    raise InvalidRequestError("its records are out of order")
-                if isinstance(record, records.VersionRecord):
-                    if kinds.get(bytes.fromhex(record.digest)) != kind:
-                        raise InvalidRequestError(
-                            f"the file of {path}@{record.number} is not in it before, or of another kind"
-                        )
-                    if record.number > last or record.number in numbers:
-                        raise InvalidRequestError(f"{path}@{record.number} has a number that it cannot have")
-                    numbers.add(record.number)
-                if isinstance(record, records.PointsRecord) and record.number not in numbers:
-                    raise InvalidRequestError(f"it has a curve of {path}@{record.number}, and not the version")
-                if isinstance(record, records.AliasesRecord):
-                    odd = [alias for alias, target in record.aliases.items() if target.number not in numbers]
-                    if odd:
-                        raise InvalidRequestError(f"{path}@{odd[0]} points to a version that it does not hold")
-                counts[record.type] = counts.get(record.type, 0) + 1
-                conflicts += _conflicts(session, record)
-                if len(conflicts) > _TOLD:
-                    raise _conflict(conflicts)
-    if not ended:
-        raise InvalidRequestError("it ends in the middle; copy it again")
-    if conflicts:
-        raise _conflict(conflicts)
+class _Contents:
+    """The blobs of an archive, read from the file when they are needed; 250 bytes of memory for each."""
 
-
-class _Samples:
-    """The samples of an archive, of which the last are held: those of the run that comes next."""
-
-    def __init__(self) -> None:
-        self._known: set[bytes] = set()
-        self._last = records.Content("", b"", None)
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._places: dict[tuple[bool, bytes], tuple[int, int]] = {}
+        self._last: records.Content | None = None
 
     def add(self, content: records.Content) -> None:
-        """Take samples."""
+        """Take a blob."""
         self._last = content
-        self._known.add(bytes.fromhex(content.digest))
+        self._places[content.is_expert, bytes.fromhex(content.digest)] = content.offset, len(content.data)
 
-    def check(self, record: records.RunRecord) -> None:
-        """Check a run against its samples, or, where they are no longer held, that they came before.
+    def expert(self, digest: str) -> bytes:
+        """The bytes of an expert's file that was added."""
+        return self._read(True, digest)
+
+    def samples(self, digest: str, where: str) -> bytes:
+        """The bytes of samples.
 
         Raises:
-            ResultsError: it disagrees with them, or is no run.
-            InvalidRequestError: they did not come before.
+            InvalidRequestError: they were not added.
         """
-        if bytes.fromhex(record.samples) not in self._known:
-            raise InvalidRequestError(f"the samples of a run of {record.namespace} are not in it before")
-        if record.samples == self._last.digest:
-            run = _run_of(record, self._last.data).run
-        else:
-            run = decode_header(record.header.encode(), record.namespace)
-        if run.samples_digest != record.samples:
-            raise InvalidRequestError(f"a run of {record.namespace} has other samples than its header says")
+        if (False, bytes.fromhex(digest)) not in self._places:
+            raise InvalidRequestError(f"the samples of {where} are not in it before")
+        return self._read(False, digest)
+
+    def _read(self, is_expert: bool, digest: str) -> bytes:
+        if self._last is not None and (self._last.is_expert, self._last.digest) == (is_expert, digest):
+            return self._last.data
+        offset, size = self._places[is_expert, bytes.fromhex(digest)]
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if sha256(data) != digest:
+            raise InvalidRequestError("the file is being changed; import it again")
+        self._last = records.Content(digest, data, offset, is_expert)
+        return data
 
 
-def _run_of(record: records.RunRecord, samples: bytes) -> RunFile:
-    """A run of an archive with its samples, checked.
+@dataclass
+class _Expert:
+    """What the first reading remembers of the expert whose records it reads.
+
+    Attributes:
+        deleted: by number of a version, whether it is deleted.
+        digests: of its versions.
+        points: by number, the split and the step of the last point.
+        counts: by number, how many points the registry would have.
+        complete: whether its aliases were read, which come last.
+    """
+
+    record: records.ExpertRecord
+    deleted: dict[int, bool] = field(default_factory=dict)
+    digests: set[str] = field(default_factory=set)
+    points: dict[int, tuple[str, int]] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the first reading remembers of an expert's file; ``targets`` is the digest of its manifest's targets."""
+
+    kind: str
+    base: str
+    targets: str
+
+
+class _Check:
+    """The first reading, which writes nothing."""
+
+    def __init__(self, service: Service, contents: _Contents) -> None:
+        self._service = service
+        self._contents = contents
+        self._counts: dict[str, int] = {}
+        self._conflicts: list[str] = []
+        self._ended = False
+        self._paths: set[str] = set()
+        self._expert: _Expert | None = None
+        self._files: dict[bytes, _File] = {}
+        self._targets: dict[str, dict[str, int]] = {}
+        self._bases: dict[str, dict[str, int]] = {}
+        self._used: dict[tuple[str, str], str] = {}  # base and targets of the versions, with one of them
+
+    def read(self, file: IO[bytes]) -> None:
+        """Check an archive.
+
+        Raises:
+            InvalidRequestError, TooLargeError, ConflictError: as :func:`restore`.
+        """
+        for part in records.read(file):
+            if isinstance(part, records.Content):
+                self._content(part)
+                continue
+            with self._service.database.read() as session:
+                for record in part:
+                    self._record(session, record)
+                    self._conflicts += _find_conflicts(session, record)
+                    if len(self._conflicts) > _TOLD:
+                        raise _conflict(self._conflicts)
+        if not self._ended:
+            raise InvalidRequestError("it ends in the middle; copy it again")
+        with self._service.database.read() as session:
+            self._conflicts += self._find_odd_ranks(session)
+        if self._conflicts:
+            raise _conflict(self._conflicts)
+
+    def _content(self, content: records.Content) -> None:
+        self._place("blob" if content.is_expert else "samples")
+        if content.is_expert:
+            manifest = self._service.validate(content.data, records.BLOBS + content.digest).manifest
+            targets = digest_of(manifest.targets)
+            self._targets.setdefault(targets, manifest.targets)
+            self._files[bytes.fromhex(content.digest)] = _File(manifest.kind, manifest.base.fingerprint, targets)
+        self._contents.add(content)
+
+    def _place(self, kind: str) -> None:
+        """Count a record or a blob, which come after the first record and before the last."""
+        if self._ended or (kind == "registry") != (not self._counts):
+            raise InvalidRequestError("its records are out of order")
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+
+    def _record(self, session: Session, record: Record) -> None:
+        counts = dict(self._counts)
+        self._place(record.type)
+        match record:
+            case records.EndRecord():
+                self._ended = True
+                if record.counts != counts:
+                    raise InvalidRequestError("it does not hold what its end says")
+            case records.BaseModelRecord():
+                known = self._bases.setdefault(record.fingerprint, record.targets or {})
+                if known != (record.targets or {}):
+                    raise InvalidRequestError(f"it has the base model {record.fingerprint[:12]} twice")
+            case records.ExpertRecord():
+                if record.expert in self._paths:
+                    raise InvalidRequestError(f"it has the expert {record.expert} twice")
+                self._paths.add(record.expert)
+                self._expert = _Expert(record)
+            case records.VersionRecord():
+                self._version(self._of_expert(record.expert), record)
+            case records.PointsRecord():
+                self._points(session, self._of_expert(record.expert), record)
+            case records.AliasEventRecord():
+                expert = self._of_expert(record.expert)
+                if max(record.number or 0, record.previous or 0) > expert.record.last:
+                    raise InvalidRequestError(f"{record.expert}@{record.alias} had a number that it cannot have")
+            case records.AliasesRecord():
+                self._aliases(self._of_expert(record.expert), record)
+            case records.RunRecord():
+                _run_of(self._service, record, self._contents)
+            case _:
+                pass
+
+    def _of_expert(self, path: str) -> _Expert:
+        if self._expert is None or self._expert.record.expert != path or self._expert.complete:
+            raise InvalidRequestError("its records are out of order")
+        return self._expert
+
+    def _version(self, expert: _Expert, record: records.VersionRecord) -> None:
+        reference = f"{record.expert}@{record.number}"
+        file = self._files.get(bytes.fromhex(record.digest))
+        if file is None or file.kind != expert.record.kind:
+            raise InvalidRequestError(f"the file of {reference} is not in it before, or of another kind")
+        if record.number > expert.record.last or record.number in expert.deleted:
+            raise InvalidRequestError(f"{reference} has a number that it cannot have")
+        if record.digest in expert.digests:
+            raise InvalidRequestError(f"{reference} has the content of another version")
+        expert.digests.add(record.digest)
+        expert.deleted[record.number] = record.deleted_at is not None
+        self._used.setdefault((file.base, file.targets), reference)
+
+    def _points(self, session: Session, expert: _Expert, record: records.PointsRecord) -> None:
+        reference = f"{record.expert}@{record.number}"
+        if record.number not in expert.deleted:
+            raise InvalidRequestError(f"it has a curve of {reference}, and not the version")
+        version = _version(session, record.expert, record.number)
+        if record.number not in expert.counts:
+            expert.counts[record.number] = curves.count(session, version.id) if version is not None else 0
+        for point in record.points:
+            place = point.split, point.step
+            if place <= expert.points.get(record.number, ("", 0)):
+                raise InvalidRequestError(f"the points of {reference} are not in the order of split and step")
+            expert.points[record.number] = place
+        new = len(record.points)
+        if version is not None:
+            new = sum(here is None for _, here in _points(session, version, record.points))
+        expert.counts[record.number] += new
+        if expert.counts[record.number] > self._service.limits.points:
+            raise InvalidRequestError(f"the curve of {reference} has more than {self._service.limits.points} points")
+
+    def _aliases(self, expert: _Expert, record: records.AliasesRecord) -> None:
+        for alias, target in record.aliases.items():
+            if expert.deleted.get(target.number, True):
+                raise InvalidRequestError(f"{record.expert}@{alias} points to a version that it does not hold")
+        expert.complete = True
+
+    def _find_odd_ranks(self, session: Session) -> Iterator[str]:
+        """Versions that do not fit their base model, whose targets the archive or the registry has."""
+        table = models.BaseModel
+        for (fingerprint, targets), reference in self._used.items():
+            ranks = self._bases.get(fingerprint) or session.scalar(
+                select(table.targets).where(table.fingerprint == fingerprint)
+            )
+            odd = base_models.find_disagreement(self._targets[targets], ranks) if ranks else None
+            if odd is not None:
+                yield f"{reference} does not fit its base model {fingerprint[:12]}: {odd}"
+
+
+def _run_of(service: Service, record: records.RunRecord, contents: _Contents) -> RunFile:
+    """A run of an archive with its samples, checked as one that is pushed.
 
     Raises:
-        ResultsError: they disagree.
+        InvalidRequestError, ResultsError: it is no run, or disagrees with its samples.
+        TooLargeError: it is over the limit.
     """
-    return decode_run(record.header.encode() + b"\n" + samples, f"a run of {record.namespace}")
+    where = f"a run of {record.namespace}"
+    samples = contents.samples(record.samples, where)
+    header = record.header.encode()
+    if decode_header(header, where).samples_digest != record.samples:
+        raise InvalidRequestError(f"{where} has other samples than its header says")
+    return service.validate_run(header + b"\n" + samples, where)
 
 
 def _conflict(conflicts: list[str]) -> ConflictError:
@@ -185,18 +343,24 @@ def _conflict(conflicts: list[str]) -> ConflictError:
     return ConflictError(f"nothing was imported: {conflicts[0]}{more}")
 
 
-def _conflicts(session: Session, record: Record) -> Iterator[str]:
-    """What the registry holds otherwise, and can never change."""
+def _find_conflicts(session: Session, record: Record) -> Iterator[str]:
+    """What the registry holds otherwise and can never change, or what would be over a limit together with it."""
     if isinstance(record, records.BaseModelRecord) and record.targets is not None:
-        targets = session.scalar(
-            select(models.BaseModel.targets).where(models.BaseModel.fingerprint == record.fingerprint)
-        )
-        if targets is not None and targets != record.targets:
+        base = session.scalar(select(models.BaseModel).where(models.BaseModel.fingerprint == record.fingerprint))
+        if base is not None and base.targets is not None and base.targets != record.targets:
             yield f"the base model {record.fingerprint[:12]} has other targets here"
+        if base is not None and base.targets is None:
+            odd = base_models.find_odd_version(session, base, record.targets)
+            if odd is not None:
+                yield f"an expert of the base model {record.fingerprint[:12]} disagrees with its targets: {odd}"
     if isinstance(record, records.ExpertRecord):
-        kind = session.scalar(select(models.Expert.kind).where(models.Expert.path == record.expert))
-        if kind is not None and kind != record.kind:
-            yield f"{record.expert} is of kind {kind} here, of kind {record.kind} in the archive"
+        expert = session.scalar(select(models.Expert).where(models.Expert.path == record.expert))
+        if expert is not None and expert.kind != record.kind:
+            yield f"{record.expert} is of kind {expert.kind} here, of kind {record.kind} in the archive"
+        if expert is not None:
+            tags = set(session.scalars(select(models.Tag.tag).where(models.Tag.expert_id == expert.id)))
+            if len(tags.union(record.tags)) > MAX_TAGS:
+                yield f"{record.expert} would have more than {MAX_TAGS} tags"
     if isinstance(record, records.VersionRecord):
         for number, digest in session.execute(
             select(models.Version.number, models.Version.digest)
@@ -209,6 +373,16 @@ def _conflicts(session: Session, record: Record) -> Iterator[str]:
             if (number, digest) != (record.number, record.digest):
                 what = "another content" if number == record.number else f"the number {number}"
                 yield f"{record.expert}@{record.number} has {what} here"
+        names = set(
+            session.scalars(
+                select(models.Metric.name)
+                .join(models.Version, models.Version.id == models.Metric.version_id)
+                .join(models.Expert, models.Expert.id == models.Version.expert_id)
+                .where(models.Expert.path == record.expert, models.Version.number == record.number)
+            )
+        )
+        if len(names.union(record.metrics)) > MAX_METRICS:
+            yield f"{record.expert}@{record.number} would have more than {MAX_METRICS} metrics"
     if isinstance(record, records.PointsRecord):
         version = _version(session, record.expert, record.number)
         if version is not None and any(
@@ -218,20 +392,21 @@ def _conflicts(session: Session, record: Record) -> Iterator[str]:
 
 
 class _Importer:
-    """The second reading."""
+    """The second and the third reading."""
 
-    def __init__(self, database: Database, store: BlobStore, actor: Actor, tokens: bool) -> None:
+    def __init__(self, service: Service, contents: _Contents, tokens: bool) -> None:
         self.result = Imported()
-        self._database = database
-        self._store = store
-        self._actor = actor
+        self._service = service
+        self._database = service.database
+        self._store = service.store
+        self._actor = service.actor
+        self._contents = contents
         self._tokens = tokens
         self._reserved: dict[bytes, datetime] = {}
         self._history: list[models.AliasEvent] = []
         self._events = 0
         self._diverged = False
-        with database.read() as session:
-            self._logs = not session.scalar(select(func.count()).select_from(models.AuditEntry))
+        self._logs = False
 
     def blob(self, content: records.Content) -> None:
         """The order of an upload: row, bytes, and later the version or the run."""
@@ -240,36 +415,44 @@ class _Importer:
         if self._store.put(content.digest, content.data):
             self.result.add("blobs")
 
-    def chunk(self, chunk: list[Record]) -> None:
-        """One transaction."""
+    def write(self, chunks: Iterable[list[Record]]) -> None:
+        """Write all records, in one transaction."""
         with self._database.write() as session:
-            for record in chunk:
-                match record:
-                    case records.NamespaceRecord():
-                        self._namespace(session, record)
-                    case records.BaseModelRecord():
-                        self._base_model(session, record)
-                    case records.ExpertRecord():
-                        self._expert(session, record)
-                    case records.VersionRecord():
-                        self._version(session, record)
-                    case records.PointsRecord():
-                        self._curve(session, record)
-                    case records.AliasEventRecord():
-                        self._event(session, record)
-                    case records.AliasesRecord():
-                        self._aliases(session, record)
-                    case records.RunRecord():
-                        self._run(session, record)
-                    case records.TokenRecord():
-                        self._token(session, record)
-                    case records.AuditRecord():
-                        self._audit(session, record)
-                    case records.EndRecord():
-                        audit.record(session, self._actor, "registry.import", "registry", added=self.result.counts)
-                    case records.RegistryRecord():
-                        pass
-                session.flush()
+            self._logs = not session.scalar(select(func.count()).select_from(models.AuditEntry))
+            for chunk in chunks:
+                for record in chunk:
+                    self._record(session, record)
+                    session.flush()
+                session.expunge_all()
+
+    def _record(self, session: Session, record: Record) -> None:
+        match record:
+            case records.NamespaceRecord():
+                self._namespace(session, record)
+            case records.BaseModelRecord():
+                self._base_model(session, record)
+            case records.ExpertRecord():
+                self._expert(session, record)
+            case records.PurgedRecord():
+                self._purged(session, record.path, record.last)
+            case records.VersionRecord():
+                self._version(session, record)
+            case records.PointsRecord():
+                self._curve(session, record)
+            case records.AliasEventRecord():
+                self._event(session, record)
+            case records.AliasesRecord():
+                self._aliases(session, record)
+            case records.RunRecord():
+                self._run(session, record)
+            case records.TokenRecord():
+                self._token(session, record)
+            case records.AuditRecord():
+                self._audit(session, record)
+            case records.EndRecord():
+                audit.record(session, self._actor, "registry.import", "registry", added=self.result.counts)
+            case records.RegistryRecord():
+                pass
 
     def _namespace(self, session: Session, record: records.NamespaceRecord) -> None:
         if insert_once(session, models.Namespace, **_values(record)):
@@ -301,12 +484,11 @@ class _Importer:
         row = experts.find(session, name, deleted=True, lock=True)
         for tag in record.tags:
             insert_once(session, models.Tag, expert_id=row.id, tag=tag)
+        experts.refresh(session, row, at=row.updated_at)
+        row.last = max(row.last, record.last, experts.last_of_purged(session, record.expert))
         if new:
             self.result.add("experts")
-            experts.refresh(session, row, at=row.updated_at)
         else:
-            experts.refresh(session, row, at=row.updated_at)
-            row.last = max(row.last, record.last)
             if row.description != record.description:
                 self.result.keep(f"the description of {record.expert}")
             if (row.deleted_at is None) != (record.deleted_at is None):
@@ -314,6 +496,16 @@ class _Importer:
         history = select(models.AliasEvent).where(models.AliasEvent.expert_id == row.id)
         self._history = list(session.scalars(history.order_by(models.AliasEvent.id)))
         self._events, self._diverged = 0, False
+
+    def _purged(self, session: Session, path: str, last: int) -> None:
+        """Keep the numbers of a purged name from being given again, here too."""
+        if experts.last_of_purged(session, path) >= last:
+            return
+        experts.record_purged(session, path, last)
+        row = session.scalar(select(models.Expert).where(models.Expert.path == path).with_for_update())
+        if row is not None:
+            row.last = max(row.last, last)
+        self.result.add("purged names")
 
     def _version(self, session: Session, record: records.VersionRecord) -> None:
         expert = experts.find(session, parse_name(record.expert), deleted=True, lock=True)
@@ -328,7 +520,7 @@ class _Importer:
                 self.result.keep(f"{record.expert}@{record.number}, which is {state} here")
         else:
             self._hold(session, record.digest)
-            file = decode_expert(self._store.get(record.digest), record.expert)
+            file = decode_expert(self._contents.expert(record.digest), record.expert)
             base = base_models.ensure(session, file.manifest.base)
             base_models.check_ranks(base, file.manifest)
             version = versions.insert(
@@ -393,9 +585,15 @@ class _Importer:
             return
         for alias in rows.keys() - record.aliases.keys():
             session.delete(rows[alias])
+        deleted = select(models.Version.number).where(
+            models.Version.expert_id == expert.id, models.Version.deleted_at.is_not(None)
+        )
+        deleted_here = set(session.scalars(deleted))
         for alias, target in record.aliases.items():
             values = _values(target)
-            if alias not in rows:
+            if target.number in deleted_here:
+                self._keep_alias(session, expert, alias, rows[alias].number if alias in rows else None, target.number)
+            elif alias not in rows:
                 session.add(models.Alias(expert_id=expert.id, alias=alias, **values))
                 self.result.add("aliases")
             else:
@@ -403,13 +601,28 @@ class _Importer:
                     setattr(rows[alias], name, value)
         experts.refresh(session, expert, at=expert.updated_at)
 
+    def _keep_alias(self, session: Session, expert: models.Expert, alias: str, here: int | None, deleted: int) -> None:
+        """Leave an alias where it is, as no alias points to a deleted version; its history says so."""
+        self.result.keep(f"{expert.path}@{alias}, whose version {deleted} is deleted here")
+        session.add(
+            models.AliasEvent(
+                expert_id=expert.id,
+                alias=alias,
+                number=here,
+                previous=deleted,
+                at=audit.now(),
+                by=str(self._actor),
+                reason=f"version {deleted} is deleted here",
+            )
+        )
+
     def _run(self, session: Session, record: records.RunRecord) -> None:
         insert_once(session, models.Namespace, name=record.namespace, description="", created_at=record.created_at)
         self._hold(session, record.samples)
         new = runs.insert(
             session,
             namespaces.find(session, record.namespace).id,
-            _run_of(record, self._store.get(record.samples)),
+            _run_of(self._service, record, self._contents),
             created_at=record.created_at,
             created_by=record.created_by,
         )
@@ -427,6 +640,11 @@ class _Importer:
             self.result.add("tokens")
 
     def _audit(self, session: Session, record: records.AuditRecord) -> None:
+        if record.action == "expert.purge" and is_name(record.object):
+            # An archive of an older t2 has the numbers of purged names here alone.
+            last = record.detail.get("last")
+            if type(last) is int and 0 <= last <= MAX_ARCHIVED_VERSION:
+                self._purged(session, str(parse_name(record.object)), last)
         if not self._logs:
             self.result.add("log entries left out")
             return
@@ -445,19 +663,19 @@ def _version(session: Session, path: str, number: int) -> models.Version | None:
 
 
 def _points(
-    session: Session, version: models.Version, points: tuple[CurvePoint, ...]
-) -> Iterator[tuple[CurvePoint, CurvePoint | None]]:
+    session: Session, version: models.Version, points: tuple[PointOfCurve, ...]
+) -> Iterator[tuple[PointOfCurve, PointOfCurve | None]]:
     """Each point with the one that the registry has in its place."""
     table = models.CurvePoint
     steps = [point.step for point in points]
     if not steps:
         return
-    fields = tuple(CurvePoint.model_fields)
+    fields = tuple(PointOfCurve.model_fields)
     rows = session.execute(
         select(*(getattr(table, name) for name in fields)).where(
             table.version_id == version.id, table.step.between(min(steps), max(steps))
         )
     )
-    there = {(row.split, row.step): CurvePoint(**dict(zip(fields, row, strict=True))) for row in rows}
+    there = {(row.split, row.step): PointOfCurve(**dict(zip(fields, row, strict=True))) for row in rows}
     for point in points:
         yield point, there.get((point.split, point.step))

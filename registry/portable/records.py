@@ -7,21 +7,36 @@ A record comes after everything that it refers to, the blobs among them. The fir
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 from t2.core.curve import CurvePoint
-from t2.core.digests import sha256
+from t2.core.digests import canonical_json, sha256
 from t2.core.errors import ArgumentError, InvalidRequestError
-from t2.core.expertfile import MAX_FILE_BYTES, ExpertFile, decode_expert
-from t2.core.manifest import Kind, Label
+from t2.core.expertfile import MAX_FILE_BYTES
+from t2.core.manifest import Kind
 from t2.core.references import is_digest, parse_name
+from t2.core.times import Time
+from t2.registry.names import MAX_ALIASES, MAX_POINTS_A_CALL, MAX_TAGS, check_namespace
 from t2.registry.portable import tar
-from t2.registry.schemas import Alias, Digest, MetricName, Name, Tag, Text
+from t2.registry.schemas import (
+    NO_NUL,
+    Alias,
+    BaseId,
+    Digest,
+    Metrics,
+    Name,
+    ShortText,
+    Step,
+    Tag,
+    Targets,
+    Text,
+)
+from t2.registry.services import tokens
 
 FORMAT = 1
 CHUNK = 1 << 20
@@ -39,8 +54,35 @@ def _path(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _refusing(check: Callable[[str], object]) -> Callable[[str], str]:
+    """A validator of a check that the API makes too."""
+
+    def validate(text: str) -> str:
+        try:
+            check(text)
+        except InvalidRequestError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    return validate
+
+
+def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    canonical_json(value)  # raises ValueError for NaN and infinity, which no database takes
+    return value
+
+
+MAX_ARCHIVED_VERSION = 900_000_000
+"""Below :data:`~t2.registry.names.MAX_VERSION`, so that a hundred million uploads can follow."""
+
 ExpertPath = Annotated[str, AfterValidator(_path)]
-Number = Annotated[int, Field(ge=1, lt=2**31)]
+Namespace = Annotated[Name, AfterValidator(_refusing(check_namespace))]
+Number = Annotated[int, Field(ge=1, le=MAX_ARCHIVED_VERSION)]
+Last = Annotated[int, Field(ge=0, le=MAX_ARCHIVED_VERSION)]
+Source = Annotated[str, StringConstraints(max_length=16, pattern=NO_NUL)]
+Subject = Annotated[str, StringConstraints(max_length=100, pattern=NO_NUL)]
+Action = Annotated[str, StringConstraints(max_length=64, pattern=NO_NUL)]
+TokenName = Annotated[str, AfterValidator(_refusing(tokens.check_name))]
 
 
 class _Record(BaseModel):
@@ -57,25 +99,25 @@ class RegistryRecord(_Record):
 
     type: Literal["registry"] = "registry"
     format: Literal[1] = 1
-    revision: str
-    exported_at: AwareDatetime
-    namespace: Name | None
+    revision: ShortText
+    exported_at: Time
+    namespace: Namespace | None
 
 
 class NamespaceRecord(_Record):
     type: Literal["namespace"] = "namespace"
-    name: Name
+    name: Namespace
     description: Text
-    created_at: AwareDatetime
+    created_at: Time
 
 
 class BaseModelRecord(_Record):
     type: Literal["base-model"] = "base-model"
     fingerprint: Digest
-    id: Label
-    revision: str | None
-    targets: dict[str, Annotated[int, Field(ge=1)]] | None
-    created_at: AwareDatetime
+    id: BaseId
+    revision: ShortText | None
+    targets: Targets | None
+    created_at: Time
 
 
 class ExpertRecord(_Record):
@@ -85,11 +127,11 @@ class ExpertRecord(_Record):
     expert: ExpertPath
     kind: Kind
     description: Text
-    tags: tuple[Tag, ...]
-    last: Annotated[int, Field(ge=0, lt=2**31)]
-    created_at: AwareDatetime
-    updated_at: AwareDatetime
-    deleted_at: AwareDatetime | None
+    tags: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS)]
+    last: Last
+    created_at: Time
+    updated_at: Time
+    deleted_at: Time | None
 
 
 class VersionRecord(_Record):
@@ -98,19 +140,33 @@ class VersionRecord(_Record):
     number: Number
     digest: Digest
     description: Text
-    metrics: dict[MetricName, float]
-    created_at: AwareDatetime
-    created_by: str
-    deleted_at: AwareDatetime | None
+    metrics: Metrics
+    created_at: Time
+    created_by: Text
+    deleted_at: Time | None
+
+
+class PurgedRecord(_Record):
+    """A name whose expert was purged, and the highest number that it ever gave to a version."""
+
+    type: Literal["purged"] = "purged"
+    path: ExpertPath
+    last: Last
+
+
+class PointOfCurve(CurvePoint):
+    """A point of a reward curve."""
+
+    step: Step
 
 
 class PointsRecord(_Record):
-    """A part of a version's reward curve."""
+    """A part of a version's reward curve, by split and step."""
 
     type: Literal["points"] = "points"
     expert: ExpertPath
     number: Number
-    points: tuple[CurvePoint, ...]
+    points: Annotated[tuple[PointOfCurve, ...], Field(max_length=MAX_POINTS_A_CALL)]
 
 
 class AliasEventRecord(_Record):
@@ -121,15 +177,15 @@ class AliasEventRecord(_Record):
     alias: Alias
     number: Number | None
     previous: Number | None
-    at: AwareDatetime
-    by: str
+    at: Time
+    by: Text
     reason: Text
 
 
 class AliasTarget(_Record):
     number: Number
-    updated_at: AwareDatetime
-    updated_by: str
+    updated_at: Time
+    updated_by: Text
 
 
 class AliasesRecord(_Record):
@@ -137,7 +193,7 @@ class AliasesRecord(_Record):
 
     type: Literal["aliases"] = "aliases"
     expert: ExpertPath
-    aliases: dict[Alias, AliasTarget]
+    aliases: Annotated[dict[Alias, AliasTarget], Field(max_length=MAX_ALIASES)]
 
 
 class RunRecord(_Record):
@@ -148,35 +204,35 @@ class RunRecord(_Record):
     """
 
     type: Literal["run"] = "run"
-    namespace: Name
+    namespace: Namespace
     samples: Digest
     header: str
-    created_at: AwareDatetime
-    created_by: str
+    created_at: Time
+    created_by: Text
 
 
 class TokenRecord(_Record):
     """An access token; ``hash`` is the SHA-256 of its secret, which has 256 random bits and is nowhere kept."""
 
     type: Literal["token"] = "token"
-    name: str
-    prefix: str
+    name: TokenName
+    prefix: Annotated[str, StringConstraints(pattern=r"^t2r_[0-9a-f]{6}$")]
     hash: Digest
-    scopes: str
-    created_at: AwareDatetime
-    expires_at: AwareDatetime | None
-    last_used_at: AwareDatetime | None
-    revoked_at: AwareDatetime | None
+    scopes: Annotated[str, AfterValidator(_refusing(tokens.parse_scopes))]
+    created_at: Time
+    expires_at: Time | None
+    last_used_at: Time | None
+    revoked_at: Time | None
 
 
 class AuditRecord(_Record):
     type: Literal["audit"] = "audit"
-    at: AwareDatetime
-    source: str
-    subject: str
-    action: str
-    object: str
-    detail: dict[str, Any]
+    at: Time
+    source: Source
+    subject: Subject
+    action: Action
+    object: Text
+    detail: Annotated[dict[str, Any], AfterValidator(_plain_json)]
 
 
 class EndRecord(_Record):
@@ -191,6 +247,7 @@ Record = (
     | NamespaceRecord
     | BaseModelRecord
     | ExpertRecord
+    | PurgedRecord
     | VersionRecord
     | PointsRecord
     | AliasEventRecord
@@ -254,18 +311,23 @@ class Content:
     """A blob of an archive, whose digest was checked.
 
     Attributes:
-        expert: what it says as an expert's file; None for the samples of a run, which are checked with the run.
+        offset: of its first byte in the archive.
+        is_expert: False for the samples of a run.
     """
 
     digest: str
     data: bytes
-    expert: ExpertFile | None
+    offset: int
+    is_expert: bool
 
 
 def read(file: IO[bytes]) -> Iterator[Content | list[Record]]:
     """The blobs and the chunks of records of an archive, in order.
 
     One blob or one chunk is in memory at a time.
+
+    Args:
+        file: at its start; it can be sought.
 
     Raises:
         InvalidRequestError: the archive is cut, damaged, or holds what no archive of a registry holds.
@@ -275,9 +337,13 @@ def read(file: IO[bytes]) -> Iterator[Content | list[Record]]:
         if f"{folder}/" in (BLOBS, SAMPLES) and is_digest(digest):
             if sha256(data) != digest:
                 raise InvalidRequestError(f"the content of {name} is not that of its digest")
-            yield Content(digest, data, decode_expert(data, name) if f"{folder}/" == BLOBS else None)
+            end = file.tell()
+            yield Content(digest, data, end - tar.padded(len(data)), f"{folder}/" == BLOBS)
+            file.seek(end)  # whoever took the blob may have read another
         elif name.startswith(RECORDS) and len(data) <= MAX_RECORDS_BYTES:
+            end = file.tell()
             yield [_parse(name, number, line) for number, line in enumerate(data.splitlines(), start=1)]
+            file.seek(end)
         else:
             raise InvalidRequestError(f"its member {name[:100]!r} is none of an archive of a registry")
 
@@ -288,4 +354,10 @@ def _parse(name: str, number: int, line: bytes) -> Record:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise InvalidRequestError(f"{name}, line {number}: {where}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequestError(f"{name!r}, line {number}: {_one_line(f'{where}: {message}')}") from None
+
+
+def _one_line(text: str) -> str:
+    """A message that may quote the archive, without line breaks and at most 500 characters long."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:500])

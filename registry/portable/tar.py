@@ -26,7 +26,12 @@ def write_member(file: IO[bytes], name: str, data: bytes) -> None:
     info.mode = 0o644
     file.write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
     file.write(data)
-    file.write(bytes(-len(data) % _BLOCK))
+    file.write(bytes(padded(len(data)) - len(data)))
+
+
+def padded(size: int) -> int:
+    """Bytes that the content of a file takes in an archive."""
+    return size + -size % _BLOCK
 
 
 def write_end(file: IO[bytes]) -> None:
@@ -58,7 +63,7 @@ def read_members(file: IO[bytes], limit: int) -> Iterator[tuple[str, bytes]]:
                 f"its member {info.name[:100]!r} of {info.size} bytes is over the limit of {limit}"
             )
         data = _exactly(file, info.size)
-        _exactly(file, -info.size % _BLOCK)
+        _exactly(file, padded(info.size) - info.size)
         yield info.name, data
 
 

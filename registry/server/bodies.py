@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints
 from starlette.requests import Request
 
 from t2.core.curve import CurvePoint
 from t2.core.errors import TooLargeError
-from t2.registry.schemas import MetricName, Name, Scope, Tag
+from t2.registry.names import MAX_NUMBER, MAX_POINTS_A_CALL, MAX_TAGS
+from t2.registry.schemas import NO_NUL as NO_NUL
+from t2.registry.schemas import BaseId, Metrics, Name, Number, Scope, ShortText, Step, Tag, Targets, Text
 from t2.registry.server.problems import HttpError
 
 CHUNK_SECONDS = 30.0
@@ -22,20 +24,7 @@ START_SECONDS = 20.0
 SLOWEST = 64 * 1024
 """Bytes in a second, on average: an upload that trickles keeps others from its place."""
 
-NO_NUL = r"^[^\x00]*$"
-"""PostgreSQL stores no NUL character."""
-MAX_INT = 2**31 - 1
-
-FreeText = Annotated[str, StringConstraints(max_length=4000, pattern=NO_NUL)]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_NUL)]
-
-
-def _whole(value: object) -> object:
-    """JSON has one kind of number: 3.0 is 3."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Number = Annotated[int, Field(ge=1, le=MAX_INT), BeforeValidator(_whole)]
+MAX_INT = MAX_NUMBER
 
 
 class _Body(BaseModel):
@@ -46,28 +35,28 @@ class NamespaceBody(_Body):
     """A namespace to make."""
 
     name: Name
-    description: FreeText = ""
+    description: Text = ""
 
 
 class DescriptionBody(_Body):
     """The new description of an expert."""
 
-    description: FreeText
+    description: Text
 
 
 class TagsBody(_Body):
     """Tags to add and to remove."""
 
-    add: list[Tag] = Field(default_factory=list, max_length=50)
-    remove: list[Tag] = Field(default_factory=list, max_length=50)
+    add: list[Tag] = Field(default_factory=list, max_length=MAX_TAGS)
+    remove: list[Tag] = Field(default_factory=list, max_length=MAX_TAGS)
 
 
-class MetricsBody(RootModel[dict[MetricName, float]]):
+class MetricsBody(RootModel[Metrics]):
     """Metrics to set, by name."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, json_schema_extra={"additionalProperties": False})
 
-    root: Annotated[dict[MetricName, float], Field(max_length=100)]
+    root: Metrics
 
 
 class PointBody(CurvePoint):
@@ -75,31 +64,28 @@ class PointBody(CurvePoint):
 
     model_config = ConfigDict(strict=True)
 
-    step: Annotated[int, Field(ge=0, le=MAX_INT), BeforeValidator(_whole)]
+    step: Step
 
 
 class PointsBody(_Body):
     """Points to add to a reward curve."""
 
-    points: list[PointBody] = Field(max_length=10_000)
+    points: list[PointBody] = Field(max_length=MAX_POINTS_A_CALL)
 
 
 class AliasBody(_Body):
     """The version that an alias is to point to, and why."""
 
     version: Number
-    reason: FreeText = ""
+    reason: Text = ""
 
 
 class BaseModelBody(_Body):
     """A base model: its name, revision, and the rank of each adaptable matrix."""
 
-    id: Label
-    revision: Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)] | None = None
-    targets: Annotated[
-        dict[Label, Number],
-        Field(min_length=1, max_length=10_000, json_schema_extra={"additionalProperties": False}),
-    ]
+    id: BaseId
+    revision: ShortText | None = None
+    targets: Annotated[Targets, Field(json_schema_extra={"additionalProperties": False})]
 
 
 class TokenBody(_Body):

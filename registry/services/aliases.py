@@ -8,13 +8,11 @@ from sqlalchemy.orm import Session
 from t2.core.errors import InvalidRequestError, NotFoundError, nearest
 from t2.core.references import ExpertName
 from t2.registry.db import models
+from t2.registry.names import MAX_ALIASES
 from t2.registry.schemas import AliasEvent, AliasInfo, Page
 from t2.registry.services import audit, experts, versions
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
-
-MAX_ALIASES = 100
-"""Of one expert: they are told with each of its versions."""
 
 
 def list_aliases(session: Session, name: ExpertName) -> list[AliasInfo]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pydantic
 from sqlalchemy import Connection, bindparam, or_, select
 from sqlalchemy.orm import Session
 
@@ -11,11 +12,12 @@ from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from t2.core.manifest import BaseModelRef, Manifest
 from t2.registry.db import models
 from t2.registry.db.database import insert_once
-from t2.registry.schemas import BaseModelInfo, Page
+from t2.registry.schemas import BaseModelInfo, Page, Targets
 from t2.registry.services import audit
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
 
+_TARGETS = pydantic.TypeAdapter(Targets)
 _PRINTED = select(models.BaseModel).where(models.BaseModel.fingerprint == bindparam("fingerprint"))
 _IDS = select(models.BaseModel.id).where(
     or_(models.BaseModel.fingerprint == bindparam("base"), models.BaseModel.model_id == bindparam("base"))
@@ -41,10 +43,14 @@ def put(
 
     Raises:
         ConflictError: other ranks are known already, or a version is there that disagrees with these.
-        InvalidRequestError: there are none.
+        InvalidRequestError: there are none, or they are over a limit.
     """
-    if not targets or not all(type(rank) is int and rank >= 1 for rank in targets.values()):
-        raise InvalidRequestError("targets: give the rank of each adaptable matrix, each at least 1")
+    try:
+        targets = _TARGETS.validate_python(dict(targets), strict=True)
+    except pydantic.ValidationError as error:
+        raise InvalidRequestError(
+            f"targets: give the rank of each adaptable matrix, each at least 1; {error.errors()[0]['msg']}"
+        ) from error
     base = BaseModelRef(id=id, revision=revision, fingerprint=fingerprint)
     row = _known(session, base)
     session.refresh(row, with_for_update=True)
@@ -52,14 +58,22 @@ def put(
         if row.targets != dict(targets):
             raise ConflictError(f"the base model {fingerprint[:12]} has other targets already, and they are immutable")
         return shape(row)
-    versions = select(models.Version.manifest).where(models.Version.base_model_id == row.id)
-    for manifest in session.scalars(versions.execution_options(yield_per=500)):
-        odd = _disagreement(manifest["targets"], targets)
-        if odd is not None:
-            raise ConflictError(f"an expert of the base model {fingerprint[:12]} disagrees with these targets: {odd}")
+    odd = find_odd_version(session, row, targets)
+    if odd is not None:
+        raise ConflictError(f"an expert of the base model {fingerprint[:12]} disagrees with these targets: {odd}")
     row.targets = dict(targets)
     audit.record(session, actor, "base-model.put", fingerprint, matrices=len(targets))
     return shape(row)
+
+
+def find_odd_version(session: Session, row: models.BaseModel, targets: Mapping[str, int]) -> str | None:
+    """How a version of a base model disagrees with targets; None where all agree."""
+    versions = select(models.Version.manifest).where(models.Version.base_model_id == row.id)
+    for manifest in session.scalars(versions.execution_options(yield_per=500)):
+        odd = find_disagreement(manifest["targets"], targets)
+        if odd is not None:
+            return odd
+    return None
 
 
 def check_ranks(row: models.BaseModel, manifest: Manifest) -> None:
@@ -69,7 +83,7 @@ def check_ranks(row: models.BaseModel, manifest: Manifest) -> None:
         InvalidRequestError: it has a matrix that the base model has not, or of another rank.
     """
     if row.targets is not None:
-        odd = _disagreement(manifest.targets, row.targets)
+        odd = find_disagreement(manifest.targets, row.targets)
         if odd is not None:
             raise InvalidRequestError(f"the expert does not fit its base model {row.model_id}: {odd}")
 
@@ -130,7 +144,8 @@ def _known(session: Session, base: BaseModelRef) -> models.BaseModel:
     return find(session, base.fingerprint)
 
 
-def _disagreement(expert: Mapping[str, int], base: Mapping[str, int]) -> str | None:
+def find_disagreement(expert: Mapping[str, int], base: Mapping[str, int]) -> str | None:
+    """The first matrix of an expert that its base model does not have, or has with another rank."""
     for name, rank in expert.items():
         if base.get(name) != rank:
             return f"{name} has rank {rank}, the base model {base.get(name, 'no such matrix')}"

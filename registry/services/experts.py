@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, delete, exists, select, text
+from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, delete, exists, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError
@@ -17,13 +17,12 @@ from t2.core.references import ExpertName
 from t2.registry.db import models
 from t2.registry.db.database import VARIED, insert_once
 from t2.registry.db.lookups import columns
-from t2.registry.names import known_name
+from t2.registry.names import MAX_TAGS, known_name
 from t2.registry.schemas import VALIDATION_SCORE, ExpertQuery, MetricRange, Version
 from t2.registry.services import audit, base_models, cards, namespaces, versions
 from t2.registry.services.actor import Actor
 from t2.registry.services.paging import Order, fetch_page
 
-MAX_TAGS = 50
 _FEW = 1000
 
 _SORTS: dict[str, InstrumentedAttribute[Any]] = {
@@ -121,7 +120,7 @@ def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> model
     )
     row = find(session, name, deleted=True, lock=True)
     if made:
-        row.last = _last_of_purged(session, name)
+        row.last = last_of_purged(session, str(name))
         audit.record(session, actor, "expert.create", str(name), kind=kind)
     if row.deleted_at is not None:
         raise ConflictError(f"the expert {name} is deleted; restore it first")
@@ -130,16 +129,17 @@ def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> model
     return row
 
 
-def _last_of_purged(session: Session, name: ExpertName) -> int:
-    """The highest number that versions under a name had before it was purged; none of them may come to mean another."""
-    table = models.AuditEntry
-    detail = session.scalar(
-        select(table.detail)
-        .where(text("action = 'expert.purge'"), table.object == str(name))
-        .order_by(table.id.desc())
-        .limit(1)
-    )
-    return int(detail["last"]) if detail is not None else 0
+def last_of_purged(session: Session, path: str) -> int:
+    """The highest version number that a purged name ever had; 0 for a name that was never purged."""
+    row = session.get(models.PurgedExpert, path)
+    return row.last if row is not None else 0
+
+
+def record_purged(session: Session, path: str, last: int) -> None:
+    """Keep the version numbers of a purged name from being given again."""
+    if not insert_once(session, models.PurgedExpert, path=path, last=last):
+        row = session.get_one(models.PurgedExpert, path, with_for_update=True, populate_existing=True)
+        row.last = max(row.last, last)
 
 
 def refresh(

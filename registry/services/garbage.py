@@ -18,6 +18,7 @@ from t2.registry.blobs.base import BlobInfo, BlobStore
 from t2.registry.db import models
 from t2.registry.db.database import Database, insert_once
 from t2.registry.services import audit, blobs
+from t2.registry.services import experts as expert_rows
 from t2.registry.services.actor import Actor
 
 _BATCH = 500
@@ -120,6 +121,7 @@ def _purge(database: Database, actor: Actor, before: datetime, dry_run: bool) ->
                 for table in (models.Alias, version):
                     session.execute(delete(table).where(table.expert_id == expert_id))
                 session.execute(delete(expert).where(expert.id == expert_id))
+                expert_rows.record_purged(session, path, last)
                 audit.record(session, actor, "expert.purge", path, last=last)
         yield Removed("expert", path)
     for version_id, expert_id, path, number in versions:

@@ -354,14 +354,18 @@ class Service:
         return verdicts.judge(self, query, self._measured, limit=self.limits.compared_bytes)
 
     def _measured(self, run: Run) -> TaskResult:
-        """What a run measured; its record, which may be long, is left out."""
+        """What a run measured, without its record, which may be long, and its time, which older t2 did not check."""
         header = self.get_run(run.namespace, run.digest).header
         try:
             samples = self.store.get(run.samples_digest)
         except NotFoundError as error:
             # A row points to it, so its absence is the registry's fault and not the client's.
             raise RegistryError(str(error)) from error
-        return TaskResult(TaskRun.model_validate({**header, "record": None}), read_samples(samples))
+        told = TaskRun.model_validate({**header, "record": None, "evaluated_at": None})
+        try:
+            return TaskResult(told, read_samples(samples))
+        except ResultsError as error:
+            raise ConflictError(f"{run.reference} cannot be compared: {error}") from error
 
     def create_namespace(self, name: str, description: str = "") -> Namespace:
         check_name(ExpertName(name, name))
@@ -377,6 +381,8 @@ class Service:
         self, fingerprint: str, id: str, revision: str | None, targets: Mapping[str, int]
     ) -> BaseModelInfo:
         _text("id", id)
+        if len(revision or "") > _LABEL:
+            raise InvalidRequestError(f"revision: {len(revision or '')} characters, the limit is {_LABEL}")
         _text("revision", revision or "")
         with self.database.write() as session:
             try:

@@ -38,8 +38,7 @@ def create(session: Session, actor: Actor, name: str, scopes: Sequence[Scope], d
     Raises:
         InvalidRequestError: no or unknown scopes, an empty name, or a time that is not positive.
     """
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-        raise InvalidRequestError(f"name: give the token a name of 1 to {MAX_NAME} printable characters")
+    check_name(name)
     if not scopes or not set(scopes) <= set(SCOPES):
         raise InvalidRequestError(f"scopes: give one or more of {', '.join(SCOPES)}")
     if days is not None and not 0 < days <= 36500:
@@ -59,6 +58,24 @@ def create(session: Session, actor: Actor, name: str, scopes: Sequence[Scope], d
     session.flush()
     audit.record(session, actor, "token.create", f"{row.id}:{name}", scopes=row.scopes)
     return NewToken(**_shape(row).model_dump(), secret=secret)
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidRequestError where a token cannot have this name."""
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        raise InvalidRequestError(f"name: give the token a name of 1 to {MAX_NAME} printable characters")
+
+
+def parse_scopes(text: str) -> tuple[Scope, ...]:
+    """The scopes of a token's row.
+
+    Raises:
+        InvalidRequestError: they are not written as :func:`create` writes them.
+    """
+    scopes = tuple(scope for scope in SCOPES if scope in text.split(","))
+    if not scopes or ",".join(scopes) != text:
+        raise InvalidRequestError(f"scopes: give one or more of {', '.join(SCOPES)}")
+    return scopes
 
 
 def list_tokens(session: Session) -> list[TokenInfo]:

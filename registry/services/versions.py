@@ -17,13 +17,11 @@ from t2.core.references import PRODUCTION, ExpertName, Reference
 from t2.registry.db import models
 from t2.registry.db.database import VARIED, insert_once
 from t2.registry.db.lookups import any_of, columns
-from t2.registry.names import MAX_NUMBER
+from t2.registry.names import MAX_METRICS, MAX_NUMBER, MAX_VERSION
 from t2.registry.schemas import Page, Version, VersionDetail, VersionQuery, known
 from t2.registry.services import audit, base_models, experts
 from t2.registry.services.actor import Actor, Limits
 from t2.registry.services.paging import Order, fetch_page
-
-MAX_METRICS = 100
 
 _VERSION, _EXPERT, _BLOB, _BASE = (
     columns(table) for table in (models.Version, models.Expert, models.Blob, models.BaseModel)
@@ -123,6 +121,7 @@ def publish(
 
     Raises:
         ConflictError: as :meth:`~t2.registry.client.base.RegistryClient.publish`.
+            Or the expert has used up its version numbers.
         InvalidRequestError: the ranks differ from the base model's.
     """
     expert = experts.ensure(session, actor, name, file.manifest.kind)
@@ -139,6 +138,8 @@ def publish(
     published = None
     if same is None:
         number = expert.last + 1
+        if number > MAX_VERSION:
+            raise ConflictError(f"{name} has given its last version number, {MAX_VERSION}; upload under another name")
         same = insert(
             session,
             expert,

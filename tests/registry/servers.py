@@ -47,11 +47,12 @@ def postgres(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def new_database(server: str) -> Iterator[str]:
-    """The URL of a fresh database, dropped afterwards."""
+def new_database(server: str, template: str = "template1") -> Iterator[str]:
+    """The URL of a fresh database, dropped afterwards; ``template`` is the URL of one to copy, which nobody uses."""
     name = f"t2_test_{os.urandom(6).hex()}"
+    source = template.partition("?")[0].rpartition("/")[2]
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{source}"'.encode())
     parts = psycopg.conninfo.conninfo_to_dict(server)
     host = str(parts.pop("host", "localhost"))
     user, password, port = parts.get("user", "postgres"), parts.get("password"), parts.get("port")

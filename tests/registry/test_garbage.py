@@ -19,13 +19,15 @@ from sqlalchemy.orm import Session
 
 from t2.core.digests import sha256
 from t2.core.errors import ConflictError, NotFoundError
-from t2.core.references import ExpertName, parse_reference
+from t2.core.references import ExpertName, parse_name, parse_reference
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db import models
+from t2.registry.open import open_embedded
 from t2.registry.services import blobs
 from t2.registry.services.doctor import examine
 from t2.registry.services.garbage import Policy, Removed, collect
 from t2.registry.services.service import Service
+from tests.registry.archives import edited, exported, find, imported
 from tests.registry.registries import ACTOR, MATH, OTHER, STORAGES, age, contents, fill, log, registry
 from tests.registry.samples import expert_bytes, run_bytes
 
@@ -143,6 +145,46 @@ def test_what_was_deleted_long_ago_is_purged_with_its_bytes(service: Service) ->
     purged = next(entry for entry in service.audit().items if entry.action == "expert.purge")
     # A number that once meant a content never means another.
     assert service.publish(OTHER, expert_bytes(5)).version == purged.detail["last"] + 1 > 1
+
+
+@pytest.mark.parametrize("target", ["empty", "in use"])
+@pytest.mark.parametrize("namespace", [None, "others"])
+def test_purged_numbers_are_not_given_again_in_another_registry(
+    service: Service, tmp_path: Path, target: str, namespace: str | None
+) -> None:
+    fill(service)
+    for table in ("version", "expert"):
+        age(service, table, "deleted_at", 31)
+    gc(service)
+    archive = exported(service, namespace)
+    with open_embedded(tmp_path / "other") as other:
+        if target == "in use":
+            other.publish(parse_name("mine/own"), expert_bytes(21))  # so that the log of the archive stays out
+            other.publish(OTHER, expert_bytes(22))
+        imported(other, archive)
+        assert other.publish(OTHER, expert_bytes(5)).version == 3
+        if namespace is None:
+            assert other.publish(MATH, expert_bytes(2)).version == 4
+        again = exported(other)
+    with open_embedded(tmp_path / "third") as third:
+        imported(third, again)
+        assert third.publish(OTHER, expert_bytes(6)).version == 4
+
+
+def test_an_archive_without_purged_names_has_their_numbers_in_its_log(service: Service, tmp_path: Path) -> None:
+    fill(service)
+    age(service, "expert", "deleted_at", 31)
+    gc(service)
+
+    def as_before(lines: list[dict[str, Any]]) -> None:
+        lines.remove(find(lines, "purged"))
+        del find(lines, "end")["counts"]["purged"]
+
+    archive = edited(exported(service), as_before)
+    with open_embedded(tmp_path / "other") as other:
+        other.publish(parse_name("mine/own"), expert_bytes(21))
+        imported(other, archive)
+        assert other.publish(OTHER, expert_bytes(5)).version == 3
 
 
 def test_a_restored_expert_is_not_purged(service: Service) -> None:

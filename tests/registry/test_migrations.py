@@ -170,6 +170,27 @@ def test_data_survive_the_way_up_and_the_way_down(database: Database, revision: 
     fill(database)
 
 
+def test_the_numbers_of_purged_names_come_from_the_log_whatever_else_it_holds(database: Database) -> None:
+    migrate.migrate(database, "0006")
+    table = reflected(database).tables["audit"]
+    entries: list[tuple[str, str, Any]] = [
+        ("expert.purge", "team/math", {"last": 5}),
+        ("expert.purge", "team/math", {"last": 3}),
+        ("expert.purge", "team/odd", {}),
+        ("expert.purge", "team/odd", {"last": "7"}),
+        ("expert.purge", "team/large", {"last": 2**31}),
+        ("expert.purge", "x" * 200, {"last": 1}),
+        ("expert.delete", "team/deleted", {"last": 9}),
+    ]
+    with database.engine.begin() as connection:
+        for action, name, detail in entries:
+            at = AT.replace(tzinfo=None) if database.is_sqlite else AT
+            values = {"at": at, "source": "cli", "subject": "tests", "action": action, "object": name}
+            connection.execute(table.insert().values(**values, detail=detail))
+    migrate.migrate(database)
+    assert rows(database)["purged_expert"] == [{"path": "team/math", "last": 5}]
+
+
 def test_to_where_it_is_and_to_where_nothing_is(database: Database) -> None:
     migrate.migrate(database, "base")
     assert rows(database) == {}

@@ -13,31 +13,18 @@ from typing import Any
 
 import pytest
 
-from t2.core.digests import canonical_json, sha256
+from t2.core.digests import sha256
 from t2.core.errors import ConflictError, InvalidRequestError, NotFoundError, RegistryError, UnavailableError
 from t2.core.references import parse_name, parse_reference
 from t2.registry.open import open_embedded
-from t2.registry.portable import tar
 from t2.registry.portable.exporting import export
-from t2.registry.portable.importing import Imported, restore
+from t2.registry.portable.importing import restore
 from t2.registry.services import tokens
-from t2.registry.services.doctor import examine
 from t2.registry.services.garbage import Policy, collect
 from t2.registry.services.service import Service
+from tests.registry.archives import edited, exported, find, header, imported, members, packed
 from tests.registry.registries import ACTOR, MATH, MIX, OTHER, STORAGES, contents, fill, log, registry
 from tests.registry.samples import expert_bytes
-
-
-def exported(service: Service, namespace: str | None = None) -> bytes:
-    file = io.BytesIO()
-    export(service.database, service.store, file, namespace=namespace)
-    return file.getvalue()
-
-
-def imported(service: Service, archive: bytes, **options: bool) -> Imported:
-    result = restore(service.database, service.store, ACTOR, io.BytesIO(archive), **options)
-    assert not [finding for finding in examine(service.database, service.store, deep=True) if finding.wrong]
-    return result
 
 
 @pytest.fixture
@@ -242,38 +229,6 @@ def test_another_reward_curve_is_a_conflict(full: Service, empty: Service) -> No
     empty.add_points(MIX, 1, [point.model_copy(update={"reward": 0.123})])
     with pytest.raises(ConflictError, match="team/mix@1 has another reward curve here"):
         imported(empty, exported(full))
-
-
-def members(archive: bytes) -> list[tuple[str, bytes]]:
-    return list(tar.read_members(io.BytesIO(archive), 1 << 26))
-
-
-def packed(parts: list[tuple[str, bytes]]) -> bytes:
-    file = io.BytesIO()
-    for name, data in parts:
-        tar.write_member(file, name, data)
-    tar.write_end(file)
-    return file.getvalue()
-
-
-def edited(archive: bytes, edit: Callable[[list[dict[str, Any]]], object]) -> bytes:
-    """The archive with its records changed."""
-    parts = members(archive)
-    blobs = [part for part in parts if not part[0].startswith("records/")]
-    lines = [json.loads(line) for name, data in parts if name.startswith("records/") for line in data.splitlines()]
-    edit(lines)
-    first, rest = lines[0], lines[1:]
-    text = [json.dumps(line).encode() for line in rest]
-    return packed([("records/1.jsonl", json.dumps(first).encode()), *blobs, ("records/2.jsonl", b"\n".join(text))])
-
-
-def find(lines: list[dict[str, Any]], type: str) -> dict[str, Any]:
-    return next(line for line in lines if line["type"] == type)
-
-
-def header(lines: list[dict[str, Any]], **changes: Any) -> str:
-    """That of the last run, changed."""
-    return canonical_json({**json.loads(find(lines[::-1], "run")["header"]), **changes})
 
 
 def test_an_archive_cut_anywhere_is_refused(archive: bytes, untouched: Service) -> None:

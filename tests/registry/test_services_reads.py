@@ -19,9 +19,9 @@ from t2.core.manifest import Parent
 from t2.core.references import parse_name
 from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db.database import Database
+from t2.registry.names import MAX_ALIASES
 from t2.registry.schemas import ExpertQuery
 from t2.registry.services.actor import Actor, Limits
-from t2.registry.services.aliases import MAX_ALIASES
 from t2.registry.services.curves import downsample
 from t2.registry.services.lineage import EDGES_A_NODE, REFERENCES_A_NODE
 from t2.registry.services.service import Service
