@@ -29,6 +29,7 @@ from t2.core.record import AdaptationRecord, Calibration, ExpertRef, ModelRef, O
 from t2.harness import store
 from t2.harness.args import DISPATCHING, Settings
 from t2.harness.calibrations import Calibrations
+from t2.harness.generation import chat_text
 from t2.harness.held_out import held_out_prompts
 from t2.harness.identity import identity_of, model_ref
 from t2.harness.journal import FORMAT, Journal
@@ -417,7 +418,7 @@ class TaskAdaptation:
         chat = bool(self._form.apply_chat_template)
 
         def template(text: str) -> str:
-            return str(lm.apply_chat_template([{"role": "user", "content": text}]))
+            return chat_text(lm, [{"role": "user", "content": text}])
 
         return Job(
             task=self.name,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from t2.adapters.engine.base import Generated, GenerateRequest
-from t2.core.errors import TaskError
+from t2.core.errors import ArgumentError, TaskError
 from t2.harness.rules import rules_of
 
 
@@ -34,7 +35,7 @@ class Generations:
         context, gen_kwargs = instance.args[:2]
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, self._lm.max_gen_toks))
         kwargs.pop("until", None)
-        stop = self._rules.stops_seen(self.stops(instance), self._eos)
+        stops = self.stops(instance)
         new_tokens = int(kwargs.pop("max_gen_toks"))
         room = self._lm.max_length - new_tokens
         if room <= 0:
@@ -45,9 +46,28 @@ class Generations:
         tokens = tuple(self._rules.prompt(context, room))
         if "max_length" in kwargs:
             new_tokens = max(1, int(kwargs.pop("max_length")) - len(tokens))
-        if not kwargs.get("do_sample") and kwargs.get("temperature", 0.0) == 0.0:
-            kwargs.pop("temperature", None)
-        return GenerateRequest(tokens, new_tokens, tuple(stop), kwargs)
+        new_tokens = self._rules.new_tokens(new_tokens, stops)
+        seen = tuple(self._rules.stops_seen(stops, self._eos))
+        return GenerateRequest(tokens, new_tokens, seen, self._rules.arguments(kwargs))
+
+    def same_in_batches(self, requests: Sequence[Instance]) -> bool:
+        """Whether an engine's batches give exactly the answers of lm-eval's model.
+
+        Where they do not, lm-eval's model has to answer itself. Sampled answers count as the same: each is drawn from
+        the same distribution.
+        """
+        contexts = [str(request.args[0]) for request in requests]
+        blank = [request for request, context in zip(requests, contexts, strict=True) if not context.strip()]
+        if not self._rules.same_encoded(contexts) or not all(self.request(request).context for request in blank):
+            return False
+        return all(self.is_implemented(request) for request in distinct_arguments(requests))
+
+    def is_implemented(self, request: Instance) -> bool:
+        """Whether an engine's batches give the answers of lm-eval's model under a request's arguments."""
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(request.args[1], self._lm.max_gen_toks))
+        for name in ("until", "max_gen_toks"):
+            kwargs.pop(name, None)
+        return self._rules.same_in_batches(self._rules.arguments(kwargs), self.stops(request), self._eos)
 
     def samples(self, instance: Instance) -> bool:
         """Whether a request's answer is drawn at random."""
@@ -78,4 +98,25 @@ class Generations:
 
     @property
     def _eos(self) -> str:
-        return str(self._lm.tok_decode(self._lm.eot_token_id, skip_special_tokens=False))
+        end = self._lm.eot_token_id
+        return "" if end is None else str(self._lm.tok_decode(end, skip_special_tokens=False))
+
+
+def distinct_arguments(requests: Sequence[Instance]) -> list[Instance]:
+    """Of the requests that differ in their prompts alone, the first."""
+    return list({repr(sorted(request.args[1].items())): request for request in reversed(requests)}.values())
+
+
+def chat_text(lm: Any, history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+    """Chat messages as one prompt, by lm-eval's model.
+
+    Raises:
+        ArgumentError: the model has no chat template, or its template refuses the messages.
+    """
+    try:
+        return str(lm.apply_chat_template(list(history), add_generation_prompt))
+    except (TypeError, ValueError, jinja2.TemplateError) as error:
+        if not getattr(lm.tokenizer, "chat_template", None):
+            raise ArgumentError("the tokenizer has no chat template; leave --apply_chat_template out") from error
+        told = " ".join(str(error).split())
+        raise ArgumentError(f"the chat template cannot be applied: {told[:400]}; change the messages or it") from error

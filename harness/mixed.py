@@ -29,7 +29,8 @@ def answer_in_rows(
     Returns:
         None where lm-eval's model is to answer, one mixture after another: that is faster by the engine's costs,
         rounding could tell the two apart and ``mixed`` does not allow it, answers are drawn at random, which lm-eval's
-        model does by a generator of its own, prompts hold pictures, or the strategy sends no prompts anywhere.
+        model does by a generator of its own, prompts hold pictures, the strategy sends no prompts anywhere, or the
+        arguments of a request or the model's generation configuration ask for what the engine does not implement.
     """
     engine, lm, mixed = runtime.engine, runtime.lm, runtime.settings.mixed
     if runtime.settings.adapt not in DISPATCHING or mixed == "never":
@@ -39,6 +40,8 @@ def answer_in_rows(
     generations, rules = Generations(lm), rules_of(lm)
     exact = engine.precision == "float32" and getattr(lm, "mixed_precision_dtype", None) is None
     if (mixed == "exact" and not exact) or any(generations.samples(request) for request in requests):
+        return None
+    if not generations.same_in_batches(requests):
         return None
     asked = [generations.request(request) for request in requests]
     size: Any = lm.batch_size

@@ -29,9 +29,11 @@ from t2.harness.args import Settings, parse_args
 from t2.harness.base import dtype_of
 from t2.harness.compat import Evaluation
 from t2.harness.experts import prepare_classifier, prepare_experts, read_experts
+from t2.harness.generation import chat_text
 from t2.harness.mixed import answer_in_rows
 from t2.harness.opened import Opened, open_model
 from t2.harness.pool import Pool, carved, find_pool
+from t2.harness.preflight import check_requests
 
 RequestType = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 _CACHE_KEY = "t2-identity"
@@ -47,6 +49,7 @@ class _Run:
     pools: Mapping[str, Pool]
     adaptations: dict[str, TaskAdaptation] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
+    checked: bool = False
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -194,6 +197,11 @@ class T2LM(LM):  # type: ignore[misc]
                     self._runtime.engine.release()
 
     def _answer(self, kind: RequestType, requests: list[Instance]) -> Any:
+        if self._run is not None and not self._run.checked:
+            # Without a search, lm-eval's model comes to what it cannot generate at once.
+            tries = STRATEGIES[self.settings.adapt]().needs_experts
+            check_requests(self.inner, self._run.evaluation.tasks, tries=tries)
+            self._run.checked = True
         if not STRATEGIES[self.settings.adapt]().needs_experts:
             as_it_came, seconds = self._answered(kind, requests, None, self._with_adapter())
             self._spent(requests, seconds)
@@ -495,12 +503,14 @@ class T2LM(LM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Chat messages as one prompt text, by ``hf``."""
-        text: str = self.inner.apply_chat_template(chat_history, add_generation_prompt)
-        return text
+        return chat_text(self.inner, chat_history, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The chat template's text, by ``hf``."""
-        template: str | None = self.inner.chat_template(chat_template)
+        try:
+            template: str | None = self.inner.chat_template(chat_template)
+        except ValueError as error:
+            raise ArgumentError(f"--apply_chat_template={chat_template}: {error}") from error
         return template
 
     @property

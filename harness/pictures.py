@@ -1,4 +1,4 @@
-"""Tasks with pictures: only lm-eval's own model sees them, so it is asked itself, mixture by mixture in weight form."""
+"""Requests that only lm-eval's own model answers, such as those with pictures: mixture by mixture in weight form."""
 
 from __future__ import annotations
 

@@ -432,7 +432,8 @@ class TaskDocs:
     ) -> list[list[Response]]:
         """Answer requests on the batched engine, with lm-eval's tokens, truncation, stop texts and postprocessing.
 
-        Requests with pictures are answered by lm-eval's own model instead, one mixture after another.
+        Requests with pictures, and those whose generation the engine does not implement, are answered by lm-eval's own
+        model instead, one mixture after another.
 
         Args:
             engine: runs the model.
@@ -455,7 +456,12 @@ class TaskDocs:
         texts = [i for i, (_, instance) in enumerate(flat) if instance.request_type == "generate_until"]
         scores = [i for i, (_, instance) in enumerate(flat) if instance.request_type != "generate_until"]
         with self.rules.arithmetic():
-            if texts:
+            if texts and not self._generations.same_in_batches([flat[i][1] for i in texts]):
+                asked, of_texts = [[flat[i][1]] for i in texts], [row[i] for i in texts]
+                by_lm = answers_in_turn(self.lm, engine, asked, mixtures, of_texts, seed=seed, progress=progress)
+                for i, (text,) in zip(texts, by_lm, strict=True):
+                    answers[i] = text
+            elif texts:
                 prepared = [self.generation(flat[i][1]) for i in texts]
                 found = engine.generate(prepared, mixtures, [row[i] for i in texts], seed=seed, progress=progress)
                 for i, generated in zip(texts, found, strict=True):

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import inspect
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from lm_eval.models.utils import maybe_truncate
 from lm_eval.models.vllm_causallms import VLLM
 from transformers import GenerationConfig
-from vllm import EngineArgs
+from vllm import EngineArgs, SamplingParams
 
 from t2.adapters.checkpoint import Checkpoint, open_checkpoint
 from t2.adapters.engine.vllm import VllmEngine, in_one_line
@@ -184,6 +184,30 @@ class VLLMRules:
     def stops_seen(self, stops: Sequence[str], eos: str) -> list[str]:
         """All, but of a model that thinks first the end of text alone."""
         return [stop for stop in stops if stop == eos] if self._lm.think_end_token else list(stops)
+
+    def check(self, kwargs: Mapping[str, Any]) -> None:
+        """What vLLM's own arguments refuse."""
+        own, until, most = VLLM.modify_gen_kwargs(dict(kwargs), eos=None, default_max_gen_toks=self._lm.max_gen_toks)
+        SamplingParams(max_tokens=most, stop=until, **own)
+
+    def arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """As they are, but for the temperature of greedy decoding."""
+        given = dict(kwargs)
+        if not given.get("do_sample") and given.get("temperature", 0.0) == 0.0:
+            given.pop("temperature", None)
+        return given
+
+    def new_tokens(self, asked: int, stops: Sequence[str]) -> int:
+        """As many as the request asks for."""
+        return asked
+
+    def same_in_batches(self, kwargs: Mapping[str, Any], stops: Sequence[str], eos: str) -> bool:
+        """vLLM answers in both cases, each request by itself."""
+        return True
+
+    def same_encoded(self, contexts: Sequence[str]) -> bool:
+        """Each prompt is encoded by itself."""
+        return True
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """vLLM's own."""

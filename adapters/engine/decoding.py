@@ -7,12 +7,12 @@ for the cache of a row that joins is as wide as that of the row which has run lo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import transformers
-from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from t2.adapters.engine.base import GenerateRequest
@@ -20,11 +20,70 @@ from t2.adapters.engine.cache import keep_rows, let_rows_leave
 from t2.core.errors import ArgumentError
 
 _PAD = 0
-_PLAIN = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
-"""Arguments of ``generate`` under which each row of a batch is on its own."""
+_SET_HERE = frozenset(("max_length", "max_new_tokens", "pad_token_id", "use_cache"))
+"""Fields of a generation configuration that every call sets itself."""
+_WITHOUT_EFFECT = frozenset(("bos_token_id", "transformers_version", "_from_model_config"))
+_OF_SAMPLING = frozenset(
+    ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+)
+"""Fields without effect on greedy decoding."""
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+_IMPLEMENTED: dict[str, Callable[[Any], bool]] = {
+    "do_sample": lambda value: isinstance(value, bool),
+    "temperature": lambda value: value == 1 or (isinstance(value, float) and value > 0),
+    "top_k": lambda value: isinstance(value, int) and value >= 0,
+    "top_p": _is_share,
+    "min_p": _is_share,
+    "repetition_penalty": lambda value: isinstance(value, float) and value > 0,
+    "eos_token_id": lambda value: all(isinstance(end, int) for end in (value if isinstance(value, list) else [value])),
+    # Models with a sliding window were once saved with it; ``generate`` takes it as unset.
+    "cache_implementation": lambda value: value == "hybrid",
+}
+"""Fields that :class:`_Loop` obeys for each row by itself, with the values that it does so for."""
 
 Leave = Callable[[torch.Tensor], None]
 """Told which rows of a batch remain, in their new order."""
+
+
+def decodes_by_row(model: transformers.PreTrainedModel, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the loop here generates what ``transformers``' ``generate`` does, whichever rows share a batch.
+
+    The model's generation configuration and the arguments are compared with a list of what the loop implements. A field
+    that is not on it, or has a value that is not, must be at its default.
+
+    Args:
+        model: the model, with its generation configuration.
+        kwargs: arguments of ``generate``.
+    """
+    mixin, kind = transformers.GenerationMixin, type(model)
+    if kind.generate is not mixin.generate or kind._sample is not mixin._sample or not _SET_HERE.isdisjoint(kwargs):
+        return False
+    configure: Any = transformers.GenerationConfig
+    defaults = {**configure().to_dict(), **configure._get_default_generation_params()}
+    config = copy.deepcopy(model.generation_config)
+    try:
+        left_over = config.update(**kwargs)
+    except (AttributeError, ImportError, TypeError, ValueError):
+        return False
+    if left_over:
+        return False
+    skipped = _SET_HERE | _WITHOUT_EFFECT | (frozenset() if config.do_sample else _OF_SAMPLING)
+    for name, value in config.to_dict().items():
+        # Fields of the file that ``transformers`` does not have are of other programs.
+        if name in skipped or name not in defaults:
+            continue
+        if value is None and (name in _IMPLEMENTED or name not in kwargs):
+            continue
+        if value is False and defaults[name] is None:
+            continue
+        if value != defaults[name] and not (name in _IMPLEMENTED and _IMPLEMENTED[name](value)):
+            return False
+    return True
 
 
 class Decoder:
@@ -51,7 +110,7 @@ class Decoder:
         """Continue prompts that differ in their context and seed alone.
 
         Args:
-            batch: the prompts.
+            batch: the prompts; a single one where :meth:`rows_of` says that it is several rows.
             seeds: of sampling, one per prompt.
             leave: called whenever rows leave.
 
@@ -69,43 +128,45 @@ class Decoder:
         for row, request in enumerate(batch):
             ids[row, width - len(request.context) :] = torch.tensor(request.context, dtype=torch.long)
             mask[row, width - len(request.context) :] = 1
-        ends = _as_set(self.model.generation_config.eos_token_id) | _as_set(self.tokenizer.eos_token_id)
-        loop = _Loop(_Stop(self.tokenizer, first.stop), ends, seeds, first.max_new_tokens, leave)
-        stop = _RowStop(loop.stop, width)
+        loop = _Loop(_Stop(self.tokenizer, first.stop), self._ends(first.kwargs), seeds, first.max_new_tokens, leave)
+        by_row = decodes_by_row(self.model, first.kwargs)
         more: dict[str, Any] = {"custom_generate": loop}
-        if not self._plain(first):
-            more = {"stopping_criteria": transformers.StoppingCriteriaList([stop])}
+        if not by_row:
+            more = {"stopping_criteria": transformers.StoppingCriteriaList([_RowStop(loop.stop, width)])}
         with seeded(seeds[0], device):
             try:
-                out = self._generator(
-                    input_ids=ids.to(device),
-                    attention_mask=mask.to(device),
-                    max_new_tokens=first.max_new_tokens,
-                    pad_token_id=pad,
-                    use_cache=True,
-                    **more,
-                    **first.kwargs,
+                out: Any = self._generator(
+                    **{
+                        # Both lengths are given, for the model's generation configuration may have either.
+                        "max_length": width + first.max_new_tokens,
+                        "max_new_tokens": None,
+                        **first.kwargs,
+                        **more,
+                        "input_ids": ids.to(device),
+                        "attention_mask": mask.to(device),
+                        "pad_token_id": pad,
+                        "use_cache": True,
+                    }
                 )
             except ValueError as error:  # transformers' own check of its arguments
                 given = ", ".join(f"{name}={value!r}" for name, value in first.kwargs.items())
                 raise ArgumentError(f"transformers refuses to generate with {given}: {error}") from error
-        if "custom_generate" in more:
+        if by_row:
             return [tuple(tokens) for tokens in loop.answers]
-        answers = []
-        for row, tokens in enumerate(out[:, width:].tolist()):
-            length = stop.lengths[row] if row < len(stop.lengths) and stop.lengths[row] else len(tokens)
-            end = next((i + 1 for i, token in enumerate(tokens[:length]) if token in ends), length)
-            answers.append(tuple(tokens[:end]))
-        return answers
+        sequences = out if isinstance(out, torch.Tensor) else out.sequences
+        return [loop.cut(tokens) for tokens in sequences[: len(batch), width:].tolist()]
 
-    def _plain(self, request: GenerateRequest) -> bool:
-        config = self.model.generation_config
-        return (
-            set(request.kwargs) <= _PLAIN
-            and config.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-            and config.cache_implementation is None
-            and config.prefill_chunk_size is None
-        )
+    def rows_of(self, request: GenerateRequest) -> int:
+        """Rows that ``generate`` makes of one prompt: its beams, or several answers."""
+        config, counts = self.model.generation_config, []
+        for name in ("num_beams", "num_return_sequences"):
+            count = request.kwargs.get(name, getattr(config, name, None))
+            counts.append(count if isinstance(count, int) else 1)
+        return max(counts)
+
+    def _ends(self, kwargs: Mapping[str, Any]) -> set[int]:
+        given = kwargs.get("eos_token_id", self.model.generation_config.eos_token_id)
+        return _as_set(given) | _as_set(self.tokenizer.eos_token_id)
 
 
 class _Loop:
@@ -176,6 +237,13 @@ class _Loop:
                 answer.append(token)
                 if token in self.ends or len(answer) >= self.max_new_tokens or self.stop.ends(answer):
                     self._done.add(row)
+
+    def cut(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """An answer that ``transformers`` generated, up to and with what ends it."""
+        for count in range(1, len(tokens) + 1):
+            if tokens[count - 1] in self.ends or self.stop.ends(tokens[:count]):
+                return tuple(tokens[:count])
+        return tuple(tokens)
 
     def _left(self) -> list[int] | None:
         """Places of the rows that are not done, in the order in which fewest move; None when no row has left."""
@@ -248,21 +316,15 @@ class _Stop:
 
 
 class _RowStop(transformers.StoppingCriteria):
-    """Ends each row on its own when its text contains a stop text; remembers the length at which it did."""
+    """Ends each row, or beam, when its text contains a stop text."""
 
     def __init__(self, stop: _Stop, prompt: int) -> None:
         self.stop = stop
         self.prompt = prompt
-        self.lengths: list[int] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        if not self.lengths:
-            self.lengths = [0] * input_ids.shape[0]
-        if self.stop.texts:
-            for row, answer in enumerate(input_ids[:, self.prompt :].tolist()):
-                if not self.lengths[row] and self.stop.ends(answer):
-                    self.lengths[row] = len(answer)
-        return torch.tensor([length > 0 for length in self.lengths], device=input_ids.device)
+        done = [self.stop.ends(answer) for answer in input_ids[:, self.prompt :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
 
 
 def _as_set(value: int | list[int] | None) -> set[int]:

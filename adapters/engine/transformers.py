@@ -200,7 +200,7 @@ class TransformersEngine:
             waiting = sorted(indices, key=lambda i: (-size(i), i))
             while waiting:
                 new = requests[waiting[0]].max_new_tokens
-                batch = waiting[: self._rows(size(waiting[0]), new)]
+                batch = waiting[: self._rows(requests[waiting[0]])]
                 del waiting[: len(batch)]
                 what = f"{self.base.id} with prompts of {size(batch[0])} tokens and answers of {new}"
                 self.budget.shrinking(batch, lambda part: answer(part, shown, apart), what, self.forms.release)
@@ -250,15 +250,18 @@ class TransformersEngine:
         found, left = [], sorted(indices, key=lambda i: (-len(requests[i].context), i))
         while left:
             prompt, new = len(requests[left[0]].context), requests[left[0]].max_new_tokens
-            part = left[: batch or self._rows(prompt, new)]
+            part = left[: batch or self._rows(requests[left[0]])]
             del left[: len(part)]
             found.append(Load(len(part), len(part) * prompt, self._steps.expected(new)))
         return found
 
-    def _rows(self, prompt: int, new: int) -> int:
-        """Rows of a batch of prompts of so many tokens: by memory, and by the prompt tokens that are worth a pass."""
+    def _rows(self, request: GenerateRequest) -> int:
+        """Rows of a batch of such prompts: by memory, and by the prompt tokens that are worth a pass."""
+        if self._decoder.rows_of(request) > 1:
+            return 1
+        prompt = len(request.context)
         most = _BATCH_TOKENS[self.device.type == "cuda"] // max(1, prompt)
-        return max(1, min(self.budget.rows(prompt + new), most))
+        return max(1, min(self.budget.rows(prompt + request.max_new_tokens), most))
 
     def _in_turn(self, mixtures: Sequence[Z | None], in_turn: Sequence[Load], in_one: Sequence[Load]) -> bool:
         moving = [z for z in mixtures if z and any(bool((vector != 1).any()) for vector in z.values())]

@@ -27,7 +27,7 @@ def requests(count: int = 7, most: int = 12, stop: tuple[str, ...] = (), **kwarg
 
 def by_transformers(asked: list[GenerateRequest]) -> list[GenerateRequest]:
     """The same requests with an argument that changes nothing but who decodes."""
-    return [replace(request, kwargs={**request.kwargs, "num_beams": 1}) for request in asked]
+    return [replace(request, kwargs={**request.kwargs, "disable_compile": True}) for request in asked]
 
 
 def text(tokens: tuple[int, ...]) -> str:
