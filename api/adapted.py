@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2.adapters.convert.merge import check_free, write_merged
 from t2.adapters.expert import Expert
@@ -125,7 +125,8 @@ class Adapted(Asked):
             "control": self.record.control,
             "settings": self.record.settings,
         }
-        write_merged(self.model.engine, self.model.lm.tokenizer, choice.z, path, origin, overwrite)
+        lm: Any = self.model.lm
+        write_merged(self.model.engine, lm.own_tokenizer(), choice.z, path, origin, overwrite, lm.own_folder())
         return path
 
     def _asks(self) -> Model:

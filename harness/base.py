@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from lm_eval.models.hf_vlms import HFMultimodalLM
@@ -94,7 +96,42 @@ class _LoadsQuantised:
         super()._create_model(*args, **kwargs)  # type: ignore[misc]
 
 
-class _HF(_LoadsQuantised, HFLM):  # type: ignore[misc]
+class _KeepsTokenizer:
+    """Gives the tokenizer as it was before lm-eval chose a padding token for it."""
+
+    tokenizer: Any
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
+        given = tokenizer is not None and not isinstance(tokenizer, str)
+        self._tokenizer_source = (pretrained, copy.deepcopy(tokenizer) if given else tokenizer, kwargs)
+        super()._create_tokenizer(pretrained, tokenizer, **kwargs)  # type: ignore[misc]
+
+    def own_tokenizer(self) -> Any:
+        """The tokenizer, loaded again."""
+        pretrained, tokenizer, kwargs = self._tokenizer_source
+        used = self.tokenizer
+        try:
+            super()._create_tokenizer(pretrained, tokenizer, **{**kwargs, "add_bos_token": None})  # type: ignore[misc]
+            return self.tokenizer
+        finally:
+            self.tokenizer = used
+
+    def own_folder(self) -> Path | None:
+        """The folder that model and tokenizer were loaded from; None where it is not one folder."""
+        pretrained, tokenizer, kwargs = self._tokenizer_source
+        if not isinstance(pretrained, str) or tokenizer is not None or kwargs.get("gguf_file"):
+            return None
+        folder = Path(pretrained)
+        if not folder.is_dir():
+            name, revision = transformers.CONFIG_NAME, kwargs.get("revision")
+            found = huggingface_hub.try_to_load_from_cache(pretrained, name, revision=revision)
+            if not isinstance(found, str):
+                return None
+            folder = Path(found).parent
+        return folder / (kwargs.get("subfolder") or "")
+
+
+class _HF(_KeepsTokenizer, _LoadsQuantised, HFLM):  # type: ignore[misc]
     pass
 
 

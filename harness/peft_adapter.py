@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from t2.core.record import ExpertRef, Overlap
 from t2.harness.adaptation import PROBE
 from t2.harness.overlap import DocMarks
 from t2.harness.rules import rules_of
+
+_TOKENS = 8
+"""Tokens with changed embeddings that are probed at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ def adapt(lm: HFLM, adapter: PeftFolder, base: BaseModelRef) -> None:
     _resize(lm)
     lm._model = put_in(lm.model, adapter, base, lm.revision)
     lm.peft = str(adapter.path)
-    if torch.equal(before, _probe(lm)[..., : before.shape[-1]]):
+    if torch.equal(before, _probe(lm)[..., : before.shape[-1]]) and not _acts_on_other_tokens(lm):
         raise ExpertError(
             f"peft={adapter.path} leaves the logits of a probe text unchanged: it was not trained, or its change does "
             "not survive rounding in this dtype; try dtype=float32, or leave it out"
@@ -107,9 +110,25 @@ def _resize(lm: HFLM) -> None:
 
 
 @torch.no_grad()
-def _probe(lm: HFLM) -> torch.Tensor:
+def _acts_on_other_tokens(lm: HFLM) -> bool:
+    """Whether an adapter that leaves the probe text as it was changes the embeddings of tokens that it does not hold.
+
+    They are found by the embeddings with and without the adapter, and probed beside the text.
+    """
+    model: Any = lm.model
+    embeddings = model.get_input_embeddings()
+    ids = torch.arange(len(lm.tokenizer), device=lm.device)
+    with_it = embeddings(ids)
+    with model.disable_adapter():
+        changed = ids[(with_it != embeddings(ids)).any(dim=-1)][:_TOKENS].tolist()
+        before = _probe(lm, changed)
+    return bool(changed) and not torch.equal(before, _probe(lm, changed))
+
+
+@torch.no_grad()
+def _probe(lm: HFLM, more: Sequence[int] = ()) -> torch.Tensor:
     rules = rules_of(lm)
-    tokens = lm.tok_encode(PROBE)[: rules.rolling]
+    tokens = [*more, *lm.tok_encode(PROBE)][: rules.rolling]
     with rules.arithmetic():
         logits: torch.Tensor = lm.model(input_ids=torch.tensor([tokens], device=lm.device)).logits
     return logits.clone()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import transformers
 from transformers.utils.quantization_config import QuantizationMethod
 
 from t2.adapters.engine.transformers import TransformersEngine
@@ -24,6 +25,23 @@ from t2.core.files import STALE
 
 ORIGIN = "t2_merge.json"
 """Beside the model's own files: what was merged."""
+
+_GENERATION = "generation_config.json"
+_OF_TOKENIZERS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "*.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*",
+    "*processor_config.json",
+)
+"""Files that a tokenizer, or what prepares pictures beside it, may be loaded from."""
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -51,6 +69,7 @@ def write_merged(
     folder: Path,
     origin: Mapping[str, Any],
     overwrite: bool = False,
+    source: Path | None = None,
 ) -> None:
     """Write base + mixture as a checkpoint folder: safetensors, configuration, tokenizer, and :data:`ORIGIN`.
 
@@ -60,11 +79,12 @@ def write_merged(
 
     Args:
         engine: the base model; as it was afterwards.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, written where ``source`` does not hold it.
         z: the mixture; None is the base.
         folder: the checkpoint's folder.
         origin: what was merged, as JSON.
         overwrite: replace a merged checkpoint that is there.
+        source: the folder of the base model, whose tokenizer and generation configuration are copied as they are.
 
     Raises:
         ArgumentError: the folder is taken.
@@ -84,9 +104,14 @@ def write_merged(
         held = os.open(temporary, os.O_RDONLY)
         with contextlib.suppress(OSError):  # not every network file system has locks
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with engine.applied(z), _savable(engine.model):
+        with engine.applied(z), _savable(engine.model), _generation_aside(engine.model, source):
             engine.model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        if source is None or not _copy_tokenizer(source, temporary, tokenizer):
+            tokenizer.save_pretrained(temporary)
+        if source is not None:
+            (temporary / _GENERATION).unlink(missing_ok=True)
+            if (source / _GENERATION).exists():
+                shutil.copyfile(source / _GENERATION, temporary / _GENERATION)
         (temporary / ORIGIN).write_text(json.dumps(origin, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
         _settle(temporary)
         if folder.exists():
@@ -153,6 +178,36 @@ def _savable(model: Any) -> Iterator[None]:
         model.hf_quantizer = quantizer
         if quantization is not None:
             config.quantization_config = quantization
+
+
+@contextlib.contextmanager
+def _generation_aside(model: Any, source: Path | None) -> Iterator[None]:
+    """Inside the context a generation configuration that is copied is not saved: some published ones are refused."""
+    kept = getattr(model, "generation_config", None)
+    if source is None or kept is None:
+        yield
+        return
+    model.generation_config = transformers.GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
+def _copy_tokenizer(source: Path, folder: Path, tokenizer: Any) -> bool:
+    """Copy a tokenizer's files, and say whether there are any."""
+    names = getattr(tokenizer, "vocab_files_names", None) or {}
+    own = {str(name) for name in names.values() if name}
+    config = source / "tokenizer_config.json"
+    code = ["*.py"] if config.exists() and b'"auto_map"' in config.read_bytes() else []
+    found = {path for pattern in (*_OF_TOKENIZERS, *own, *code) for path in source.glob(pattern)}
+    for path in sorted(found):
+        if path.is_file():
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+    vocabularies = {"tokenizer.json", "tokenizer_config.json", *own}
+    return any(path.name in vocabularies for path in found)
 
 
 def _settle(folder: Path) -> None:

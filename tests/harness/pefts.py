@@ -17,6 +17,17 @@ CONFIGS: dict[str, Any] = {
         r=4, init_lora_weights="pissa", target_modules=TARGETS, modules_to_save=["lm_head"], task_type="CAUSAL_LM"
     ),
     "ia3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+    # A and Q, which stand in prompts and not in the probe text.
+    "tokens": lambda: peft.TrainableTokensConfig(
+        token_indices=[40, 56], target_modules=["embed_tokens"], task_type="CAUSAL_LM"
+    ),
+    "lora_tokens": lambda: peft.LoraConfig(
+        r=4,
+        target_modules=TARGETS,
+        trainable_token_indices={"embed_tokens": [40, 56]},
+        task_type="CAUSAL_LM",
+    ),
+    "embeddings": lambda: peft.LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"], task_type="CAUSAL_LM"),
     "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
 }
 

@@ -221,3 +221,26 @@ def test_an_adapter_that_cannot_be_used_is_told_in_one_line(
         make(base, spoil(tmp_path / "odd", lora))
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("saved", ["lm_head", "embed_tokens"])
+def test_on_a_base_with_tied_embeddings_it_answers_as_peft_does(saved: str, tmp_path: Path) -> None:
+    base = tiny.save_model(tmp_path / "base")
+    config = transformers.AutoConfig.from_pretrained(base, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[saved], task_type="CAUSAL_LM")
+    )
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    adapted.save_pretrained(tmp_path / "adapter")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    own: Any = make(base, tmp_path / "adapter").inner.model
+    ids = torch.tensor([[5, 40, 56, 20]])
+    with torch.no_grad():
+        expected = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))(input_ids=ids).logits
+        assert torch.equal(own(input_ids=ids).logits, expected)
