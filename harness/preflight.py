@@ -28,8 +28,8 @@ def check_requests(lm: Any, tasks: Mapping[str, Task], *, tries: bool = True) ->
     Args:
         lm: lm-eval's own model.
         tasks: the tasks, their requests built.
-        tries: also generate after the shortest prompts, with arguments that the engine leaves to lm-eval's model, and
-            score made-up answers.
+        tries: what a search would come before: also generate after the shortest prompts, with arguments that the
+            engine leaves to lm-eval's model, and score made-up answers.
 
     Raises:
         TaskError: it cannot.
@@ -38,7 +38,7 @@ def check_requests(lm: Any, tasks: Mapping[str, Task], *, tries: bool = True) ->
         requests = list(task.instances or ())
         if not requests:
             continue
-        if has_pictures(task):
+        if tries and has_pictures(task):
             check_pictures(task, lm)
         _check_tokenizer(name, lm)
         kinds: dict[str, list[Instance]] = {}
