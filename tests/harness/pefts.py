@@ -19,7 +19,7 @@ CONFIGS: dict[str, Any] = {
     "ia3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
     # A and Q, which stand in prompts and not in the probe text.
     "tokens": lambda: peft.TrainableTokensConfig(
-        token_indices=[40, 56], target_modules=["embed_tokens"], task_type="CAUSAL_LM"
+        token_indices=[40, 56], target_modules=["embed_tokens"], init_weights=False, task_type="CAUSAL_LM"
     ),
     "lora_tokens": lambda: peft.LoraConfig(
         r=4,
