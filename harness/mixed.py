@@ -28,9 +28,10 @@ def answer_in_rows(
 
     Returns:
         None where lm-eval's model is to answer, one mixture after another: that is faster by the engine's costs,
-        rounding could tell the two apart and ``mixed`` does not allow it, answers are drawn at random, which lm-eval's
-        model does by a generator of its own, prompts hold pictures, the strategy sends no prompts anywhere, or the
-        arguments of a request or the model's generation configuration ask for what the engine does not implement.
+        rounding could tell the two apart and ``mixed`` does not allow it, the model computes otherwise in a batch,
+        answers are drawn at random, which lm-eval's model does by a generator of its own, prompts hold pictures, the
+        strategy sends no prompts anywhere, or the arguments of a request or the model's generation configuration ask
+        for what the engine does not implement.
     """
     engine, lm, mixed = runtime.engine, runtime.lm, runtime.settings.mixed
     if runtime.settings.adapt not in DISPATCHING or mixed == "never":
@@ -46,6 +47,8 @@ def answer_in_rows(
     asked = [generations.request(request) for request in requests]
     size: Any = lm.batch_size
     with rules.arithmetic():
+        if not engine.pads(asked):
+            return None
         if not engine.faster_in_rows(asked, mixtures, rows, size if isinstance(size, int) else None):
             return None
         found = engine.generate(asked, mixtures, rows, progress="Running generate_until requests")

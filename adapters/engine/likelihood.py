@@ -8,9 +8,10 @@ positions only.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,16 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from t2.adapters.engine.batch_proofs import Lengths, ProbeTokens, Proofs, agree, shorter
+
+Layout = Literal["packed", "padded", "alone"]
+"""Many texts in a row by a mask, a row for each text, or a pass for each text."""
+
 _PAD = 0
 _ROW = 256
 """Tokens of a packed row: long enough to pad little, short enough that attention to masked tokens costs little."""
+_SHORT = 3
+"""Positions that a probe compares at each end of a continuation."""
 _LOGITS = 1 << 26
 """Most logits held in float32 at once: 256 MB."""
 
@@ -96,53 +104,132 @@ class Prefix:
 class LikelihoodModel:
     """Runs :class:`Branches` through a causal language model under whatever mixture is active.
 
+    Contexts are packed into rows as above, else rows of one text each are padded to one length, else each text has a
+    pass of its own, as lm-eval computes it at a batch size of 1. Which of these a piece of work gets is proven by a
+    probe of its length; see :mod:`t2.adapters.engine.batch_proofs`.
+
     Args:
         model: a ``transformers`` causal language model.
-        share: pack rows as above, else give each continuation a row of its own. None decides by the model: one without
-            sliding windows that gives a probe the same likelihoods either way obeys the mask and positions it is given.
+        share: False packs no contexts.
     """
 
-    def __init__(self, model: Any, share: bool | None = None) -> None:
+    def __init__(self, model: Any, share: bool = True) -> None:
         self.model = model
         self._share = share
-        self._prefixes: bool | None = None
+        self._lengths = Lengths(model)
+        self._packs = Proofs("packing", self._probe_packed)
+        self._reuses = Proofs("shared prefix", self._probe_prefix)
+        self._pads = Proofs("padding", self._probe_padded)
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
 
-    @property
-    def share(self) -> bool:
-        """Whether contexts are shared; the first use may run a probe, under the mixture that is then active."""
-        if self._share is None:
-            self._share = not _has_windows(self.model) and self._probe()
-        return self._share
+    def layout(self, items: Sequence[Branches], prefix: int = 0) -> Layout:
+        """How some work is laid out in one pass; a probe may run, under the mixture that is active.
 
-    @torch.no_grad()
-    def _probe(self) -> bool:
-        branches = Branches((1, 2, 3), ((4, 5), (6, 7, 8)))
-        alone = self._rows([branches])
-        try:
-            shared = self._packed([branches], [[0]])
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            return False
-        tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 0.1
-        return torch.allclose(shared.loglikelihoods(), alone.loglikelihoods(), atol=tolerance)
+        Args:
+            items: the work.
+            prefix: length of the :class:`Prefix` that all contexts begin with; above 0 only where :meth:`reuses`.
+        """
+        if prefix:
+            return "packed"
+        return self._layout(max(map(_longest, items)), max(item.inputs for item in items))
 
-    @property
-    def prefixes(self) -> bool:
-        """Whether :meth:`prefix` can be used; the first use may run a probe, as :attr:`share`."""
-        if self._prefixes is None:
-            self._prefixes = self.share and self._probe_prefix()
-        return self._prefixes
+    def _layout(self, text: int, row: int) -> Layout:
+        if self._share and self._packs.hold(self._lengths.probe(text), self._lengths.probe(max(_ROW, row))):
+            return "packed"
+        return "padded" if self._pads.hold(self._lengths.probe(text)) else "alone"
 
-    @torch.no_grad()
-    def _probe_prefix(self) -> bool:
-        whole, rest = Branches((1, 2, 3, 4), ((5,), (6, 7, 8))), Branches((3, 4), ((5,), (6, 7, 8)))
-        plain = self._packed([whole], [[0]])
-        try:
-            reused = self._packed([rest], [[0]], self.prefix((1, 2)), [0])
-        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
-            return False
-        tolerance = 1e-3 if next(self.model.parameters()).dtype == torch.float32 else 0.1
-        return torch.allclose(reused.loglikelihoods(), plain.loglikelihoods(), atol=tolerance)
+    def packs(self, item: Branches) -> bool:
+        """Whether the continuations of a context share it, next to other contexts in their row."""
+        return self._layout(_longest(item), item.inputs) == "packed"
+
+    def reuses(self, items: Sequence[Branches], prefix: int) -> bool:
+        """Whether a :class:`Prefix` may be used for contexts that begin with ``prefix`` common tokens.
+
+        Args:
+            items: the work, with these tokens.
+            prefix: their number.
+        """
+        row = prefix + max(_ROW, *(item.inputs - prefix for item in items))
+        lengths = self._lengths.probe(max(map(_longest, items))), self._lengths.probe(row)
+        return self._share and self._packs.hold(*lengths) and self._reuses.hold(*lengths)
+
+    def _probe_packed(self, text: int, row: int) -> bool:
+        return self._packing_agrees(text, row, 0)
+
+    def _probe_prefix(self, text: int, row: int) -> bool:
+        return text > 1 and self._packing_agrees(text, row, text // 2)
+
+    def _packing_agrees(self, text: int, row: int, prefix: int) -> bool:
+        """Compare a row that is full with the same texts alone.
+
+        A long text is in the row's first context and its last branch, so that its parts are as far apart as can be.
+        Short texts before and after it see whether anything leaks into them.
+
+        Args:
+            text: input tokens of the long text.
+            row: tokens of the row, with those of the prefix.
+            prefix: number of tokens that all texts begin with and that are computed before.
+        """
+        tokens = ProbeTokens(self.model)
+        long = tokens.draw(text + 1)
+        size = min(text, max(prefix + 1, (text + 1) // 2))  # of its context
+        begin = long[:prefix]
+        short = [Branches((*begin, *tokens.draw(2)), (tokens.draw(1), tokens.draw(2))) for _ in range(2)]
+        around = sum(item.inputs - prefix for item in short)
+        items, rows = list(short), [[0, 1]]
+        if row >= text + around:
+            items.append(_filled(long, size, row - around, tokens))
+            rows = [[0, 2, 1]]
+        else:
+            items.append(_filled(long, size, row, tokens))
+            rows = [[2]]
+            if row - around > size:
+                items.append(Branches(long[:size], (long[size : row - around + 1],)))
+                rows += [[0, 3, 1]]
+            else:
+                rows += [[0, 1]]
+        if prefix:
+            rest = [Branches(item.context[prefix:], item.continuations) for item in items]
+            packed = self._packed(rest, rows, self.prefix(begin), [0] * len(rows))
+        else:
+            packed = self._packed(items, rows)
+        # The short texts come last: a model whose positions grew with the long one is then as it was.
+        expected = self._single(long, size)
+        spans = iter(torch.split(packed.logits, packed.lengths))
+        pairs = []
+        for number, item in enumerate(items):
+            for continuation in item.continuations:
+                found, whole = next(spans), (*item.context, *continuation)
+                if number < len(short):
+                    pairs.append((found, self._single(whole, len(item.context))))
+                elif whole == long[: len(whole)]:
+                    pairs.append((found, expected[: len(continuation)]))
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return all(agree(*ends, dtype) for pair in pairs for ends in zip(*map(_ends, pair), strict=True))
+
+    def _probe_padded(self, text: int) -> bool:
+        tokens = ProbeTokens(self.model)
+        texts = [tokens.draw(text + 1), tokens.draw(shorter(text) + 1)]
+        found = self._rows([Branches(own[:1], (own[1:],)) for own in texts])
+        pairs = list(
+            zip(torch.split(found.logits, found.lengths), [self._single(own, 1) for own in texts], strict=True)
+        )
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return all(agree(*ends, dtype) for pair in pairs for ends in zip(*map(_ends, pair), strict=True))
+
+    def _alone(self, batch: Sequence[Branches]) -> Spans:
+        texts = [(item.context, continuation) for item in batch for continuation in item.continuations]
+        logits = [self._single((*context, *continuation), len(context)).float() for context, continuation in texts]
+        return _spans(torch.cat(logits), [continuation for _, continuation in texts])
+
+    def _single(self, tokens: Sequence[int], context: int) -> torch.Tensor:
+        """Logits at a continuation's positions as lm-eval asks for them, shape (tokens − context, vocabulary)."""
+        # Activations that are computed again for a gradient would be put into a cache twice.
+        cached = torch.is_grad_enabled() and "use_cache" in inspect.signature(self.model.forward).parameters
+        kwargs = {"use_cache": False} if cached else {}
+        ids = torch.tensor([list(tokens[:-1])], device=self.model.get_input_embeddings().weight.device)
+        logits: torch.Tensor = self.model(ids, **kwargs).logits
+        return logits[0, context - 1 :]
 
     @torch.no_grad()
     def prefix(self, tokens: Sequence[int], copies: int = 1) -> Prefix:
@@ -167,29 +254,53 @@ class LikelihoodModel:
         return Prefix(len(tokens), tuple(layers))
 
     def batches(
-        self, units: Sequence[Sequence[Branches]], micro_tokens: int, most_units: int | None = None
+        self,
+        units: Sequence[Sequence[Branches]],
+        micro_tokens: int,
+        most_units: int | None = None,
+        prefix: int = 0,
     ) -> list[list[int]]:
-        """Cut work into forward passes, with units of like length together, the longest first.
+        """Cut work into forward passes, with units of like layout and length together, the longest first.
 
         Args:
             units: the work; what is in one unit stays in one pass.
             micro_tokens: at most so many tokens in one pass; a single unit may exceed it.
             most_units: at most so many units in one pass.
+            prefix: as for :meth:`layout`.
         """
-        longest = [max(map(self._width, unit)) for unit in units]
-        order = sorted(range(len(units)), key=lambda i: (-longest[i], i))
+        longest = sorted(range(len(units)), key=lambda i: (-max(map(_longest, units[i])), i))
+        of_layout: dict[Layout, list[int]] = {"packed": [], "padded": [], "alone": []}
+        for i in longest:
+            unit = units[i]
+            row = max(item.inputs for item in unit)
+            of_layout["packed" if prefix else self._layout(max(map(_longest, unit)), row)].append(i)
+        cut: list[list[int]] = [[i] for i in of_layout["alone"]]
+        for layout in ("padded", "packed"):
+            cut = self._cut(units, of_layout[layout], layout, micro_tokens, most_units) + cut
+        return cut
+
+    def _cut(
+        self,
+        units: Sequence[Sequence[Branches]],
+        indices: Sequence[int],
+        layout: Layout,
+        micro_tokens: int,
+        most_units: int | None,
+    ) -> list[list[int]]:
+        longest = {i: max(_width(item, layout) for item in units[i]) for i in indices}
+        order = sorted(indices, key=lambda i: (-longest[i], i))
         cut: list[list[int]] = []
         tokens = positions = width = 0
         for i in order:
             opening = not cut
             width = longest[i] if opening else width
-            more_tokens = self._tokens(units[i], width)
+            more_tokens = _tokens(units[i], layout, width)
             more_positions = sum(item.positions for item in units[i])
             full = tokens + more_tokens > micro_tokens or (positions + more_positions) * self.vocabulary > _LOGITS
             if opening or full or len(cut[-1]) == most_units:
                 cut.append([])
                 width = longest[i]
-                tokens, positions = self._tokens(units[i], width), more_positions
+                tokens, positions = _tokens(units[i], layout, width), more_positions
             else:
                 tokens, positions = tokens + more_tokens, positions + more_positions
             cut[-1].append(i)
@@ -197,25 +308,19 @@ class LikelihoodModel:
 
     def tokens(self, units: Sequence[Sequence[Branches]]) -> int:
         """Input tokens of a pass, as :meth:`batches` counts them."""
-        width = max(self._width(item) for unit in units for item in unit)
-        return sum(self._tokens(unit, width) for unit in units)
+        layout = self.layout([item for unit in units for item in unit])
+        width = max(_width(item, layout) for unit in units for item in unit)
+        return sum(_tokens(unit, layout, width) for unit in units)
 
-    def _width(self, item: Branches) -> int:
-        return item.inputs if self.share else len(item.context) + max(map(len, item.continuations)) - 1
-
-    def _tokens(self, unit: Sequence[Branches], width: int) -> int:
-        if self.share:
-            return sum(item.inputs for item in unit)
-        return width * sum(len(item.continuations) for item in unit)
-
-    def rows(self, batch: Sequence[Branches], groups: Sequence[int]) -> list[list[int]]:
-        """What :meth:`run` may put into one row each: items of one group; without sharing, every item alone.
+    def rows(self, batch: Sequence[Branches], groups: Sequence[int], prefix: int = 0) -> list[list[int]]:
+        """Items that :meth:`run` may put into one row each: of one group; where nothing is packed, every item alone.
 
         Args:
-            batch: the work of one pass; without sharing each item has one continuation.
+            batch: the work of one pass; where nothing is packed each item has one continuation.
             groups: for each item its group, for example its mixture.
+            prefix: as for :meth:`layout`.
         """
-        if not self.share:
+        if self.layout(batch, prefix) != "packed":
             return [[i] for i in range(len(batch))]
         packed = []
         for group in dict.fromkeys(groups):
@@ -230,15 +335,18 @@ class LikelihoodModel:
         prefix: Prefix | None = None,
         copies: Sequence[int] | None = None,
     ) -> Spans:
-        """One forward pass; differentiable in z where gradients are enabled.
+        """One pass; differentiable in z where gradients are enabled.
 
         Args:
             batch: the work.
             rows: the items of each row, from :meth:`rows`; None packs them all alike.
-            prefix: what all contexts begin with, and do not hold; only where :attr:`prefixes` is true.
+            prefix: what all contexts begin with, and do not hold; only where :meth:`reuses` is true.
             copies: for each row the prefix's copy; None means the first.
         """
-        if not self.share:
+        layout = self.layout(batch, prefix.length if prefix is not None else 0)
+        if layout == "alone":
+            return self._alone(batch)
+        if layout == "padded":
             return self._rows(batch)
         rows = rows if rows is not None else self.rows(batch, [0] * len(batch))
         return self._packed(batch, rows, prefix, copies or [0] * len(rows))
@@ -348,8 +456,33 @@ def _spans(logits: torch.Tensor, continuations: Sequence[tuple[int, ...]]) -> Sp
     return Spans(logits, tokens, [len(continuation) for continuation in continuations])
 
 
-def _has_windows(model: Any) -> bool:
-    config = model.config.get_text_config(decoder=True)
-    windows = [kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"]
-    sliding = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    return bool(windows) or sliding
+def _longest(item: Branches) -> int:
+    """Input tokens of the longest text of a context and one continuation."""
+    return len(item.context) + max(map(len, item.continuations)) - 1
+
+
+def _width(item: Branches, layout: Layout) -> int:
+    return item.inputs if layout == "packed" else _longest(item)
+
+
+def _tokens(unit: Sequence[Branches], layout: Layout, width: int) -> int:
+    if layout == "packed":
+        return sum(item.inputs for item in unit)
+    return width * sum(len(item.continuations) for item in unit)
+
+
+def _filled(long: tuple[int, ...], size: int, row: int, tokens: ProbeTokens) -> Branches:
+    """A context of ``size`` tokens whose branches fill a row, the last of them the rest of the long text."""
+    last = long[size:]
+    branch = len(last) - 1
+    left = row - size - branch
+    others = []
+    while branch and left > 0:
+        others.append(tokens.draw(min(branch, left) + 1))
+        left -= min(branch, left)
+    return Branches(long[:size], (*others, last))
+
+
+def _ends(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits at the first and at the last few positions: what leaks shows in these, a window in those."""
+    return logits[:_SHORT], logits[-_SHORT:]

@@ -12,6 +12,7 @@ import transformers
 
 from t2.adapters.basis import Basis, fingerprint, matrix_digest
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
+from t2.adapters.engine.batch_proofs import GenerationProofs
 from t2.adapters.engine.batching import Budget
 from t2.adapters.engine.costs import CostModel, FormName, Load, covered, spanning
 from t2.adapters.engine.decoding import Decoder
@@ -78,6 +79,7 @@ class TransformersEngine:
         self.costs = CostModel(model, self.forms, self.base.fingerprint)
         self.form: FormName | None = None
         self._decoder = Decoder(model, tokenizer)
+        self._proofs = GenerationProofs(self._decoder)
         self._steps = _Steps()
         self._span: list[Z] = []
         self.likelihood = LikelihoodModel(model)
@@ -200,7 +202,7 @@ class TransformersEngine:
             waiting = sorted(indices, key=lambda i: (-size(i), i))
             while waiting:
                 new = requests[waiting[0]].max_new_tokens
-                batch = waiting[: self._rows(requests[waiting[0]])]
+                batch = waiting[: self._batch([requests[i] for i in waiting])]
                 del waiting[: len(batch)]
                 what = f"{self.base.id} with prompts of {size(batch[0])} tokens and answers of {new}"
                 self.budget.shrinking(batch, lambda part: answer(part, shown, apart), what, self.forms.release)
@@ -250,10 +252,26 @@ class TransformersEngine:
         found, left = [], sorted(indices, key=lambda i: (-len(requests[i].context), i))
         while left:
             prompt, new = len(requests[left[0]].context), requests[left[0]].max_new_tokens
-            part = left[: batch or self._rows(requests[left[0]])]
+            part = left[: batch or self._batch([requests[i] for i in left])]
             del left[: len(part)]
             found.append(Load(len(part), len(part) * prompt, self._steps.expected(new)))
         return found
+
+    def pads(self, requests: Sequence[GenerateRequest]) -> bool:
+        """Whether :meth:`generate` may answer requests of unlike lengths in one batch."""
+        return all(
+            self._proofs.hold((len(requests[i].context) for i in group), requests[group[0]].max_new_tokens)
+            for group in _alike(requests)
+        )
+
+    def _batch(self, waiting: Sequence[GenerateRequest]) -> int:
+        """Prompts that are answered in one batch, the first of some that differ in their contexts, the longest first."""
+        prompts, new = [len(request.context) for request in waiting], waiting[0].max_new_tokens
+        count = min(len(prompts), self._rows(waiting[0]))
+        if count == 1 or self._proofs.hold(prompts[:count], new):
+            return count
+        alike = prompts[:count].count(prompts[0])
+        return alike if alike == 1 or self._proofs.hold(prompts[:alike], new) else 1
 
     def _rows(self, request: GenerateRequest) -> int:
         """Rows of a batch of such prompts: by memory, and by the prompt tokens that are worth a pass."""
@@ -300,7 +318,7 @@ class TransformersEngine:
         answers: list[Scored | None] = [None] * len(requests)
         picked = _pick(rows, range(len(requests)))
         own = _by(picked, range(len(requests)))
-        loads = [Load(1, sum(item.inputs for item in self._branches(requests, some)), 0) for some in own.values()]
+        loads = [Load(1, self._input_tokens(requests, some), 0) for some in own.values()]
         whole = Load(1, sum(load.prompt for load in loads), 0)
         with request_bar(progress, len(requests)) as bar:
             if self._in_turn([mixtures[m] for m in own], loads, [whole]):
@@ -313,15 +331,18 @@ class TransformersEngine:
         return [answer for answer in answers if answer is not None]
 
     def _units(self, requests: Sequence[ScoreRequest], indices: Sequence[int]) -> list[list[int]]:
-        """Requests that are computed together: those of one context, where contexts are shared."""
-        shared: dict[tuple[object, ...], list[int]] = {}
+        """Requests that are computed together: those of one context, where that one can be shared."""
+        shared: dict[tuple[int, ...], list[int]] = {}
         for i in indices:
-            shared.setdefault((requests[i].context,) if self.likelihood.share else (i,), []).append(i)
-        return list(shared.values())
+            shared.setdefault(requests[i].context, []).append(i)
+        return [
+            part
+            for unit in shared.values()
+            for part in ([unit] if self.likelihood.packs(_branches(requests, unit)) else [[i] for i in unit])
+        ]
 
-    def _branches(self, requests: Sequence[ScoreRequest], indices: Sequence[int]) -> list[Branches]:
-        units = self._units(requests, indices)
-        return [Branches(requests[u[0]].context, tuple(requests[i].continuation for i in u)) for u in units]
+    def _input_tokens(self, requests: Sequence[ScoreRequest], indices: Sequence[int]) -> int:
+        return sum(_branches(requests, unit).inputs for unit in self._units(requests, indices))
 
     def _score(
         self,
@@ -341,12 +362,10 @@ class TransformersEngine:
             bar: is told of them.
         """
         units = [(m, unit) for m, some in own.items() for unit in self._units(requests, some)]
-        begin = self._shared_prefix([requests[unit[0]].context for _, unit in units], len(own))
+        branches = [_branches(requests, unit) for _, unit in units]
+        begin = self._shared_prefix(branches, len(own))
         cut = len(begin)
-        branches = [
-            Branches(requests[unit[0]].context[cut:], tuple(requests[i].continuation for i in unit))
-            for _, unit in units
-        ]
+        branches = [Branches(item.context[cut:], item.continuations) for item in branches]
         prefix, prefix_of = None, [-1]
         most = _BATCH_TOKENS[self.device.type == "cuda"]
         # A row holds the keys and values of the prefix too.
@@ -355,7 +374,7 @@ class TransformersEngine:
         def answer(batch: list[int]) -> None:
             nonlocal prefix, prefix_of
             work = [branches[unit] for unit in batch]
-            packed = self.likelihood.rows(work, [units[unit][0] for unit in batch])
+            packed = self.likelihood.rows(work, [units[unit][0] for unit in batch], cut)
             of_rows = [units[batch[row[0]]][0] for row in packed]
             used, index = _compact(mixtures, of_rows)
             if begin and prefix_of != sorted(set(of_rows)):
@@ -369,19 +388,20 @@ class TransformersEngine:
                 answers[i] = Scored(value, greedy)
             bar.update(len(order))
 
-        for batch in self.likelihood.batches([[item] for item in branches], most, rows_of_batch):
+        for batch in self.likelihood.batches([[item] for item in branches], most, rows_of_batch, cut):
             what = f"{self.base.id} with texts of {max(branches[unit].inputs for unit in batch)} tokens"
             self.budget.shrinking(batch, answer, what, self.forms.release)
 
-    def _shared_prefix(self, contexts: Sequence[tuple[int, ...]], mixtures: int) -> tuple[int, ...]:
+    def _shared_prefix(self, items: Sequence[Branches], mixtures: int) -> tuple[int, ...]:
         """The tokens that all contexts begin with, where computing them once for each mixture saves work."""
-        if len(contexts) < max(2, 2 * mixtures):
+        if len(items) < max(2, 2 * mixtures):
             return ()
+        contexts = [item.context for item in items]
         first, last = min(contexts), max(contexts)
         most = min(map(len, contexts)) - 1  # something is left of each
         length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
         common = first[: min(length, most)]
-        return common if len(common) >= _PREFIX and self.likelihood.prefixes else ()
+        return common if len(common) >= _PREFIX and self.likelihood.reuses(items, len(common)) else ()
 
     @torch.no_grad()
     def probe(self, tokens: Sequence[int], mixtures: Sequence[Z | None] = (None,)) -> list[torch.Tensor]:
@@ -421,6 +441,11 @@ def _alike(requests: Sequence[GenerateRequest]) -> list[list[int]]:
         same = json.dumps([request.max_new_tokens, request.stop, sorted(request.kwargs.items())], default=repr)
         groups.setdefault(same, []).append(i)
     return list(groups.values())
+
+
+def _branches(requests: Sequence[ScoreRequest], unit: Sequence[int]) -> Branches:
+    """Requests of one context."""
+    return Branches(requests[unit[0]].context, tuple(requests[i].continuation for i in unit))
 
 
 def _by(picked: Sequence[int], indices: Iterable[int]) -> dict[int, list[int]]:

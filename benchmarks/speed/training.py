@@ -183,7 +183,7 @@ def _measure(step: Step, engine: TransformersEngine, dtype: str, args: argparse.
     sides: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, modules in _TARGETS.items():
         model, leaves = _lora(engine.model, modules)
-        for how, share in (("packed as ours", engine.likelihood.share), ("padded", False)):
+        for how, share in (("packed as ours", True), ("padded", False)):
             runner = LikelihoodModel(model, share=share)
             sides[name, how] = functools.partial(_lora_step, step, runner, leaves)
     (quick, *taken), _ = in_turn([ours, *sides.values()], repeats, device)

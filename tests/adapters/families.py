@@ -64,7 +64,7 @@ class Family:
         attn: its attention matrices in a layer, with their shapes (out, in).
         mlp: those of its feed-forward part.
         moe: layers hold routed experts.
-        packs: contexts may be packed into one row, since the model obeys the mask that it is given.
+        packs: contexts longer than a window may be packed into one row, since the model obeys the mask it is given.
         depth: the argument that holds the number of layers.
     """
 

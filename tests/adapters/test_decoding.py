@@ -64,6 +64,7 @@ def test_answers_do_not_depend_on_the_size_of_a_batch(llama: TransformersEngine,
 
 def test_a_row_that_ends_leaves_the_batch(llama: TransformersEngine) -> None:
     asked = requests(7, 20, ("a", "9", "t"), **SAMPLED)
+    assert llama.pads(asked)
     seen: list[int] = []
     layer = llama.targets["model.layers.1.mlp.down_proj.weight"].module
     handle = layer.register_forward_hook(lambda _, args, out: seen.append(int(args[0].shape[0])))

@@ -254,7 +254,8 @@ def test_prompts_that_begin_alike_score_as_alone_under_mixtures_of_their_own(eng
     mixtures = [random_z(engine, 1), None, random_z(engine, 2)]
     rows = [i // len(CHOICES) % 3 for i in range(len(asked))]
     together = engine.score(asked, mixtures, rows)
-    assert engine.likelihood.prefixes
+    items = [Branches(encode(begin + prompt), tuple(map(encode, CHOICES))) for prompt in PROMPTS]
+    assert engine.likelihood.reuses(items, len(encode(begin)))
     for request, row, found in zip(asked, rows, together, strict=True):
         alone = engine.score([request], mixtures, [row])[0]
         assert found.loglikelihood == pytest.approx(alone.loglikelihood, abs=1e-3)

@@ -39,7 +39,8 @@ def test_packed_rows_give_the_likelihoods_of_single_rows(kind, attention):
     model = model_of(kind)
     model.set_attn_implementation(attention)
     shared, single = LikelihoodModel(model), LikelihoodModel(model, share=False)
-    assert shared.share
+    assert shared.layout(BATCH) == "packed"
+    assert single.layout(BATCH) == "padded"
     packed, rows = shared.run(BATCH), single.run(BATCH)
     assert packed.lengths == [2, 1, 3, 1, 2, 4]
     torch.testing.assert_close(packed.logits, rows.logits, atol=2e-5, rtol=1e-4)
@@ -58,9 +59,9 @@ def test_a_prefix_that_was_computed_before_gives_the_same_likelihoods(kind, atte
     model = model_of(kind)
     model.set_attn_implementation(attention)
     runner, begin = LikelihoodModel(model), (9, 8, 7, 6)
-    assert runner.prefixes
     whole = [Branches((*begin, *item.context), item.continuations) for item in BATCH]
-    rows = runner.rows(BATCH, [0, 1, 1])
+    assert runner.reuses(whole, len(begin))
+    rows = runner.rows(BATCH, [0, 1, 1], len(begin))
     with torch.no_grad():
         reused = runner.run(BATCH, rows, runner.prefix(begin, 2), [0, 1])
         plain = runner.run(whole)
@@ -77,7 +78,8 @@ def test_a_model_that_keeps_only_a_window_shares_no_prefix():
         sliding_window=4,
     )
     torch.manual_seed(0)
-    assert not LikelihoodModel(transformers.AutoModelForCausalLM.from_config(config).eval()).prefixes
+    runner = LikelihoodModel(transformers.AutoModelForCausalLM.from_config(config).eval())
+    assert not runner.reuses(BATCH, 1)
 
 
 def test_temperature_divides_the_logits():

@@ -12,6 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from t2.adapters.engine.base import Generated
+from t2.adapters.engine.likelihood import Branches
 from t2.adapters.expert import Z
 from t2.core.errors import ArgumentError, TrainingError
 from t2.core.manifest import BaseModelRef
@@ -34,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def problem_kind(lm: HFLM, kind: str, **values: Any) -> Any:
     task: ConfigurableTask = planted.texts() if kind == "texts" else planted.choices()
     problem = problem_of(lm, task, **{**KINDS[kind], **values})
-    assert problem.setup.model.share
+    assert problem.setup.model.packs(Branches((1, 2, 3), ((4, 5), (6,))))
     return problem
 
 
