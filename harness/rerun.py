@@ -25,7 +25,7 @@ from t2.harness.model import T2LM
 from t2.harness.opened import Opened, open_model
 from t2.harness.tasks import TaskSource
 
-_KEPT = ("bases", "digests", "costs", "experts")
+_KEPT = ("bases", "digests", "experts")
 """Of the cache what a rerun may use: none of it holds an adaptation or an answer."""
 
 

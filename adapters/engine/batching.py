@@ -1,35 +1,29 @@
-"""How many rows fit into a batch: by the memory that batches were seen to take, and fewer when it runs out."""
+"""How many rows fit into a batch: by the memory that a device has, and fewer when it runs out."""
 
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-import psutil
 import torch
 
-from t2.adapters.engine.memory import free_bytes
+from t2.adapters.engine.memory import free_bytes, total_bytes
 from t2.core.errors import ModelError
 
-T = TypeVar("T")
-
-_SHARE = (0.5, 0.8)
-"""Share of the free memory that a batch may take: of a machine, which others use too, and of a GPU."""
+_SHARE = (0.25, 0.7)
+"""Share of the memory beside the weights that a batch may take: of a machine, which others use too, and of a GPU."""
 _DEFAULT_ROWS = (32, 512)
 """Most rows where the user names no bound: on a CPU more of them are no faster, on a GPU they are up to about here."""
-_PROBE = 32
-"""Rows of a batch before anything was measured."""
 
 
 class Budget:
     """Rows of a batch that memory holds.
 
-    At first a token of a row is taken to need its keys, values and activations as the configuration gives them, and a
-    batch is small. What each batch really took at its peak then bounds the next.
+    A token of a row is taken to need its keys, values and activations as the configuration gives them. What a device
+    has counts, not what is free: the rows of a batch move answers in low precision by rounding. Where less is free than
+    a batch needs, a warning says so.
 
     Args:
         model: the model.
@@ -41,37 +35,26 @@ class Budget:
         self.most = most if most is not None else _DEFAULT_ROWS[self._device.type == "cuda"]
         self._token_bytes = _token_bytes(model)
         self._row_bytes = 12 * model.get_input_embeddings().weight.shape[0]  # logits, twice, and their sort
-        self.measured = False
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes that a token of a row takes at the peak of a batch."""
-        return self._token_bytes
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        self._room = _SHARE[self._device.type == "cuda"] * max(0, total_bytes(self._device) - weights)
 
     def rows(self, tokens: int) -> int:
         """Rows of so many tokens each, prompt and answer, that fit into a batch; at least 1."""
-        share = _SHARE[self._device.type == "cuda"]
-        room = share * free_bytes(self._device) / (self._token_bytes * tokens + self._row_bytes)
-        probed = self.most if self.measured else min(self.most, _PROBE)
-        return max(1, min(probed, int(room)))
+        row = self._token_bytes * tokens + self._row_bytes
+        return max(1, min(self.most, int(self._room / row)))
 
-    def watch(self, run: Callable[[], T], tokens: int) -> T:
-        """Run a batch of so many tokens in all, and note what memory it took."""
-        cuda = self._device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(self._device)
-            before = torch.cuda.memory_allocated(self._device)
-        else:
-            before, peak = psutil.Process().memory_info().rss, _peak_rss()
-        result = run()
-        if cuda:
-            taken = torch.cuda.max_memory_allocated(self._device) - before
-        else:
-            # Unless the process was larger before, its highest mark is this batch's.
-            taken = _peak_rss() - before if _peak_rss() > peak else 0
-        self._token_bytes = max(self._token_bytes, taken / max(1, tokens))
-        self.measured = True
-        return result
+    def fitting(self, batch: Sequence[int], tokens: int, what: str) -> int:
+        """How many of a batch's rows the memory that is free holds: all, or fewer with a warning; at least 1."""
+        row = self._token_bytes * tokens + self._row_bytes
+        count = max(1, int(free_bytes(self._device) / row))
+        if count >= len(batch):
+            return len(batch)
+        warnings.warn(
+            f"{what}: {len(batch)} rows need more memory than is free on {self._device}, going on with {count}; in "
+            "low precision answers may differ by rounding",
+            stacklevel=2,
+        )
+        return count
 
     def shrinking(
         self, batch: Sequence[int], run: Callable[[list[int]], None], what: str, release: Callable[[], None]
@@ -120,11 +103,6 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "CUDA out of memory" in text)
-
-
-def _peak_rss() -> int:
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
 
 
 def _token_bytes(model: Any) -> float:

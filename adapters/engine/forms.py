@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from t2.adapters.basis import Basis, load_bases
 from t2.adapters.engine.gradients import shifted, spectral
-from t2.adapters.engine.memory import free_bytes
+from t2.adapters.engine.memory import free_bytes, total_bytes
 from t2.adapters.engine.weights import Directions, KeptWeights, adapted
 from t2.adapters.expert import Z
 from t2.adapters.targets import Target
@@ -60,7 +61,7 @@ class Forms:
         digests: :func:`t2.adapters.basis.matrix_digest` of each.
 
     Attributes:
-        factors: whether :meth:`trained` holds factors; None leaves it to the memory that is free when it is first used,
+        factors: whether :meth:`trained` holds factors; None leaves it to the device's memory when it is first used,
             and what was found then stays.
     """
 
@@ -170,8 +171,8 @@ class Forms:
         last = self._last
         if last is None or len(last.experts) != len(experts) or any(map(operator.is_not, last.experts, experts)):
             last = Directions(self.targets, lambda names: self.bases(names, progress=False), experts)
-        own = sum(1 for z in mixtures if z and last.coefficients(self._moving(z)) is not None)
-        if not last.built and own <= len(experts):
+        # Whether directions are in memory already does not count: no answer depends on what was asked before.
+        if sum(1 for z in mixtures if z and last.coefficients(self._moving(z)) is not None) <= len(experts):
             return None
         if self._last is not None and self._last is not last:
             self._last.clear()
@@ -261,7 +262,7 @@ class Forms:
         W′ is run as its two spectral factors (:class:`~t2.adapters.engine.gradients.Spectral`) in place of W. Hooks, as
         in activation form, serve where these do not: matrices of which fewer than half of the components move,
         quantised ones, layers of an unknown kind, and all of them where the factors, about as large as the adapted
-        weights, would take more than half of the memory that is free at the first use; see :attr:`factors`. The factors
+        weights, would take more than a quarter of the device's memory; see :attr:`factors`. The factors
         stay for the next context; :meth:`release` lets them go. A backward pass that recomputes activations must run
         inside too.
 
@@ -303,9 +304,18 @@ class Forms:
         wanted = [self.targets[name] for name in missing]
         size = sum((target.parameter.numel() + target.rank**2) * target.parameter.itemsize for target in wanted)
         if missing:
-            free = free_bytes(wanted[0].parameter.device)
+            device = wanted[0].parameter.device
+            free = free_bytes(device)
             if self.factors is None:
-                self.factors = size <= free // 2
+                # Not by what is free: hooks and factors round otherwise.
+                self.factors = size <= total_bytes(device) // 4
+                if self.factors and size > free:
+                    self.factors = False
+                    warnings.warn(
+                        f"{size / 1e9:.2f} GB for factors of the weights are more than the {free / 1e9:.2f} GB that "
+                        f"are free on {device}; the training runs by hooks, which are slower and round otherwise",
+                        stacklevel=2,
+                    )
             if self.factors and size > free:
                 raise ModelError(
                     f"the training began with factors of the weights in memory, which take {size / 1e9:.2f} GB, and "

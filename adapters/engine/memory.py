@@ -20,6 +20,15 @@ def free_bytes(device: torch.device) -> int:
     return free if left is None else min(free, left)
 
 
+def total_bytes(device: torch.device) -> int:
+    """Bytes that a device has, used or not: of a CUDA device, else of machine and container."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = int(psutil.virtual_memory().total)
+    limit = cgroup_bytes(used=True)
+    return total if limit is None else min(total, limit)
+
+
 @dataclass(frozen=True)
 class _Files:
     """Where a version of cgroups says what is allowed, what is used, and what of that is cache that would give way."""
@@ -37,7 +46,7 @@ _VERSIONS = {
 """By the controllers of a line of ``/proc/self/cgroup``: none in version 2."""
 
 
-def cgroup_bytes(root: Path = Path("/")) -> int | None:
+def cgroup_bytes(root: Path = Path("/"), used: bool = False) -> int | None:
     """Bytes that the control groups of this process leave it; None where they set no limit.
 
     Linux, Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst. A limit of any group above counts too, and
@@ -45,6 +54,7 @@ def cgroup_bytes(root: Path = Path("/")) -> int | None:
 
     Args:
         root: of the file system.
+        used: count what is in use as left too: the limit itself.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -55,9 +65,8 @@ def cgroup_bytes(root: Path = Path("/")) -> int | None:
         _, controllers, path = line.split(":", 2)
         for name, files in _VERSIONS.items():
             if name in controllers.split(","):
-                found += [
-                    left for group in _groups(root / files.root, path) if (left := _left(group, files)) is not None
-                ]
+                left = [_left(group, files, used) for group in _groups(root / files.root, path)]
+                found += [count for count in left if count is not None]
     return min(found, default=None)
 
 
@@ -69,9 +78,11 @@ def _groups(mount: Path, path: str) -> Iterator[Path]:
         yield mount / above
 
 
-def _left(group: Path, files: _Files) -> int | None:
+def _left(group: Path, files: _Files, with_used: bool) -> int | None:
     try:
         limit = int((group / files.limit).read_text())
+        if with_used:
+            return limit
         used = int((group / files.used).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(stat.get(files.cache, 0)))

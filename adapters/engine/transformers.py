@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from t2.adapters.basis import Basis, fingerprint, matrix_digest
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
 from t2.adapters.engine.batch_proofs import GenerationProofs
 from t2.adapters.engine.batching import Budget
-from t2.adapters.engine.costs import CostModel, FormName, Load, covered, spanning
+from t2.adapters.engine.costs import CostModel, FormName, Load, spanning
 from t2.adapters.engine.decoding import Decoder
 from t2.adapters.engine.forms import ActiveRows, Forms
 from t2.adapters.engine.likelihood import Branches, LikelihoodModel
@@ -46,8 +45,8 @@ class TransformersEngine:
         moe: what to do with mixture-of-experts layers; see :func:`t2.adapters.targets.find_targets`.
 
     Attributes:
-        budget: bounds batches by the memory that earlier ones took.
-        costs: tells which form is faster.
+        budget: bounds batches by the memory that they may take.
+        costs: tells which form costs less.
         form: the form of :meth:`generate` and :meth:`score`; None leaves it to ``costs``.
 
     Raises:
@@ -76,12 +75,10 @@ class TransformersEngine:
         self.forms = Forms(base_id, self.targets, digests)
         self.lock = self.forms.lock
         self.budget = Budget(model, batch_size)
-        self.costs = CostModel(model, self.forms, self.base.fingerprint)
+        self.costs = CostModel(model, self.targets)
         self.form: FormName | None = None
         self._decoder = Decoder(model, tokenizer)
         self._proofs = GenerationProofs(self._decoder)
-        self._steps = _Steps()
-        self._span: list[Z] = []
         self.likelihood = LikelihoodModel(model)
 
     @property
@@ -169,7 +166,7 @@ class TransformersEngine:
     ) -> list[Generated]:
         """Continue prompts; see :class:`t2.adapters.engine.Engine`.
 
-        Mixtures come in turn, in weight form, or all in one batch, in activation form, whichever is faster by
+        Mixtures come in turn, in weight form, or all in one batch, in activation form, whichever costs less by
         :attr:`costs`; in float32 the tokens are the same. Greedy answers and plain samples do not depend on which
         requests share a batch, but for rounding; a request without a seed samples from one derived from ``seed`` and
         its place in the call.
@@ -188,14 +185,10 @@ class TransformersEngine:
         def answer(batch: list[int], shown: Bar, apart: bool) -> None:
             asked = [requests[i] for i in batch]
             used, index = _compact(mixtures, [picked[i] for i in batch]) if apart else ([None], None)
-            tokens = size(batch[0]) + asked[0].max_new_tokens
             with self.activation(used, index) as active:
-                found = self.budget.watch(
-                    lambda: self._decoder.run(asked, [seeds[i] for i in batch], active.keep), len(batch) * tokens
-                )
+                found = self._decoder.run(asked, [seeds[i] for i in batch], active.keep)
             for i, row in zip(batch, found, strict=True):
                 answers[i] = Generated(row)
-            self._steps.note([len(row) for row in found])
             shown.update(len(batch))
 
         def run(indices: list[int], shown: Bar, apart: bool) -> None:
@@ -203,8 +196,9 @@ class TransformersEngine:
             while waiting:
                 new = requests[waiting[0]].max_new_tokens
                 batch = waiting[: self._batch([requests[i] for i in waiting])]
-                del waiting[: len(batch)]
                 what = f"{self.base.id} with prompts of {size(batch[0])} tokens and answers of {new}"
+                batch = batch[: self.budget.fitting(batch, size(batch[0]) + new, what)]
+                del waiting[: len(batch)]
                 self.budget.shrinking(batch, lambda part: answer(part, shown, apart), what, self.forms.release)
 
         with request_bar(progress, len(requests)) as bar:
@@ -217,7 +211,7 @@ class TransformersEngine:
                 ):
                     with self._switching([mixtures[m] for m in own]):
                         for m, some in own.items():
-                            with self._timed_applied(mixtures[m]):
+                            with self.applied(mixtures[m]):
                                 run(some, bar, apart=False)
                 else:
                     run(group, bar, apart=True)
@@ -231,7 +225,7 @@ class TransformersEngine:
         rows: Sequence[int],
         batch: int | None = None,
     ) -> bool:
-        """Whether :meth:`generate` is faster by rows with their own mixtures than one mixture after another elsewhere.
+        """Whether :meth:`generate` costs less by rows with their own mixtures than one mixture after another elsewhere.
 
         Args:
             requests: the prompts.
@@ -254,7 +248,7 @@ class TransformersEngine:
             prompt, new = len(requests[left[0]].context), requests[left[0]].max_new_tokens
             part = left[: batch or self._batch([requests[i] for i in left])]
             del left[: len(part)]
-            found.append(Load(len(part), len(part) * prompt, self._steps.expected(new)))
+            found.append(Load(len(part), len(part) * prompt, _expected(new)))
         return found
 
     def pads(self, requests: Sequence[GenerateRequest]) -> bool:
@@ -285,21 +279,12 @@ class TransformersEngine:
         moving = [z for z in mixtures if z and any(bool((vector != 1).any()) for vector in z.values())]
         if self.form is not None:
             return self.form == "weight"
-        known = self.forms.kept_bytes > 0 and covered(moving, self._span)
-        return self.costs.choose(moving, in_turn, in_one, known) == "weight"
+        return self.costs.choose(moving, in_turn, in_one) == "weight"
 
     @contextlib.contextmanager
     def _switching(self, mixtures: Sequence[Z | None]) -> Iterator[None]:
-        self._span = spanning(mixtures, self._span)
-        with self.forms.switching(self._span, mixtures) if self._span else contextlib.nullcontext():
-            yield
-
-    @contextlib.contextmanager
-    def _timed_applied(self, z: Z | None) -> Iterator[None]:
-        began = time.perf_counter()
-        with self.applied(z):
-            if z is not None:
-                self.costs.switched(time.perf_counter() - began, known=bool(self._span))
+        span = spanning(mixtures)
+        with self.forms.switching(span, mixtures) if span else contextlib.nullcontext():
             yield
 
     @torch.no_grad()
@@ -324,7 +309,7 @@ class TransformersEngine:
             if self._in_turn([mixtures[m] for m in own], loads, [whole]):
                 with self._switching([mixtures[m] for m in own]):
                     for m, some in own.items():
-                        with self._timed_applied(mixtures[m]):
+                        with self.applied(mixtures[m]):
                             self._score(requests, {0: some}, (None,), answers, bar)
             else:
                 self._score(requests, own, mixtures, answers, bar)
@@ -413,21 +398,9 @@ class TransformersEngine:
         return list(logits.clone())
 
 
-class _Steps:
-    """How many tokens answers turn out to have."""
-
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._answers = 0
-
-    def note(self, lengths: Sequence[int]) -> None:
-        """Remember some answers' lengths."""
-        self._tokens += sum(lengths)
-        self._answers += len(lengths)
-
-    def expected(self, most: int) -> int:
-        """Of an answer of at most so many."""
-        return min(most, round(self._tokens / self._answers)) if self._answers else most
+def _expected(most: int) -> int:
+    """Tokens that an answer of at most so many is taken to have: most end before their limit."""
+    return (most + 1) // 2
 
 
 def _pick(rows: Sequence[int] | None, batch: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from t2.adapters.basis import Basis
-from t2.adapters.engine.memory import free_bytes
+from t2.adapters.engine.memory import free_bytes, total_bytes
 from t2.adapters.expert import Z
 from t2.adapters.targets import Target
 
 SHARE = 0.25
-"""Share of the free memory that kept weights may take, and again as much for directions."""
+"""Share of the free memory that kept weights may take, and of all memory that directions may take."""
 _CHUNK = 1 << 22
 """Elements that are summed at a time on a GPU: few enough that the float32 sum stays in its cache."""
 _SEEN = 16
@@ -175,14 +176,21 @@ class Directions:
         return found
 
     def build(self) -> bool:
-        """Compute ΔW of every expert, where a share of the free memory holds it.
+        """Compute ΔW of every expert, where a share of the device's memory holds it.
 
         Returns:
             Whether it is in memory now.
         """
         if self._deltas is None and self._shifts:
             device = self._targets[next(iter(self._shifts))].parameter.device
-            if self.size > SHARE * free_bytes(device):
+            if self.size > SHARE * total_bytes(device):
+                return False
+            if self.size > free_bytes(device):
+                warnings.warn(
+                    f"{self.size / 1e9:.2f} GB for the directions of experts are more than is free on {device}; "
+                    "weights are composed without them, and in low precision answers may differ by rounding",
+                    stacklevel=2,
+                )
                 return False
             deltas = {}
             for name, shifts in self._shifts.items():

@@ -95,6 +95,13 @@ MODELS: dict[str, tuple[Any, dict[str, Any], str, str, bool]] = {
         "padded",
         False,
     ),
+    "convolutions": (
+        transformers.Lfm2Config,
+        {**SIZES, "layer_types": ["conv", "full_attention"]},
+        "padded",
+        "padded",
+        True,
+    ),
     "linear attention": (
         transformers.MiniMaxConfig,
         {**SIZES, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 16},

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from t2.adapters.engine.base import GenerateRequest, ScoreRequest
-from t2.adapters.engine.costs import Load, covered, spanning
+from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
+from t2.adapters.engine.costs import Load, spanning
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
 from t2.core.errors import ModelError
@@ -84,46 +87,65 @@ def test_both_forms_score_a_population_alike() -> None:
     assert weights(engine) == before
 
 
-def test_the_faster_form_is_chosen_and_measured_once() -> None:
+def test_the_form_that_costs_less_is_chosen() -> None:
     engine = fresh()
     mixtures = [random_z(engine, seed) for seed in range(4)]
     in_turn, in_one = [Load(8, 800, 40)] * 4, [Load(32, 3200, 40)]
-    assert engine.costs.choose(mixtures, [Load(2, 20, 4)], [Load(2, 20, 4)], False) == "activation"
-    assert engine.costs.measured == {}
-    chosen = engine.costs.choose(mixtures, in_turn, in_one, False)
-    seen = dict(engine.costs.measured)
-    assert set(seen) == {"weight 8", "weight 64", "activation 32", "activation 64", "switch"}
-    assert engine.costs.last["form"] == chosen
-    other = "activation" if chosen == "weight" else "weight"
-    assert float(engine.costs.last[chosen]) <= float(engine.costs.last[other])
-    # Much more work in one form than in the other decides whatever the machine.
-    assert engine.costs.choose(mixtures, in_turn, [Load(32, 3200, 10**6)], False) == "weight"
-    assert engine.costs.choose(mixtures, [Load(8, 800, 10**6)] * 4, in_one, False) == "activation"
-    assert engine.costs.measured == seen
+    # Much more work in one form than in the other decides.
+    assert engine.costs.choose(mixtures, in_turn, [Load(32, 3200, 10**6)]) == "weight"
+    assert engine.costs.choose(mixtures, [Load(8, 800, 10**6)] * 4, in_one) == "activation"
+    assert engine.costs.choose([], in_turn, in_one) == "activation"
 
 
-def test_what_was_measured_holds_for_later_runs() -> None:
-    mixtures = [random_z(fresh(), seed) for seed in range(4)]
-    work = [Load(8, 800, 40)] * 4, [Load(32, 3200, 40)]
-    first, later = fresh(), fresh()
-    first.costs.choose(mixtures, *work, False)
-    later.costs.choose(mixtures, *work, False)
-    assert later.costs.measured == first.costs.measured
-    assert later.costs.last == first.costs.last
+@pytest.mark.parametrize("form", [None, "weight"])
+def test_answers_do_not_depend_on_a_clock_a_cache_earlier_work_or_free_memory(
+    form: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(engine: TransformersEngine) -> tuple[list[Generated], list[Scored], list[str]]:
+        mixtures, requests, rows = population(engine, 12)
+        chosen: list[str] = []
+        costs = type(engine.costs)
+
+        def note(*args: Any) -> Any:
+            chosen.append(costs.choose(engine.costs, *args))
+            return chosen[-1]
+
+        monkeypatch.setattr(engine.costs, "choose", note)
+        found = engine.generate(requests, mixtures, rows)
+        asked = [ScoreRequest(request.context, (8, 9)) for request in requests]
+        return found, engine.score(asked, mixtures, rows), chosen
+
+    def half() -> TransformersEngine:
+        engine = TransformersEngine(make_model("llama", dtype=torch.bfloat16), make_tokenizer(), "tiny-llama")
+        engine.form = form
+        return engine
+
+    def hours() -> float:
+        return 3600.0 * next(ticks)
+
+    monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "empty"))
+    engine = half()
+    first = run(engine)
+    assert run(engine) == first  # asked again
+    assert run(half()) == first  # with the caches of the first
+    assert not (tmp_path / "empty" / "costs").exists()
+    monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "another"))
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", hours)
+    monkeypatch.setattr("t2.adapters.engine.weights.free_bytes", lambda device: 10**8)
+    monkeypatch.setattr("t2.adapters.engine.batching.free_bytes", lambda device: 10**8)
+    assert run(half()) == first
 
 
 def test_few_mixtures_span_a_population() -> None:
     engine = fresh()
     mixtures, _, _ = population(engine, 8)
-    span = spanning(mixtures, [])
+    span = spanning(mixtures)
     assert len(span) == 2
-    assert covered(mixtures, span)
-    assert not covered([random_z(engine, 9)], span)
-    assert [id(z) for z in spanning(mixtures[::-1], span)] == [id(z) for z in span]
+    assert [id(z) for z in spanning(mixtures)] == [id(z) for z in span]
     others: list[Z | None] = [random_z(engine, seed) for seed in range(10, 16)]
-    assert not covered(others, span)
-    assert spanning(others, span) == []
-    assert spanning([None], span) == []
+    assert spanning(others) == []
+    assert spanning([None]) == []
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
@@ -191,15 +213,20 @@ def test_an_interruption_leaves_no_hooks_and_the_base_weights(form: str) -> None
     assert engine.generate(requests) == expected
 
 
-def test_batches_are_bounded_by_what_batches_took() -> None:
+def test_batches_are_bounded_by_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = fresh()
-    budget = engine.budget
-    at_first = budget.rows(100)
-    assert at_first == 32
-    block: list[torch.Tensor] = []
-    # 256 MB for 16 tokens: a real peak, larger than the process was before.
-    budget.watch(lambda: block.append(torch.ones(2**26)), 16)
-    assert budget.bytes_per_token > 2**22
-    assert budget.rows(10**6) == 1
-    block.clear()
+    assert engine.budget.rows(100) == 32
     assert TransformersEngine(engine.model, make_tokenizer(), "tiny", batch_size=3).budget.rows(100) == 3
+    monkeypatch.setattr("t2.adapters.engine.batching.total_bytes", lambda device: 10**8)
+    small = fresh().budget
+    assert 1 < small.rows(1000) < 32
+    assert small.rows(10**8) == 1
+
+
+def test_less_free_memory_than_a_batch_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fresh()
+    mixtures, requests, rows = population(engine, 1)
+    expected = engine.generate(requests, mixtures, rows)
+    monkeypatch.setattr("t2.adapters.engine.batching.free_bytes", lambda device: 10**5)
+    with pytest.warns(UserWarning, match=r"need more memory than is free on cpu, going on with \d+; in low precision"):
+        assert engine.generate(requests, mixtures, rows) == expected

@@ -103,7 +103,7 @@ def test_what_is_kept_stays_within_its_share_of_the_free_memory(monkeypatch: pyt
     for z in [*zs, *zs]:
         inside(engine, z)
     assert engine.forms.kept_bytes == 2 * size
-    room[0] = 0.5 * size / weight_form.SHARE
+    monkeypatch.setattr(weight_form, "total_bytes", lambda device: 0.5 * size / weight_form.SHARE)
     experts, (first, *_) = zs[:3], mixtures(zs[:3])
     with engine.switching(experts, mixtures(experts)):  # no room for directions: computed as outside
         found, _ = inside(engine, first)

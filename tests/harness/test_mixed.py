@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_the_engines_costs_decide(tiny_folder: Path, experts: str, monkeypatch: 
     calls = watched(lm, monkeypatch)
     asked: list[tuple[int, Sequence[Load], Sequence[Load]]] = []
 
-    def choose(mixtures: Sequence[Any], in_turn: Sequence[Load], in_one: Sequence[Load], known: bool) -> str:
+    def choose(mixtures: Sequence[Any], in_turn: Sequence[Load], in_one: Sequence[Load]) -> str:
         asked.append((len(mixtures), in_turn, in_one))
         return "weight"
 
@@ -149,3 +150,21 @@ def test_a_mixture_that_changes_nothing_is_an_error(
     with pytest.raises(ExpertError, match=r"the mixture .* leaves the logits of a probe text unchanged"):
         tiny.evaluate(lm, [tiny.text_task()])
     assert silent
+
+
+@pytest.mark.parametrize("mixed", ["always", "never"])
+def test_in_bfloat16_the_answers_depend_on_no_cache_and_no_clock(
+    mixed: str, tiny_folder: Path, experts: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(cache: str) -> dict[str, Any]:
+        monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / cache))
+        lm = make(tiny_folder, experts=experts, mixed=mixed, dtype="bfloat16")
+        found = tiny.evaluate(lm, tasks())
+        return {name: tiny.answers(found, name) for name in ("tiny_text", "longer", "tiny_choice")}
+
+    first = run("one")
+    assert run("one") == first  # with what the first left
+    clock = itertools.count(step=1000.0)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert run("two") == first
+    assert not list(tmp_path.glob("*/costs"))
