@@ -85,7 +85,7 @@ class CostModel:
         kind = "cuda" if torch.device(model.device).type == "cuda" else "cpu"
         # A quantised weight is read in fewer bytes, and multiplied in the model's dtype.
         self._machine = _MACHINES[kind, 4 if model.dtype.itemsize >= 4 else 2]
-        self._weights = sum(parameter.numel() for parameter in model.parameters())
+        self._weights: int = sum(parameter.numel() for parameter in model.parameters())
         inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings()
         if outputs is not None and outputs.weight is not inputs:
             self._weights -= inputs.numel()  # only looked up

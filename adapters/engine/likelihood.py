@@ -204,8 +204,7 @@ class LikelihoodModel:
                     pairs.append((found, self._single(whole, len(item.context))))
                 elif whole == long[: len(whole)]:
                     pairs.append((found, expected[: len(continuation)]))
-        dtype = self.model.get_input_embeddings().weight.dtype
-        return all(agree(*ends, dtype) for pair in pairs for ends in zip(*map(_ends, pair), strict=True))
+        return self._agree(pairs)
 
     def _probe_padded(self, text: int) -> bool:
         tokens = ProbeTokens(self.model)
@@ -214,8 +213,15 @@ class LikelihoodModel:
         pairs = list(
             zip(torch.split(found.logits, found.lengths), [self._single(own, 1) for own in texts], strict=True)
         )
+        return self._agree(pairs)
+
+    def _agree(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
         dtype = self.model.get_input_embeddings().weight.dtype
-        return all(agree(*ends, dtype) for pair in pairs for ends in zip(*map(_ends, pair), strict=True))
+        return all(
+            agree(one, other, dtype)
+            for found, wanted in pairs
+            for one, other in zip(_ends(found), _ends(wanted), strict=True)
+        )
 
     def _alone(self, batch: Sequence[Branches]) -> Spans:
         texts = [(item.context, continuation) for item in batch for continuation in item.continuations]
@@ -228,7 +234,7 @@ class LikelihoodModel:
         cached = torch.is_grad_enabled() and "use_cache" in inspect.signature(self.model.forward).parameters
         kwargs = {"use_cache": False} if cached else {}
         ids = torch.tensor([list(tokens[:-1])], device=self.model.get_input_embeddings().weight.device)
-        logits: torch.Tensor = self.model(ids, **kwargs).logits
+        logits: torch.Tensor = self.model(input_ids=ids, **kwargs).logits
         return logits[0, context - 1 :]
 
     @torch.no_grad()
