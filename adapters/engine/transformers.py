@@ -259,7 +259,7 @@ class TransformersEngine:
         )
 
     def _batch(self, waiting: Sequence[GenerateRequest]) -> int:
-        """Prompts that are answered in one batch, the first of some that differ in their contexts, the longest first."""
+        """Number of prompts in the next batch; those that wait come with the longest first."""
         prompts, new = [len(request.context) for request in waiting], waiting[0].max_new_tokens
         count = min(len(prompts), self._rows(waiting[0]))
         if count == 1 or self._proofs.hold(prompts[:count], new):
