@@ -160,9 +160,16 @@ def matrix_digest(matrix: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(digests: Mapping[str, str]) -> str:
-    """Fingerprint of a model: hex SHA-256 over the names and digests of all its adaptable matrices."""
-    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
+def fingerprint(digests: Mapping[str, str], aliases: Mapping[str, str] | None = None) -> str:
+    """Fingerprint of a model: hex SHA-256 over the names and digests of all its adaptable matrices.
+
+    Args:
+        digests: :func:`matrix_digest` by name.
+        aliases: further names of matrices that several layers share, with the name in ``digests``: an expert of such a
+            model is not one of a model with the same numbers that shares nothing.
+    """
+    found = {**digests, **{alias: f"= {name}" for alias, name in (aliases or {}).items()}}
+    lines = "".join(f"{name} {found[name]}\n" for name in sorted(found))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

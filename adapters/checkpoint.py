@@ -23,8 +23,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils.hub import cached_file
 
-from t2.adapters.basis import fingerprint, matrix_digest
-from t2.adapters.targets import Target, find_targets
+from t2.adapters.basis import matrix_digest
+from t2.adapters.targets import Ranks, Target, find_targets, left_out, parameter_names
 from t2.core.errors import ModelError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,12 +37,14 @@ class Outline:
     Attributes:
         model: it, on the ``meta`` device.
         targets: its adaptable matrices, by the names that experts know them by.
-        parameters: the names that these have in the whole model, where it is more than a text model.
+        parameters: every name that these have in the whole model, which may be more than a text model.
+        left_out: as :func:`t2.adapters.targets.left_out`.
     """
 
     model: transformers.PreTrainedModel
     targets: Mapping[str, Target]
-    parameters: Mapping[str, str]
+    parameters: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,26 @@ class Checkpoint:
         self, pretrained: str, revision: str | None, moe: str, outline: Outline, files: Mapping[str, Path]
     ) -> None:
         self.pretrained, self.revision, self.moe = pretrained, revision, moe
-        self.targets = outline.targets
         self._outline = outline
         self._files = files
         self._sources = self._find_sources()
+        self._untie()
         for name in self.targets:
-            if outline.parameters[name] not in self._sources:
+            if not self._stored_names(name):
                 raise ModelError(
                     f"{pretrained} has no tensor for {name}; it is not whole, or not of the model that its config.json "
                     "describes"
                 )
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        """Its adaptable matrices, by the names that experts know them by."""
+        return self._outline.targets
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """The weights of its decoder layers that are not adapted; see :func:`t2.adapters.targets.left_out`."""
+        return self._outline.left_out
 
     @property
     def files(self) -> list[Path]:
@@ -92,18 +104,18 @@ class Checkpoint:
         """The file of each of its tensors, by the tensor's name."""
         return self._files
 
-    def key(self, name: str) -> str:
-        """The tensor that holds a matrix and nothing else.
+    def keys(self, name: str) -> list[str]:
+        """The tensors that hold a matrix and nothing else: one, or a copy for each layer that shares it.
 
         Raises:
             ModelError: its files hold the matrix in one with others, or in parts.
         """
-        source = self._sources[self._outline.parameters[name]]
-        if source.converter is not None:
+        sources = [self._sources[parameter] for parameter in self._stored_names(name)]
+        if any(source.converter is not None for source in sources):
             raise ModelError(
                 f"{self.pretrained}: {name} is not a tensor of its own in the files, so it cannot be changed alone"
             )
-        return source.tensors[0][0]
+        return list(dict.fromkeys(source.tensors[0][0] for source in sources))
 
     def matrix(self, name: str) -> torch.Tensor:
         """W of shape (m, n), in the checkpoint's dtype.
@@ -113,21 +125,8 @@ class Checkpoint:
         Raises:
             ModelError: its file cannot be read, or the matrix has another shape than the configuration says.
         """
-        target, parameter = self.targets[name], self._outline.parameters[name]
-        source = self._sources[parameter]
-        if source.converter is None:
-            stored = self._read(source.tensors[0][0])
-        else:
-            converter: Any = copy.deepcopy(source.converter)
-            for key, pattern in source.tensors:
-                converter.add_tensor(parameter, key, pattern, self._read(key))
-            converted = converter.convert(parameter, model=self._outline.model, config=self._outline.model.config)
-            if parameter not in converted:
-                raise ModelError(
-                    f"{self.pretrained}: {name} cannot be made of {', '.join(k for k, _ in source.tensors)}"
-                )
-            value = converted[parameter]
-            stored = value[0] if isinstance(value, list) else value
+        target, (parameter, *_) = self.targets[name], self._stored_names(name)
+        stored = self._stored(parameter, name)
         w = stored.T if target.transposed else stored
         if tuple(w.shape) != target.shape:
             raise ModelError(
@@ -140,6 +139,48 @@ class Checkpoint:
             )
         return w
 
+    def _stored_names(self, name: str) -> list[str]:
+        """Those names of a matrix in the whole model under which the files have it."""
+        return [parameter for parameter in self._outline.parameters[name] if parameter in self._sources]
+
+    def _stored(self, parameter: str, name: str) -> torch.Tensor:
+        """A parameter of the whole model as it stores it; ``name`` is for messages."""
+        source = self._sources[parameter]
+        if source.converter is None:
+            return self._read(source.tensors[0][0])
+        converter: Any = copy.deepcopy(source.converter)
+        for key, pattern in source.tensors:
+            converter.add_tensor(parameter, key, pattern, self._read(key))
+        converted = converter.convert(parameter, model=self._outline.model, config=self._outline.model.config)
+        if parameter not in converted:
+            raise ModelError(f"{self.pretrained}: {name} cannot be made of {', '.join(k for k, _ in source.tensors)}")
+        value = converted[parameter]
+        stored: torch.Tensor = value[0] if isinstance(value, list) else value
+        return stored
+
+    def _untie(self) -> None:
+        """Let weights of the model be its own that are shared by its configuration and differ in the files.
+
+        ``transformers`` does so when it loads the model: it compares each with the one that it is to be tied to.
+        """
+        model = self._outline.model
+        ties: dict[str, list[str]] = {}
+        for tied, source in getattr(model, "all_tied_weights_keys", {}).items():
+            ties.setdefault(source, []).append(tied)
+        apart = []
+        for name, parameters in self._outline.parameters.items():
+            for source in set(parameters).intersection(ties):
+                first, *others = [own for own in (source, *ties[source]) if own in self._sources] or [source]
+                apart += [other for other in others if not self._agree(first, other, name)]
+        for parameter in apart:
+            module = model.get_submodule(parameter.rpartition(".")[0])
+            module.weight = torch.nn.Parameter(torch.empty_like(module.weight))
+        if apart:
+            self._outline = _described(model, self.moe)
+
+    def _agree(self, one: str, other: str, name: str) -> bool:
+        return torch.equal(self._stored(one, name), self._stored(other, name))
+
     def matrices(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and matrices in turn, those of ``names`` or all; hold on to one at a time to keep memory bounded."""
         for name in self.targets if names is None else names:
@@ -151,7 +192,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """The model's fingerprint; reads the whole checkpoint."""
-        return fingerprint(self.digests())
+        return Ranks(self.targets, self.digests()).fingerprint
 
     def _read(self, key: str) -> torch.Tensor:
         path = self._files[key]
@@ -168,7 +209,7 @@ class Checkpoint:
     def _find_sources(self) -> dict[str, _Source]:
         """What each adaptable parameter is made of, as ``transformers`` says."""
         model = self._outline.model
-        wanted = set(self._outline.parameters.values())
+        wanted = {name for names in self._outline.parameters.values() for name in names}
         known = model.state_dict()
         mapping = get_model_conversion_mapping(model)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -228,9 +269,12 @@ def outline(pretrained: str, revision: str | None = None, moe: str = "refuse") -
         raise ModelError(
             f"the configuration of {pretrained} makes no model: {type(error).__name__}: {error}"
         ) from error
+    return _described(model, moe)
+
+
+def _described(model: transformers.PreTrainedModel, moe: str) -> Outline:
     targets = find_targets(model, moe=moe, weights=False)
-    places = {id(module): name for name, module in model.named_modules()}
-    return Outline(model, targets, {name: f"{places[id(target.module)]}.weight" for name, target in targets.items()})
+    return Outline(model, targets, parameter_names(model, targets), left_out(model, targets))
 
 
 def open_checkpoint(pretrained: str, revision: str | None = None, moe: str = "refuse") -> Checkpoint:

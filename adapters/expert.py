@@ -94,17 +94,67 @@ def distinct(experts: Sequence[Expert]) -> list[Expert]:
     ]
 
 
+def by_weight(z: Mapping[str, torch.Tensor], aliases: Mapping[str, str], whose: str) -> Z:
+    """z with one vector for each weight, under the name that the weight goes by.
+
+    Args:
+        z: vectors, of a weight that several layers share by any of its names.
+        aliases: further names of weights, with the name that each goes by.
+        whose: what has these vectors, for messages.
+
+    Raises:
+        ExpertMismatchError: two names of one weight have different vectors.
+    """
+    if not any(name in aliases for name in z):
+        return z if isinstance(z, dict) else dict(z)
+    found: Z = {}
+    first: dict[str, str] = {}
+    for name, vector in z.items():
+        own = aliases.get(name, name)
+        if own not in found:
+            found[own], first[own] = vector, name
+        elif not torch.equal(found[own].detach().float().cpu(), vector.detach().float().cpu()):
+            raise ExpertMismatchError(
+                f"{whose} has different vectors for {first[own]} and {name}, which are one weight of the model; "
+                "give that weight one vector"
+            )
+    return found
+
+
+def of_weights(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -> Expert:
+    """An expert under the names of a base model's weights, where it was made for that model or an untied copy of it.
+
+    Layers that share a weight in the base model have weights of their own in an untied copy, and the expert a vector
+    for each.
+
+    Args:
+        expert, base, ranks: as for :func:`check_expert`.
+
+    Raises:
+        ExpertMismatchError: two names of one weight have different vectors.
+    """
+    aliases: Mapping[str, str] = getattr(ranks, "aliases", {})
+    if not aliases or not all(name in ranks or name in aliases for name in expert.z):
+        return expert
+    z = by_weight(expert.z, aliases, f"expert {expert.name}")
+    update: dict[str, object] = {"targets": {name: len(vector) for name, vector in z.items()}}
+    if expert.manifest.base.fingerprint == getattr(ranks, "untied", None):
+        update["base"] = expert.manifest.base.model_copy(update={"fingerprint": base.fingerprint})
+    return replace(expert, z=z, manifest=expert.manifest.model_copy(update=update))
+
+
 def check_expert(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -> None:
     """Check that an expert belongs to a base model.
 
     Args:
         expert: the expert.
         base: the model as loaded.
-        ranks: the rank of each of its adaptable matrices.
+        ranks: the rank of each of its adaptable matrices; :class:`t2.adapters.targets.Ranks` knows shared ones too.
 
     Raises:
         ExpertMismatchError: matrices or ranks differ, or they agree but the weights are not those it was trained on.
     """
+    expert = of_weights(expert, base, ranks)
     for name, rank in expert.manifest.targets.items():
         if name not in ranks:
             raise ExpertMismatchError(

@@ -17,6 +17,7 @@ from t2.core.errors import ArgumentError, ModelError, nearest
 if TYPE_CHECKING:
     from t2.adapters.build_plan import Plan
     from t2.adapters.expert import Z
+    from t2.adapters.targets import Ranks
 
 _basis = typer.Typer(help="Spectral bases of large models: plan, build, look.", no_args_is_help=True)
 TRANSFERS = ("none", "strict", "resample")
@@ -56,22 +57,25 @@ def _plan(
         from t2.adapters.building import missing_bases
         from t2.adapters.checkpoint import has_weights, open_checkpoint, outline
         from t2.adapters.digest_memo import DigestMemo
-        from t2.adapters.targets import choose, parse_layers
+        from t2.adapters.targets import choose, format_left_out, parse_layers
     device = _place(device)
     numbers = parse_layers(layers) if layers is not None else None
     if has_weights(pretrained):
         checkpoint = open_checkpoint(pretrained, revision, moe)
-        chosen = choose(checkpoint.targets, targets, numbers)
+        chosen, rest = choose(checkpoint.targets, targets, numbers), checkpoint.left_out
         missing = missing_bases(checkpoint, list(chosen), DigestMemo(checkpoint))
     else:
-        chosen = choose(outline(pretrained, revision, moe).targets, targets, numbers)
+        model = outline(pretrained, revision, moe)
+        chosen, rest = choose(model.targets, targets, numbers), model.left_out
         missing = list(chosen)
     shapes = {name: target.shape for name, target in chosen.items()}
     plan = _make_plan(shapes, missing, device, workers)
     if as_json:
-        print_json({**asdict(plan), "device": device, "layers": sorted({target.layer for target in chosen.values()})})
+        numbered = sorted({target.layer for target in chosen.values()})
+        print_json({**asdict(plan), "device": device, "layers": numbered, "left_out": dict(rest)})
     else:
-        print_fields(_describe(plan, device, len({target.layer for target in chosen.values()})))
+        fields = _describe(plan, device, len({target.layer for target in chosen.values()}))
+        print_fields([*fields, ("left out", format_left_out(rest))] if rest else fields)
 
 
 @_basis.command("build")
@@ -138,7 +142,7 @@ def _show(
         from t2.adapters.checkpoint import open_checkpoint
         from t2.adapters.digest_memo import DigestMemo
         from t2.adapters.spectrum import kept
-        from t2.adapters.targets import choose, parse_layers
+        from t2.adapters.targets import Ranks, choose, parse_layers
     ranks = _ranks(rank) if rank is not None else None
     numbers = parse_layers(layers) if layers is not None else None
     checkpoint = open_checkpoint(pretrained, revision, moe)
@@ -151,7 +155,7 @@ def _show(
     if ranks is None:
         largest = max(len(sigma) for sigma in sigmas.values())
         ranks = sorted({max(1, largest // 4), max(1, largest // 2)})
-    moving = _experts(experts, pretrained, digests, {n: t.rank for n, t in checkpoint.targets.items()}, transfer)
+    moving = _experts(experts, pretrained, Ranks(checkpoint.targets, digests), transfer)
     groups = {
         name: {
             "module": name.removesuffix(".weight").rpartition(".")[2],
@@ -186,20 +190,17 @@ def _show(
         print(f"{absent} of {len(chosen)} matrices have no basis yet; run: t2 basis build {pretrained}")
 
 
-def _experts(
-    names: str | None, pretrained: str, digests: Mapping[str, str], ranks: Mapping[str, int], transfer: str
-) -> dict[str, Z]:
+def _experts(names: str | None, pretrained: str, ranks: Ranks, transfer: str) -> dict[str, Z]:
     """z of experts by name, checked against the checkpoint."""
     if transfer not in TRANSFERS:
         raise ArgumentError(f"--transfer {transfer} is not known{nearest(transfer, TRANSFERS)}")
     if names is None:
         return {}
     with needs_eval("t2 basis show"):
-        from t2.adapters.basis import fingerprint
         from t2.api.saved import read_named
         from t2.core.manifest import BaseModelRef
         from t2.harness.experts import fit_expert
-    base = BaseModelRef(id=Path(pretrained).name, revision=None, fingerprint=fingerprint(digests))
+    base = BaseModelRef(id=Path(pretrained).name, revision=None, fingerprint=ranks.fingerprint)
     fitted = [fit_expert(expert, transfer, base, ranks) for expert in read_named(names)]
     return {expert.name: expert.z for expert in fitted}
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2.adapters.controls import control_expert
-from t2.adapters.expert import Expert, check_expert, distinct, load_expert, of_file
+from t2.adapters.expert import Expert, check_expert, distinct, load_expert, of_file, of_weights
 from t2.adapters.targets import layer_of
 from t2.adapters.transfer import resample, unchanged
 from t2.core.digests import sha256_file
@@ -148,6 +148,9 @@ def fit_expert(expert: Expert, transfer: str, base: BaseModelRef, ranks: Mapping
     Raises:
         ExpertMismatchError: it belongs to another base model, and cannot be transferred that way.
     """
+    of_base = expert.manifest.base.fingerprint in (base.fingerprint, getattr(ranks, "untied", None))
+    if of_base or transfer != "resample":
+        expert = of_weights(expert, base, ranks)
     own = base.model_copy(update={"fingerprint": expert.manifest.base.fingerprint})
     match transfer:
         case "resample":

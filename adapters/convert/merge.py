@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 import transformers
 from transformers.utils.quantization_config import QuantizationMethod
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
+from t2.adapters.targets import weight_identity
 from t2.core.errors import ArgumentError, ModelError, StorageError
 from t2.core.files import STALE
 
@@ -105,7 +107,7 @@ def write_merged(
         with contextlib.suppress(OSError):  # not every network file system has locks
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with engine.applied(z), _savable(engine.model), _generation_aside(engine.model, source):
-            engine.model.save_pretrained(temporary)
+            engine.model.save_pretrained(temporary, state_dict=_separated(engine.model))
         if source is None or not _copy_tokenizer(source, temporary, tokenizer):
             tokenizer.save_pretrained(temporary)
         if source is not None:
@@ -208,6 +210,23 @@ def _copy_tokenizer(source: Path, folder: Path, tokenizer: Any) -> bool:
             shutil.copyfile(path, target)
     vocabularies = {"tokenizer.json", "tokenizer_config.json", *own}
     return any(path.name in vocabularies for path in found)
+
+
+def _separated(model: Any) -> dict[str, Any] | None:
+    """A model's state in which only those names share a weight that its configuration ties; None where no others do.
+
+    ``from_pretrained`` ties no others, so each of them needs numbers of its own in the files.
+    """
+    state: dict[str, Any] = model.state_dict()
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", {})
+    owners: dict[object, str] = {}
+    copies: dict[tuple[object, str], torch.Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            weight, source = weight_identity(value), tied.get(name, name)
+            if owners.setdefault(weight, source) != source:
+                state[name] = copies.setdefault((weight, source), value.clone())
+    return state if copies else None
 
 
 def _settle(folder: Path) -> None:

@@ -22,6 +22,7 @@ import transformers
 
 from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z
+from t2.adapters.targets import parameter_names
 from t2.core.errors import ExpertMismatchError, ModelError
 
 TOLERANCE = 0.05
@@ -166,12 +167,17 @@ def extract(
     base = engine.model.state_dict(keep_vars=True)
     _same_shapes(base, tuned, engine.base.id, tuned_id)
     # Of a model that also sees, targets have the names of its text model.
-    held = {id(value): name for name, value in base.items()}
-    places = {name: held[id(target.parameter)] for name, target in engine.targets.items()}
-    _same_rest(
-        {name: own.detach() for name, own in base.items() if name not in places.values()}, tuned, engine, tuned_id
-    )
-    fits = {name: fit(engine, name, tuned[place]) for name, place in places.items()}
+    places = parameter_names(engine.model, engine.targets)
+    adapted = {place for own in places.values() for place in own}
+    _same_rest({name: own.detach() for name, own in base.items() if name not in adapted}, tuned, engine, tuned_id)
+    for first, *others in places.values():
+        for other in others:
+            if not (torch.equal(tuned[first], tuned[other]) or torch.equal(tuned[first], tuned[other].T)):
+                raise ExpertMismatchError(
+                    f"{tuned_id} is not {engine.base.id} with other singular values: {first} and {other} differ, which "
+                    f"are one weight in {engine.base.id}; no expert can stand for such a change"
+                )
+    fits = {name: fit(engine, name, tuned[first]) for name, (first, *_) in places.items()}
     differing = {name: found for name, found in fits.items() if found.change}
     failing = {
         name: found

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 
 from t2.adapters.engine.transformers import TransformersEngine
-from t2.adapters.expert import Z
+from t2.adapters.expert import Z, by_weight
+from t2.adapters.targets import aliases_of, language_modules
 from t2.core.digests import sha256_file
 from t2.core.errors import ArgumentError, ExpertFileError, ExpertMismatchError, nearest
 
@@ -139,8 +140,13 @@ def effective_z(z: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def public_targets(engine: TransformersEngine) -> list[str]:
-    """The matrices that the public code adapts: those with ``mlp`` in their name, in the order of the state dict."""
-    return [name for name in engine.targets if _ADAPTED in name]
+    """The matrices that the public code adapts: those with ``mlp`` in their name, in the order of the state dict.
+
+    It adapts a weight that several layers share under each of its names.
+    """
+    every = {*engine.targets, *aliases_of(engine.targets)}
+    names = (f"{name}.weight" for name, _ in language_modules(engine.model))
+    return [name for name in names if name in every and _ADAPTED in name]
 
 
 def import_public(checkpoint: PublicCheckpoint, engine: TransformersEngine, max_mult: float = 1.0) -> Z:
@@ -153,12 +159,14 @@ def import_public(checkpoint: PublicCheckpoint, engine: TransformersEngine, max_
 
     Raises:
         ArgumentError: ``max_mult`` is not above zero.
-        ExpertMismatchError: number, names or ranks of its vectors are not those of the model's MLP matrices.
+        ExpertMismatchError: number, names or ranks of its vectors are not those of the model's MLP matrices, or it has
+            different ones for two names of one weight.
         ExpertFileError: a vector takes its matrix to norm zero.
     """
     if not (math.isfinite(max_mult) and max_mult > 0):
         raise ArgumentError(f"max_mult={max_mult} must be a number above 0")
     named = _named(checkpoint, engine, public_targets(engine))
+    named = by_weight(named, aliases_of(engine.targets), checkpoint.source)
     bases = engine.bases(named)
     effective: Z = {}
     for name, p in named.items():
@@ -170,7 +178,8 @@ def import_public(checkpoint: PublicCheckpoint, engine: TransformersEngine, max_
 
 
 def _named(checkpoint: PublicCheckpoint, engine: TransformersEngine, targets: Sequence[str]) -> dict[str, torch.Tensor]:
-    base, ranks, params = engine.base.id, engine.ranks(), checkpoint.params
+    base, params, aliases = engine.base.id, checkpoint.params, aliases_of(engine.targets)
+    ranks = {name: engine.ranks()[aliases.get(name, name)] for name in targets}
     if checkpoint.form == "policy_params":
         if len(params) != len(targets):
             raise ExpertMismatchError(

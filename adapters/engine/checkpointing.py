@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from t2.adapters.targets import Target, language_modules
+from t2.adapters.targets import Target, language_modules, layer_of
 
 
 @contextlib.contextmanager
@@ -25,19 +25,19 @@ def checkpointed(model: nn.Module, targets: Mapping[str, Target], random: bool =
         targets: its adapted matrices; the layers below the first of them need no gradient.
         random: layers draw from torch's random state, which the second computation then begins with again.
     """
-    names = dict.fromkeys(_layer(name, target.layer) for name, target in targets.items())
-    layers = [module for name, module in language_modules(model) if name in names]
+    names = {_layer(name) for target in targets.values() for name in (target.name, *target.aliases)}
+    layers = {id(module): module for name, module in language_modules(model) if name in names}
     with contextlib.ExitStack() as stack:
-        for layer in layers:
+        for layer in layers.values():
             own = layer.__dict__.get("forward")
             stack.callback(_restore, layer, own)
             layer.__dict__["forward"] = _twice(layer.forward, random)
         yield
 
 
-def _layer(name: str, number: int) -> str:
+def _layer(name: str) -> str:
     parts = name.split(".")
-    return ".".join(parts[: parts.index(str(number)) + 1])
+    return ".".join(parts[: parts.index(str(layer_of(name))) + 1])
 
 
 def _twice(forward: Callable[..., Any], random: bool) -> Callable[..., Any]:

@@ -17,8 +17,8 @@ from t2.adapters.basis import Basis, load_bases
 from t2.adapters.engine.gradients import shifted, spectral
 from t2.adapters.engine.memory import free_bytes, total_bytes
 from t2.adapters.engine.weights import Directions, KeptWeights, adapted
-from t2.adapters.expert import Z
-from t2.adapters.targets import Target
+from t2.adapters.expert import Z, by_weight
+from t2.adapters.targets import Target, Use, aliases_of
 from t2.core.errors import ModelError
 
 
@@ -53,6 +53,9 @@ class Forms:
 
     *Training form* (:meth:`trained`): W′ as two factors, for one z that gets gradients.
 
+    A weight that several layers share has one z, which acts in all of them, in every form. It may be given under any of
+    the weight's names.
+
     All hold :attr:`lock`, so threads that ask one model under several mixtures take turns.
 
     Args:
@@ -68,6 +71,7 @@ class Forms:
     def __init__(self, base_id: str, targets: Mapping[str, Target], digests: Mapping[str, str]) -> None:
         self.lock = threading.RLock()
         self.targets = targets
+        self._aliases = aliases_of(targets)
         self._base_id = base_id
         self._digests = digests
         self._bases: dict[str, Basis] = {}
@@ -86,8 +90,8 @@ class Forms:
             ModelError: the model has no such matrix.
             StorageError: a basis could not be written to the cache.
         """
-        wanted = list(names)
-        missing = [name for name in wanted if name not in self._bases]
+        wanted = {name: self._aliases.get(name, name) for name in names}
+        missing = [name for name in dict.fromkeys(wanted.values()) if name not in self._bases]
         for name in missing:
             if name not in self.targets:
                 raise ModelError(f"{self._base_id} has no adaptable matrix {name}")
@@ -95,7 +99,7 @@ class Forms:
             targets = {name: self.targets[name] for name in missing}
             with self.lock:  # not of weights that another thread has adapted
                 self._bases.update(load_bases(targets, self._digests, progress=progress))
-        return {name: self._bases[name] for name in wanted}
+        return {name: self._bases[own] for name, own in wanted.items()}
 
     def preload(self, bases: Mapping[str, Basis]) -> None:
         """Take bases that are at hand, instead of reading or building them."""
@@ -109,25 +113,28 @@ class Forms:
 
         Raises:
             ModelError: the model has no matrix of that name.
+            ExpertMismatchError: two names of one weight have different vectors.
         """
-        moving = {name: vector for name, vector in (z or {}).items() if bool((vector != 1).any())}
+        moving = {name: vector for name, vector in self._by_weight(z or {}).items() if bool((vector != 1).any())}
         self.bases(moving)
         hooked = {name: vector for name, vector in moving.items() if self.targets[name].form is not None}
         changed = {name: vector for name, vector in moving.items() if name not in hooked}
-        originals: dict[str, torch.Tensor] = {}
+        originals: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         with self.lock:
             self._depth += 1
             try:
                 for name, weight in self._weights(changed).items():
-                    parameter = self.targets[name].parameter
-                    originals[name] = parameter.data
-                    parameter.data = weight
+                    own, *others = self.targets[name].uses
+                    originals += _replace(own.parameter, weight)
+                    for use in others:
+                        if use.parameter is not own.parameter:  # another view of the same numbers
+                            originals += _replace(use.parameter, use.stored(own.stored(weight)))
                 with self.activation([hooked]):
                     yield
             finally:
                 self._depth -= 1
-                for name, original in originals.items():
-                    self.targets[name].parameter.data = original
+                for parameter, original in reversed(originals):
+                    parameter.data = original
 
     @contextlib.contextmanager
     def switching(self, experts: Sequence[Z], mixtures: Sequence[Z | None]) -> Iterator[None]:
@@ -170,9 +177,11 @@ class Forms:
             return None
         last = self._last
         if last is None or len(last.experts) != len(experts) or any(map(operator.is_not, last.experts, experts)):
-            last = Directions(self.targets, lambda names: self.bases(names, progress=False), experts)
+            named = [self._by_weight(expert) for expert in experts]
+            last = Directions(self.targets, lambda names: self.bases(names, progress=False), named)
         # Whether directions are in memory already does not count: no answer depends on what was asked before.
-        if sum(1 for z in mixtures if z and last.coefficients(self._moving(z)) is not None) <= len(experts):
+        own = sum(1 for z in mixtures if z and last.coefficients(self._moving(self._by_weight(z))) is not None)
+        if own <= len(experts):
             return None
         if self._last is not None and self._last is not last:
             self._last.clear()
@@ -208,11 +217,13 @@ class Forms:
 
         Raises:
             ModelError: a layer's input has another leading dimension than ``rows``.
+            ExpertMismatchError: two names of one weight have different vectors.
         """
         if rows is None and len(mixtures) != 1:
             raise ValueError(f"{len(mixtures)} mixtures need rows")
-        names = dict.fromkeys(name for mixture in mixtures for name in (mixture or {}))
-        moving = [name for name in names if any(_moves((mixture or {}).get(name)) for mixture in mixtures)]
+        mixtures = [self._by_weight(mixture or {}) for mixture in mixtures]
+        names = dict.fromkeys(name for mixture in mixtures for name in mixture)
+        moving = [name for name in names if any(_moves(mixture.get(name)) for mixture in mixtures)]
         bases = self.bases(moving)
         handles = []
         active = ActiveRows(rows is not None)
@@ -222,20 +233,20 @@ class Forms:
                     rank = self.targets[name].rank
                     shifts = [
                         torch.zeros(rank) if vector is None else vector.float() - 1
-                        for vector in ((mixture or {}).get(name) for mixture in mixtures)
+                        for vector in (mixture.get(name) for mixture in mixtures)
                     ]
                     shift = torch.stack([shift.to(self.targets[name].parameter.device) for shift in shifts])
                     if rows is not None:
                         shift = shift[rows.to(shift.device)]
                     active.shifts[name] = shift
-                    handles.append(self._hook(name, bases[name], active))
+                    handles += self._hooks(name, bases[name], active)
                 yield active
             finally:
                 for handle in handles:
                     handle.remove()
 
-    def _hook(self, name: str, basis: Basis, active: ActiveRows) -> torch.utils.hooks.RemovableHandle:
-        module = self.targets[name].module
+    def _hooks(self, name: str, basis: Basis, active: ActiveRows) -> list[torch.utils.hooks.RemovableHandle]:
+        """Hooks on every layer that computes with a matrix."""
 
         def move(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             shift = active.shifts[name]
@@ -253,7 +264,13 @@ class Forms:
         def after(layer: nn.Module, _: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor:
             return move(y, layer.bias if isinstance(layer.bias, torch.Tensor) else None)
 
-        return module.register_forward_hook(after) if basis.side == "out" else module.register_forward_pre_hook(before)
+        return [
+            # The out side of W is the in side of its transpose.
+            use.module.register_forward_hook(after)
+            if (basis.side == "out") != use.flipped
+            else use.module.register_forward_pre_hook(before)
+            for use in self.targets[name].uses
+        ]
 
     @contextlib.contextmanager
     def trained(self, z: Mapping[str, torch.Tensor], rank: int | None = None) -> Iterator[None]:
@@ -272,20 +289,25 @@ class Forms:
 
         Raises:
             ModelError: the model has no matrix of that name, or memory no longer holds the factors.
+            ExpertMismatchError: two names of one weight have different vectors.
         """
+        z = self._by_weight(z)
         bases = self.bases(z)
         with self.lock, contextlib.ExitStack() as stack:
             pairs = self._spectral([name for name in z if rank is None or 2 * rank >= self.targets[name].rank])
             for name, shift in self._shifts(z).items():
                 if name in pairs:
-                    module = self.targets[name].module
-                    stack.callback(module.__dict__.pop, "forward", None)
-                    module.__dict__["forward"] = _spectral_forward(module, shift, *pairs[name])
+                    for use in self.targets[name].uses:
+                        stack.callback(use.module.__dict__.pop, "forward", None)
+                        use.module.__dict__["forward"] = _spectral_forward(use, shift, *pairs[name])
                 else:
                     alike = ActiveRows(False, {name: shift[: rank or len(shift)].unsqueeze(0)})
-                    handle = self._hook(name, bases[name], alike)
-                    stack.callback(handle.remove)
+                    for handle in self._hooks(name, bases[name], alike):
+                        stack.callback(handle.remove)
             yield
+
+    def _by_weight(self, z: Mapping[str, torch.Tensor]) -> Z:
+        return by_weight(z, self._aliases, f"a mixture on {self._base_id}")
 
     def _shifts(self, z: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """z − 1 of each matrix on its device, in float32; one copy, and of the gradients one back, for all."""
@@ -344,17 +366,26 @@ def _moves(vector: torch.Tensor | None) -> bool:
     return vector is not None and (vector.requires_grad or bool((vector != 1).any()))
 
 
+def _replace(parameter: nn.Parameter, weight: torch.Tensor) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Give a parameter other numbers, and return it with those that it had."""
+    original = parameter.data
+    parameter.data = weight
+    return [(parameter, original)]
+
+
 def _is_plain_layer(target: Target) -> bool:
-    """Whether the layer computes x·Wᵀ + b and nothing else."""
-    module = target.module
-    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)
-    return plain and target.form is None and "forward" not in module.__dict__
+    """Whether its layers compute x·Wᵀ + b and nothing else."""
+    modules = [use.module for use in target.uses]
+    plain = all(type(module).forward in (nn.Linear.forward, Conv1D.forward) for module in modules)
+    return plain and target.form is None and not any("forward" in module.__dict__ for module in modules)
 
 
 def _spectral_forward(
-    module: nn.Module, shift: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+    use: Use, shift: torch.Tensor, down: torch.Tensor, up: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    bias = module.bias if isinstance(module.bias, torch.Tensor) else None
+    bias = use.module.bias if isinstance(use.module.bias, torch.Tensor) else None
+    if use.flipped:
+        down, up = up.T.contiguous(), down.T.contiguous()
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         return spectral(x, shift, down, up, bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,8 +71,9 @@ class PeftEngine(TransformersEngine):
         super().__init__(model, tokenizer, base_id, revision, batch_size=batch_size, moe=moe)
         self.adapter = adapter
         self._adapted = {name: self.targets[name] for name in matrices}
-        inner = [name for name, target in self._adapted.items() if target.kind == "mlp" and _narrows(target)]
-        self._modules, self._inner = _named(self.targets, self._adapted, inner)
+        inner = [target for target in self._adapted.values() if target.kind == "mlp" and _narrows(target)]
+        # An adapter belongs to a layer: layers that share a weight have one each.
+        self._modules, self._inner = _named(*map(_every_name, (self.targets.values(), self._adapted.values(), inner)))
         transposed = any(target.transposed for target in self._adapted.values())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "peft"))
@@ -187,6 +188,10 @@ def _named(targets: Collection[str], *groups: Collection[str]) -> list[list[str]
     if meant == [set(group) for group in groups]:
         return last
     return [sorted(name.removesuffix(".weight") for name in group) for group in groups]
+
+
+def _every_name(targets: Iterable[Target]) -> list[str]:
+    return [name for target in targets for name in (target.name, *target.aliases)]
 
 
 def _narrows(target: Target) -> bool:

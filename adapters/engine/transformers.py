@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 import transformers
 
-from t2.adapters.basis import Basis, fingerprint, matrix_digest
+from t2.adapters.basis import Basis, matrix_digest
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
 from t2.adapters.engine.batch_proofs import GenerationProofs
 from t2.adapters.engine.batching import Budget
@@ -20,7 +20,7 @@ from t2.adapters.engine.likelihood import Branches, LikelihoodModel
 from t2.adapters.expert import Z
 from t2.adapters.progress import Bar, request_bar
 from t2.adapters.quantised import keep_form
-from t2.adapters.targets import Target, find_targets
+from t2.adapters.targets import Ranks, Target, find_targets, left_out, warn_left_out
 from t2.core.manifest import BaseModelRef
 from t2.core.seeds import derive_seed
 
@@ -71,7 +71,9 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.targets: dict[str, Target] = find_targets(model, moe=moe)
         digests = {name: matrix_digest(target.matrix) for name, target in self.targets.items()}
-        self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=fingerprint(digests))
+        self._ranks = Ranks(self.targets, digests)
+        self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=self._ranks.fingerprint)
+        warn_left_out(base_id, left_out(model, self.targets))
         self.forms = Forms(base_id, self.targets, digests)
         self.lock = self.forms.lock
         self.budget = Budget(model, batch_size)
@@ -105,7 +107,7 @@ class TransformersEngine:
 
     def ranks(self) -> Mapping[str, int]:
         """The rank of every adaptable matrix, by parameter name."""
-        return {name: target.rank for name, target in self.targets.items()}
+        return self._ranks
 
     def bases(self, names: Iterable[str], progress: bool = True) -> dict[str, Basis]:
         """The bases of some matrices; see :meth:`t2.adapters.engine.forms.Forms.bases`."""
@@ -144,7 +146,7 @@ class TransformersEngine:
 
     def trained_targets(self, z: Mapping[str, torch.Tensor]) -> dict[str, Target]:
         """The matrices that ``z`` changes."""
-        return {name: self.targets[name] for name in z}
+        return {own: self.targets[own] for own in (self._ranks.aliases.get(name, name) for name in z)}
 
     def close(self) -> None:
         """Leave the model as it was found; here nothing of it was changed."""

@@ -14,13 +14,14 @@ import vllm.exceptions
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from t2.adapters.basis import Basis, fingerprint, load_bases, matrix_digest
+from t2.adapters.basis import Basis, load_bases, matrix_digest
 from t2.adapters.checkpoint import Checkpoint
 from t2.adapters.engine.base import Generated, GenerateRequest, Scored, ScoreRequest
 from t2.adapters.engine.vllm_likelihood import Likelihoods, of_text, of_tokens
 from t2.adapters.engine.vllm_worker import Place, Plan
-from t2.adapters.expert import Z, z_digest
+from t2.adapters.expert import Z, by_weight, z_digest
 from t2.adapters.progress import request_bar
+from t2.adapters.targets import Ranks, warn_left_out
 from t2.core.errors import ArgumentError, ModelError
 from t2.core.manifest import BaseModelRef
 from t2.core.seeds import derive_seed
@@ -86,7 +87,9 @@ class VllmEngine:
         self.dtype: torch.dtype = llm.llm_engine.model_config.dtype
         self._matrices = {name: _Stored(checkpoint, name, self.dtype) for name in checkpoint.targets}
         self._digests = {name: matrix_digest(stored.matrix) for name, stored in self._matrices.items()}
-        self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=fingerprint(self._digests))
+        self._ranks = Ranks(checkpoint.targets, self._digests)
+        self.base = BaseModelRef(id=base_id, revision=revision, fingerprint=self._ranks.fingerprint)
+        warn_left_out(base_id, checkpoint.left_out)
         self._bases: dict[str, Basis] = {}
         self.switches = 0
         self._held: Z = {}
@@ -95,7 +98,7 @@ class VllmEngine:
         self._spans = 0
         self._failed: str | None = None
         places = {
-            name: Place(checkpoint.key(name), self._digests[name], stored.rank, checkpoint.targets[name].transposed)
+            name: Place(checkpoint.keys(name), self._digests[name], stored.rank, checkpoint.targets[name].transposed)
             for name, stored in self._matrices.items()
         }
         files = {key: str(path) for key, path in checkpoint.places.items()}
@@ -108,7 +111,7 @@ class VllmEngine:
 
     def ranks(self) -> Mapping[str, int]:
         """The rank of every adaptable matrix, by parameter name."""
-        return {name: stored.rank for name, stored in self._matrices.items()}
+        return self._ranks
 
     def bases(self, names: Iterable[str], progress: bool = True) -> dict[str, Basis]:
         """The bases of some matrices, from the cache, else built of the checkpoint and kept there for the workers.
@@ -117,15 +120,15 @@ class VllmEngine:
             ModelError: the model has no such matrix.
             StorageError: a basis could not be written to the cache.
         """
-        wanted = list(names)
-        missing = [name for name in wanted if name not in self._bases]
+        wanted = {name: self._ranks.aliases.get(name, name) for name in names}
+        missing = [name for name in dict.fromkeys(wanted.values()) if name not in self._bases]
         for name in missing:
             if name not in self._matrices:
                 raise ModelError(f"{self.base.id} has no adaptable matrix {name}")
         if missing:
             stored = {name: self._matrices[name] for name in missing}
             self._bases.update(load_bases(stored, self._digests, progress=progress))
-        return {name: self._bases[name] for name in wanted}
+        return {name: self._bases[own] for name, own in wanted.items()}
 
     @contextlib.contextmanager
     def applied(self, z: Z | None) -> Iterator[None]:
@@ -138,7 +141,7 @@ class VllmEngine:
         """
         with self.lock, self._returning():
             if z is not None:
-                self._meant = _moving(z)
+                self._meant = self._moving(z)
             self._switch(self._meant)
             self._depth += 1
             try:
@@ -242,7 +245,7 @@ class VllmEngine:
             for index in dict.fromkeys(every):
                 own = [i for i, row in enumerate(every) if row == index]
                 z = mixtures[index]
-                self._switch(self._meant if z is None else _moving(z))
+                self._switch(self._meant if z is None else self._moving(z))
                 asked = [TokensPrompt(prompt_token_ids=list(prompts[i])) for i in own]
                 found = self._answers(asked, [params[i] for i in own])
                 for i, out in zip(own, found, strict=True):
@@ -284,6 +287,10 @@ class VllmEngine:
         self._held = z
         self.switches += 1
 
+    def _moving(self, z: Z) -> Z:
+        named = by_weight(z, self._ranks.aliases, f"a mixture on {self.base.id}")
+        return {name: vector for name, vector in named.items() if bool((vector != 1).any())}
+
     def _ask(self, method: str, argument: str | bytes) -> None:
         with in_one_line("cannot change its weights"):
             self.llm.collective_rpc(method, args=(argument,))
@@ -309,10 +316,6 @@ class VllmEngine:
         except _FAILURES as error:
             given = ", ".join(f"{name}={value!r}" for name, value in request.kwargs.items())
             raise ArgumentError(f"vLLM refuses to generate with {given}: {' '.join(str(error).split())}") from error
-
-
-def _moving(z: Z) -> Z:
-    return {name: vector for name, vector in z.items() if bool((vector != 1).any())}
 
 
 @contextlib.contextmanager

@@ -36,13 +36,13 @@ class Place:
     """Where an adapted matrix comes from.
 
     Attributes:
-        key: its tensor in the checkpoint.
+        keys: its tensors in the checkpoint: one, or a copy for each layer that shares it.
         digest: :func:`t2.adapters.basis.matrix_digest`, by which its basis is found.
         rank: r.
         transposed: the tensor holds in × out.
     """
 
-    key: str
+    keys: list[str]
     digest: str
     rank: int
     transposed: bool
@@ -91,7 +91,7 @@ class Weights:
         self._plan = plan
         self._dtype = dtype
         self._device = device
-        self._names = {place.key: name for name, place in plan.places.items()}
+        self._names = {key: name for name, place in plan.places.items() for key in place.keys}
         self._tensors: dict[str, list[str]] = {}
         for key in plan.files:
             self._tensors.setdefault(key.rpartition(".")[0], []).append(key)
@@ -108,7 +108,8 @@ class Weights:
         changing = self._unsure.union(differ)
         modules: dict[str, None] = {}
         for name in sorted(changing, key=list(self._plan.places).index):
-            modules.update(dict.fromkeys(self._group(self._plan.places[name].key.rpartition(".")[0])))
+            for key in self._plan.places[name].keys:
+                modules.update(dict.fromkeys(self._group(key.rpartition(".")[0])))
         # Should loading stop half way, all of these are loaded again the next time.
         self._unsure |= changing
         for module in modules:

@@ -60,6 +60,23 @@ def test_a_plan_needs_the_configuration_alone(here: Here, tmp_path: Path) -> Non
     assert re.match(r"about \d+ (h|min)", fields["time"])
 
 
+def test_a_plan_names_what_is_left_out_and_refuses_a_set_that_is_empty(here: Here, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    opt = transformers.OPTConfig(**sizes, ffn_dim=48, word_embed_proj_dim=32, vocab_size=64)
+    opt.save_pretrained(tmp_path / "opt")
+    whole = json.loads(here("basis", "plan", tmp_path / "opt", "--json"))
+    assert (whole["matrices"], whole["left_out"]) == (12, {})
+    assert json.loads(here("basis", "plan", tmp_path / "opt", "--targets", "mlp", "--json"))["matrices"] == 4
+    assert "left out" not in here.fields("basis", "plan", tmp_path / "opt")
+    moe = transformers.MixtralConfig(**sizes, num_key_value_heads=2, intermediate_size=48, vocab_size=64)
+    moe.save_pretrained(tmp_path / "moe")
+    asked = ("basis", "plan", tmp_path / "moe", "--moe", "skip")
+    left = "2 × mlp.experts.gate_up_proj, 2 × mlp.experts.down_proj, 2 × mlp.gate"
+    assert set(here.fields(*asked)["left out"].split(", ")) == set(left.split(", "))
+    with pytest.raises(ArgumentError, match="targets=mlp: the model has no such matrices, only attn; use targets=all"):
+        here(*asked, "--targets", "mlp")
+
+
 def test_build_and_show(here: Here, tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model")
     with pytest.raises(ModelError, match="run: t2 basis build"):
