@@ -105,7 +105,7 @@ class TransformersEngine:
         forms = sorted({target.form for target in self.targets.values() if target.form is not None})
         return "+".join([*forms, str(self.dtype).removeprefix("torch.")])
 
-    def ranks(self) -> Mapping[str, int]:
+    def ranks(self) -> Ranks:
         """The rank of every adaptable matrix, by parameter name."""
         return self._ranks
 

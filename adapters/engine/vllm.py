@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ class VllmEngine:
         """The dtype of the weights by name, for example ``bfloat16``."""
         return str(self.dtype).removeprefix("torch.")
 
-    def ranks(self) -> Mapping[str, int]:
+    def ranks(self) -> Ranks:
         """The rank of every adaptable matrix, by parameter name."""
         return self._ranks
 
