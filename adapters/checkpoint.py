@@ -173,7 +173,7 @@ class Checkpoint:
                 first, *others = [own for own in (source, *ties[source]) if own in self._sources] or [source]
                 apart += [other for other in others if not self._agree(first, other, name)]
         for parameter in apart:
-            module = model.get_submodule(parameter.rpartition(".")[0])
+            module: Any = model.get_submodule(parameter.rpartition(".")[0])
             module.weight = torch.nn.Parameter(torch.empty_like(module.weight))
         if apart:
             self._outline = _described(model, self.moe)

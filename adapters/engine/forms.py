@@ -221,9 +221,9 @@ class Forms:
         """
         if rows is None and len(mixtures) != 1:
             raise ValueError(f"{len(mixtures)} mixtures need rows")
-        mixtures = [self._by_weight(mixture or {}) for mixture in mixtures]
-        names = dict.fromkeys(name for mixture in mixtures for name in mixture)
-        moving = [name for name in names if any(_moves(mixture.get(name)) for mixture in mixtures)]
+        named = [self._by_weight(mixture or {}) for mixture in mixtures]
+        names = dict.fromkeys(name for mixture in named for name in mixture)
+        moving = [name for name in names if any(_moves(mixture.get(name)) for mixture in named)]
         bases = self.bases(moving)
         handles = []
         active = ActiveRows(rows is not None)
@@ -233,7 +233,7 @@ class Forms:
                     rank = self.targets[name].rank
                     shifts = [
                         torch.zeros(rank) if vector is None else vector.float() - 1
-                        for vector in (mixture.get(name) for mixture in mixtures)
+                        for vector in (mixture.get(name) for mixture in named)
                     ]
                     shift = torch.stack([shift.to(self.targets[name].parameter.device) for shift in shifts])
                     if rows is not None:
