@@ -189,7 +189,8 @@ def _generation_aside(model: Any, source: Path | None) -> Iterator[None]:
     if source is None or kept is None:
         yield
         return
-    model.generation_config = transformers.GenerationConfig()
+    default: Any = transformers.GenerationConfig
+    model.generation_config = default()
     try:
         yield
     finally:

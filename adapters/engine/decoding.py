@@ -60,12 +60,13 @@ def decodes_by_row(model: transformers.PreTrainedModel, kwargs: Mapping[str, Any
         model: the model, with its generation configuration.
         kwargs: arguments of ``generate``.
     """
-    mixin, kind = transformers.GenerationMixin, type(model)
+    mixin: Any = transformers.GenerationMixin
+    kind: Any = type(model)
     if kind.generate is not mixin.generate or kind._sample is not mixin._sample or not _SET_HERE.isdisjoint(kwargs):
         return False
     configure: Any = transformers.GenerationConfig
     defaults = {**configure().to_dict(), **configure._get_default_generation_params()}
-    config = copy.deepcopy(model.generation_config)
+    config: Any = copy.deepcopy(model.generation_config)
     try:
         left_over = config.update(**kwargs)
     except (AttributeError, ImportError, TypeError, ValueError):
