@@ -1,16 +1,20 @@
 """Two sets of results, paired document by document and judged.
 
-Documents are paired by the hash of their content, never by their place. Results are compared only where everything but
-the model is the same: task version, shots, documents, prompts, right answers, metric and filter.
+Documents are paired by the hash of their content, never by their place. A document that the data set repeats is one
+pair, of the means of its scores: a repeat is no further evidence. Results are compared only where everything but the
+model is the same: task version, shots, documents, prompts, right answers, metric and filter.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from t2.core.errors import ArgumentError, ResultsError, nearest
-from t2.core.results import EvaluatedBase, Sample, Score, TaskResult
+from t2.core.results import EvaluatedBase, Score, TaskResult
 from t2.core.statistics import paired
 from t2.core.verdicts import TaskVerdict, Verdict, decide, noise_floor
 
@@ -22,7 +26,7 @@ class ComparedTask:
     Attributes:
         task, metric, filter: what was compared.
         higher_is_better: of the metric.
-        baseline, candidate: mean scores.
+        baseline, candidate: mean scores of the paired documents.
         said: what is to be said of their difference.
     """
 
@@ -44,6 +48,7 @@ class Comparison:
         tasks: sorted by name.
         margin: in the unit of the scores.
         level, power: shares.
+        unpaired: tasks that were left out: the score of the baseline is no mean over documents.
     """
 
     verdict: Verdict
@@ -51,6 +56,7 @@ class Comparison:
     margin: float
     level: float
     power: float
+    unpaired: tuple[str, ...] = ()
 
 
 def compare_results(
@@ -72,27 +78,38 @@ def compare_results(
         candidate, baseline: their tasks, each once.
         margin: the largest drop that does not matter, in the unit of the scores.
         noise: at least two repeats of one evaluation of the same documents, for the noise floor; or none.
-        tasks: those to compare; all if empty, and then both sides must have the same.
-        metric, filter: what to compare by; the baseline's first of each task where not told.
+        tasks: those to compare; all if empty, and then both sides must have the same, but for those whose score in the
+            baseline is no mean over documents: they are left out where another is there.
+        metric, filter: what to compare by; each task's first where not told.
         level: of the intervals, and 1 − level the risk of a false verdict.
         power: of the smallest drop that is told.
         seed: of the bootstrap.
 
     Raises:
         ResultsError: the two cannot be paired: another task version, number of shots, documents, prompts, answers,
-            metric or filter; a task or a score is missing; or the repeats are none of one evaluation.
+            metric or filter; a task or a score is missing, or the first one is another; documents have a score on one
+            side alone; or the repeats are none of one evaluation.
         ArgumentError: a margin, level or power is out of range, or the margin is all that scores of 0 to 1 can drop.
     """
     ours, theirs = _by_task(candidate, "candidate"), _by_task(baseline, "baseline")
+    unpaired = [] if tasks else [name for name, one in theirs.items() if not _is_mean(one, metric, filter)]
+    if not tasks:
+        unpaired += [name for name, one in ours.items() if name not in theirs and not _is_mean(one, metric, filter)]
     names = sorted(set(tasks)) or sorted(ours.keys() | theirs.keys())
+    if len(unpaired) < len(names):
+        names = [name for name in names if name not in unpaired]
+    else:
+        unpaired = []
     repeats = [_by_task(run, f"noise run {number}") for number, run in enumerate(noise, start=1)]
     differences, floors, scores, means = {}, {}, {}, {}
     for name in names:
         after, before = _find(ours, name, "candidate", tasks), _find(theirs, name, "baseline", tasks)
         _check(after, before, "candidate")
-        score = before.run.score(metric, filter)
+        score = _score(after, before, metric, filter)
         scores[name] = score
-        old, new = _values(before, score, "baseline"), _values(after, score, "candidate")
+        of_baseline, of_candidate = _scored(before, score, "baseline"), _scored(after, score, "candidate")
+        old = _values(of_baseline, of_candidate, before, score, "baseline")
+        new = _values(of_candidate, of_baseline, after, score, "candidate")
         _check_margin(margin, name, [*new, *old])
         means[name] = sum(old) / len(old), sum(new) / len(new)
         differences[name] = paired(new, old, higher_is_better=score.higher_is_better, level=level, seed=seed)
@@ -105,7 +122,10 @@ def compare_results(
                         f"{name}: noise run {number} is no repeat of the first: another model, strategy or experts; "
                         "give runs of one evaluation"
                     )
-            floors[name] = noise_floor([_values(run, score, f"noise run {i}") for i, run in enumerate(runs, start=1)])
+            named = [(run, f"noise run {number}") for number, run in enumerate(runs, start=1)]
+            floors[name] = noise_floor(
+                [_values(_scored(run, score, whose), of_baseline, run, score, whose) for run, whose in named]
+            )
     decision = decide(differences, margin=margin, noise=floors, power=power)
     compared = tuple(
         ComparedTask(
@@ -119,7 +139,7 @@ def compare_results(
         )
         for name in names
     )
-    return Comparison(decision.verdict, compared, margin, level, power)
+    return Comparison(decision.verdict, compared, margin, level, power, tuple(sorted(unpaired)))
 
 
 def _by_task(results: Sequence[TaskResult], whose: str) -> dict[str, TaskResult]:
@@ -157,34 +177,36 @@ def _check(one: TaskResult, baseline: TaskResult, whose: str) -> None:
             raise ResultsError(
                 f"{task}: the {whose} has {what} {here} and the baseline {there}; evaluate both with the same"
             )
-    here_docs, there_docs = _by_doc(one), _by_doc(baseline)
-    missing, more = len(there_docs.keys() - here_docs.keys()), len(here_docs.keys() - there_docs.keys())
+    count = len(baseline.samples)
+    missing, more = _apart(one, baseline, "doc_hash"), _apart(baseline, one, "doc_hash")
     if missing or more:
         raise ResultsError(
-            f"{task}: the {whose} lacks {missing} of the baseline's {len(there_docs)} documents and has {more} others; "
+            f"{task}: the {whose} lacks {missing} of the baseline's {count} documents and has {more} others; "
             "evaluate both on the same documents, with the same limit"
         )
     for what, cause, changed in (
         (
             "prompts",
             "few-shot examples, chat template or instructions",
-            sum(here_docs[doc].prompt_hash != sample.prompt_hash for doc, sample in there_docs.items()),
+            _apart(one, baseline, "doc_hash", "prompt_hash"),
         ),
-        (
-            "right answers",
-            "the task or its data",
-            sum(here_docs[doc].target_hash != sample.target_hash for doc, sample in there_docs.items()),
-        ),
+        ("right answers", "the task or its data", _apart(one, baseline, "doc_hash", "target_hash")),
     ):
         if changed:
             raise ResultsError(
-                f"{task}: {changed} of {len(there_docs)} {what} of the {whose} differ from the baseline's ({cause}); "
+                f"{task}: {changed} of {count} {what} of the {whose} differ from the baseline's ({cause}); "
                 "evaluate both the same way"
             )
 
 
 def _model(base: EvaluatedBase) -> str:
     return f"{base.id}, identity {str(base.identity)[:12]}"
+
+
+def _apart(one: TaskResult, other: TaskResult, *fields: str) -> int:
+    """How many samples of the other have no counterpart with the same fields, each being the counterpart of one."""
+    content = attrgetter(*fields)
+    return (Counter(map(content, other.samples)) - Counter(map(content, one.samples))).total()
 
 
 def _check_margin(margin: float, task: str, scores: Sequence[float]) -> None:
@@ -195,12 +217,30 @@ def _check_margin(margin: float, task: str, scores: Sequence[float]) -> None:
         )
 
 
-def _by_doc(result: TaskResult) -> dict[str, Sample]:
-    return {sample.doc_hash: sample for sample in result.samples}
+def _is_mean(result: TaskResult, metric: str | None, filter: str | None) -> bool:
+    return result.run.score(metric, filter).aggregation == "mean"
 
 
-def _values(result: TaskResult, score: Score, whose: str) -> list[float]:
-    """Scores by the hash of their document."""
+def _score(candidate: TaskResult, baseline: TaskResult, metric: str | None, filter: str | None) -> Score:
+    """What a task is compared by.
+
+    Raises:
+        ResultsError: the baseline has no such score, or no metric is named and the first one of the two differs.
+    """
+    score = baseline.run.score(metric, filter)
+    if metric is None:
+        first = next((each for each in candidate.run.scores if each.filter == score.filter), score)
+        keys = [each.key for each in candidate.run.scores]
+        if first.metric != score.metric and score.key in keys:
+            raise ResultsError(
+                f"{baseline.run.task}: the first metric of the candidate is {first.metric}, that of the baseline "
+                f"{score.metric}; name one with --metric, or push the results of the older run again"
+            )
+    return score
+
+
+def _scored(result: TaskResult, score: Score, whose: str) -> dict[str, list[float]]:
+    """The scores of each document that has any, by its hash, of a score that is a mean of them."""
     found = next((each for each in result.run.scores if each.key == score.key), None)
     if found is None:
         known = ", ".join(each.key for each in result.run.scores)
@@ -222,14 +262,29 @@ def _values(result: TaskResult, score: Score, whose: str) -> list[float]:
             f"{result.run.task}: {score.key} of the {whose} has another direction than the baseline's; "
             "evaluate both with the same task"
         )
-    scores = [sample.scores.get(score.key) for _, sample in sorted(_by_doc(result).items())]
-    values = [each for each in scores if each is not None]
-    if len(values) < len(scores):
+    return result.by_document(score)
+
+
+def _values(
+    scored: Mapping[str, Sequence[float]],
+    other: Mapping[str, Sequence[float]],
+    result: TaskResult,
+    score: Score,
+    whose: str,
+) -> list[float]:
+    """The mean score of each document by its hash; those that have none on either side are left out.
+
+    Raises:
+        ResultsError: some documents have a score on the other side alone.
+    """
+    lacking = sum(len(scored.get(doc, ())) < len(values) for doc, values in other.items())
+    if lacking:
+        count = len({sample.doc_hash for sample in result.samples})
         raise ResultsError(
-            f"{result.run.task}: {len(scores) - len(values)} of {len(scores)} documents of the {whose} have no score "
-            f"{score.key}; evaluate them, or choose another metric"
+            f"{result.run.task}: {lacking} of {count} documents of the {whose} have no score {score.key}, and have one "
+            "in the results to compare with; evaluate them, or choose another metric"
         )
-    return values
+    return [math.fsum(values) / len(values) for _, values in sorted(scored.items())]
 
 
 def _identity(result: TaskResult) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,10 @@ _MEANS = ("acc", "acc_norm", "exact_match")
 """Metrics that lm-eval aggregates by their mean where a task does not say how."""
 _NEITHER = ("device", "batch_size", "max_batch_size")
 """Arguments of a model that decide where and how fast it answers, and not what."""
+_LARGEST_EXPONENT = 700.0
 _HASH = re.compile(DIGEST_PATTERN)
+NO_METRIC = "bypass"
+"""The metric of lm-eval that stands for none, with the score 999: ``--predict_only`` puts it in every metric's place."""
 
 MAX_SAMPLE_SCORE = 1e100
 """In size: sums of these and of their squares stay finite."""
@@ -87,6 +91,21 @@ class Score(_Frozen):
     def key(self) -> str:
         """``metric,filter``: the name in :attr:`Sample.scores`."""
         return f"{self.metric},{self.filter}"
+
+    def agrees_with(self, values: Sequence[float]) -> bool:
+        """Whether the score can be computed from the samples' scores and is what they give.
+
+        Means can, and lm-eval's ``perplexity``, exp(−mean), which is known by the metric's name. Of other aggregations
+        the samples do not hold the parts (weights, texts), or the function is not known.
+        """
+        if self.score is None or not values or len(values) != self.n:
+            return False
+        expected = math.fsum(values) / len(values)
+        if self.aggregation != "mean":
+            if self.metric != "perplexity":
+                return False
+            expected = math.exp(min(-expected, _LARGEST_EXPONENT))
+        return math.isclose(expected, self.score, rel_tol=1e-6, abs_tol=1e-9)
 
 
 class EvaluatedBase(_Frozen):
@@ -205,15 +224,49 @@ class TaskResult:
         """What the samples scored, in their order; those without a number for this metric are left out."""
         return [sample.scores[score.key] for sample in self.samples if score.key in sample.scores]
 
+    def by_document(self, score: Score) -> dict[str, list[float]]:
+        """The scores of each document that has any, by its hash: several where the data set repeats the document."""
+        found: dict[str, list[float]] = {}
+        for sample in self.samples:
+            if score.key in sample.scores:
+                found.setdefault(sample.doc_hash, []).append(sample.scores[score.key])
+        return found
+
+
+def first_metric(listed: Sequence[str], computed: Sequence[str]) -> str:
+    """A task's first metric: that by which it is searched, ranked and compared where none is named.
+
+    Args:
+        listed: the metrics that the task names, in its order (``metric_list``).
+        computed: those that it computed, in the order of its ``process_results``; not empty. A listed metric may be
+            computed under other names: ``pass_at_k`` gives ``pass@1``.
+    """
+    known = set(listed)
+    if listed and listed[0] not in computed and computed[0] not in known:
+        return computed[0]
+    return next((name for name in listed if name in computed), computed[0])
+
+
+def in_order(samples: Iterable[Sample]) -> list[Sample]:
+    """Samples in the order of a run's file: by document, and a repeated document by prompt, answer and scores.
+
+    The place in the data set does not count: it is no part of a sample.
+    """
+    content = attrgetter("doc_hash", "prompt_hash", "target_hash")
+    ordered = sorted(samples, key=content)
+    if len({content(sample) for sample in ordered}) < len(ordered):
+        ordered.sort(key=attrgetter("doc_hash", "prompt_hash", "target_hash", "line"))
+    return ordered
+
 
 def samples_bytes(samples: Iterable[Sample]) -> bytes:
     """The file of samples: a line of canonical JSON each, by the hash of their documents."""
-    return "".join(f"{sample.line}\n" for sample in sorted(samples, key=lambda each: each.doc_hash)).encode()
+    return "".join(f"{sample.line}\n" for sample in in_order(samples)).encode()
 
 
 def samples_digests(samples: Sequence[Sample]) -> tuple[str, str, str]:
     """The digests of documents, of prompts, and of the samples themselves, as :class:`TaskRun` has them."""
-    ordered = sorted(samples, key=lambda sample: sample.doc_hash)
+    ordered = in_order(samples)
     docs = digest_of([sample.doc_hash for sample in ordered])
     prompts = digest_of([[sample.doc_hash, sample.prompt_hash] for sample in ordered])
     return docs, prompts, sha256(samples_bytes(ordered))
@@ -242,7 +295,7 @@ def read_results(path: Path) -> list[TaskResult]:
 
     Raises:
         ResultsError: there is none or more than one; it is cut or none of lm-eval's; samples are missing, or are not
-            those of the results; a document is there twice.
+            those of the results; a sample is there twice; or it was evaluated with ``--predict_only``.
     """
     found = find_results(path)
     if len(found) > 1:
@@ -275,6 +328,7 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
         directions = _mapping(results["higher_is_better"])[task]
         metric_list = _mapping(_mapping(results["configs"])[task]).get("metric_list") or ()
         aggregations = {entry.get("metric"): entry.get("aggregation") for entry in metric_list}
+        listed = _listed(metric_list, directions)
         wanted = [(key, *key.rsplit(",", 1)) for key in stated if "," in key]
     except (KeyError, TypeError, AttributeError) as error:
         raise ResultsError(f"{where}: it is no results file of lm-eval 0.4.13: {error} is missing") from error
@@ -284,22 +338,30 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
         raise ResultsError(
             f"{where}: its samples are not those of its results, by lm-eval's task hash; let lm_eval write both again"
         )
-    scores = []
+    if listed == [NO_METRIC] or {metric.removesuffix(_STDERR) for _, metric, _ in wanted} == {NO_METRIC}:
+        raise ResultsError(f"{where}: it was evaluated with --predict_only, so it has no score; evaluate it without")
+    scores: dict[str, list[Score]] = {}
+    counts = [0]
     for key, metric, filter_ in wanted:
         if metric.endswith(_STDERR) and f"{metric.removesuffix(_STDERR)},{filter_}" in stated:
+            continue
+        if metric == NO_METRIC:
             continue
         score, error_ = _finite(stated[key]), _finite(stated.get(f"{metric}{_STDERR},{filter_}"))
         values = [sample.scores[key] for sample in merged if key in sample.scores]
         n = sum(sample["filter"] == filter_ and metric in sample["metrics"] for sample in samples)
+        counts.append(n)
+        how = aggregations.get(metric) or ("mean" if metric in _MEANS else None)
+        if how == "nanmean":
+            n = len(values)
         mean = math.fsum(values) / len(values) if values and len(values) == n else None
         same = mean is not None and score is not None and math.isclose(mean, score, rel_tol=1e-6, abs_tol=1e-9)
-        how = aggregations.get(metric) or ("mean" if metric in _MEANS else None)
         if how == "mean" and score is not None and not same:
             said = f"its samples have the mean {mean:.6g}" if mean is not None else "it has no samples"
             if n > len(values):
                 said = f"{n - len(values)} of its {n} samples have no number"
             raise ResultsError(f"{where}: {key} is stated as {score:.6g}, and {said}; let lm_eval write both again")
-        scores.append(
+        scores.setdefault(filter_, []).append(
             Score(
                 metric=metric,
                 filter=filter_,
@@ -311,8 +373,8 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
             )
         )
     effective = _mapping(_mapping(results.get("n-samples") or {}).get(task) or {}).get("effective")
-    if effective is not None and effective != len(merged):
-        raise ResultsError(f"{where}: {len(merged)} samples are there, and {effective} documents were scored")
+    if effective is not None and effective != max(counts):
+        raise ResultsError(f"{where}: {max(counts)} samples are there, and {effective} documents were scored")
     docs, prompts, digest = samples_digests(merged)
     try:
         run = TaskRun(
@@ -323,7 +385,7 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
             docs_digest=docs,
             prompts_digest=prompts,
             samples_digest=digest,
-            scores=tuple(scores),
+            scores=tuple(score for some in scores.values() for score in _first_first(some, listed)),
             evaluation=_evaluation(results, config),
             versions=_versions(results),
             evaluated_at=_time(results.get("date")),
@@ -333,6 +395,21 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
         first = error.errors(include_url=False, include_input=False)[0]
         raise ResultsError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     return TaskResult(run, tuple(merged))
+
+
+def _listed(metric_list: Sequence[Mapping[str, Any]], directions: Mapping[str, Any]) -> list[str]:
+    """The metrics that a task names, in its order.
+
+    lm-eval writes a metric that is a function by its source, and no list for a task that takes the metrics of its
+    output type; the directions have the names then, in the same order.
+    """
+    names = [str(entry.get("metric")) for entry in metric_list]
+    return names if names and set(names) <= directions.keys() else list(directions)
+
+
+def _first_first(scores: Sequence[Score], listed: Sequence[str]) -> list[Score]:
+    first = first_metric(listed, [score.metric for score in scores])
+    return sorted(scores, key=lambda score: score.metric != first)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -366,18 +443,20 @@ def _read_samples(file: Path, task: str, stamp: str) -> list[Any]:
 
 
 def _merge(samples: Sequence[Any], where: str) -> list[Sample]:
-    """Samples by document: lm-eval tells one for each filter."""
-    merged: dict[str, dict[str, Any]] = {}
+    """Samples by document and its place in the data set, which may repeat it: lm-eval tells one for each filter."""
+    merged: dict[tuple[str, int | None], dict[str, Any]] = {}
     for number, sample in enumerate(samples, start=1):
         hashes = {name: _hash(sample, name, f"{where}, sample {number}") for name in _HASHES}
         filter_, metrics = sample.get("filter"), sample.get("metrics")
         if not isinstance(filter_, str) or not isinstance(metrics, list) or "filtered_resps" not in sample:
             raise ResultsError(f"{where}, sample {number} is none of lm-eval's: no filter, metrics or filtered_resps")
-        one = merged.setdefault(hashes["doc_hash"], {**hashes, "answers": {}, "scores": {}})
+        place = sample.get("doc_id")
+        key = hashes["doc_hash"], place if isinstance(place, int) else None
+        one = merged.setdefault(key, {**hashes, "answers": {}, "scores": {}})
         if filter_ in one["answers"]:
             raise ResultsError(
-                f"{where}: the document {hashes['doc_hash'][:12]} is there twice, the second time as sample {number}; "
-                "examples can be paired only where each is there once"
+                f"{where}: the document {hashes['doc_hash'][:12]} is there twice, the second time as sample {number}, "
+                f"with the same doc_id {place}; let lm_eval write the samples again"
             )
         if any(one[name] != value for name, value in hashes.items()):
             raise ResultsError(f"{where}: the document {hashes['doc_hash'][:12]} has another prompt under {filter_}")
@@ -389,7 +468,7 @@ def _merge(samples: Sequence[Any], where: str) -> list[Sample]:
     if not merged:
         raise ResultsError(f"{where}: it has no samples; run lm_eval with --log_samples")
     try:
-        return [Sample(**merged[doc]) for doc in sorted(merged)]
+        return in_order(Sample(**fields) for fields in merged.values())
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ResultsError(f"{where}, a sample: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

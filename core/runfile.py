@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, pairwise
+from operator import attrgetter
 
 import pydantic
 
@@ -28,13 +30,16 @@ class RunFile:
         run: what the first line tells.
         header: that line.
         samples: the other lines.
-        values: what the samples scored, by ``metric,filter``; metrics without a number for a document are not in it.
+        values: what the documents scored, by ``metric,filter``; of a repeated one the mean. Those without a number are
+            not in it.
+        confirmed: the scores, by ``metric,filter``, that were computed from the samples and agree with them.
     """
 
     run: TaskRun
     header: str
     samples: bytes
     values: dict[str, list[float]]
+    confirmed: frozenset[str]
 
 
 def header_of(run: TaskRun) -> str:
@@ -66,8 +71,7 @@ def decode_run(data: bytes, source: str) -> RunFile:
         source: for errors.
 
     Raises:
-        ResultsError: it is cut or not of this form, a document is there twice, or what it tells is not what its samples
-            say.
+        ResultsError: it is cut or not of this form, or what it tells is not what its samples say.
     """
     header, newline, samples = data.partition(b"\n")
     if not newline:
@@ -84,17 +88,21 @@ def decode_run(data: bytes, source: str) -> RunFile:
             raise ResultsError(f"{source}: {name} is not that of its samples")
     if len({score.key for score in run.scores}) != len(run.scores):
         raise ResultsError(f"{source}: a score is told twice")
+    confirmed = set()
     for score in run.scores:
-        scored = values.get(score.key, [])
-        mean = math.fsum(scored) / len(scored) if scored else math.nan
-        agrees = score.score is not None and math.isclose(mean, score.score, rel_tol=1e-6, abs_tol=1e-9)
-        if score.n > len(docs) or (score.aggregation == "mean" and not (agrees and score.n == len(scored))):
+        if score.n > len(docs):
+            raise ResultsError(f"{source}: {score.key} has {score.n} documents, and {len(docs)} were scored")
+        if score.agrees_with(values.get(score.key, [])):
+            confirmed.add(score.key)
+        elif score.aggregation == "mean":
             raise ResultsError(f"{source}: {score.key} is not the mean of its samples")
     record = run.record
     told = (run.task, run.base.fingerprint, run.base.identity)
     if record is not None and told != (record.task, record.base.fingerprint, record.base.identity):
         raise ResultsError(f"{source}: its record is of another task or base model")
-    return RunFile(run, header.decode(), samples, values)
+    if any(one == other for one, other in pairwise(docs)):
+        values = _document_means(samples)
+    return RunFile(run, header.decode(), samples, values, frozenset(confirmed))
 
 
 def read_samples(samples: bytes) -> tuple[Sample, ...]:
@@ -132,6 +140,7 @@ def _read_samples(data: bytes, source: str) -> tuple[dict[str, list[float]], lis
     values: dict[str, list[float]] = {}
     docs: list[str] = []
     prompts: list[list[str]] = []
+    last: tuple[str, str, str, str] | None = None
     if not data.endswith(b"\n"):
         raise ResultsError(f"{source}: it is cut, or has no samples")
     for number, line in enumerate(_lines(data), start=2):
@@ -143,14 +152,29 @@ def _read_samples(data: bytes, source: str) -> tuple[dict[str, list[float]], lis
             raise ResultsError(f"{source}: line {number}: {where}: {first['msg']}") from error
         if sample.line.encode() != line:
             raise ResultsError(f"{source}: line {number} is not written as canonical JSON")
-        if docs and sample.doc_hash <= docs[-1]:
-            what = "there twice" if sample.doc_hash == docs[-1] else "out of order"
-            raise ResultsError(f"{source}: line {number}: its document is {what}")
+        place = sample.doc_hash, sample.prompt_hash, sample.target_hash, sample.line
+        if last is not None and place < last:
+            raise ResultsError(f"{source}: line {number}: its document is out of order")
+        last = place
         docs.append(sample.doc_hash)
         prompts.append([sample.doc_hash, sample.prompt_hash])
         for key, value in sample.scores.items():
             values.setdefault(key, []).append(value)
     return values, docs, prompts
+
+
+def _document_means(data: bytes) -> dict[str, list[float]]:
+    """The mean score of each document, by ``metric,filter``, from lines that were checked."""
+    means: dict[str, list[float]] = {}
+    samples = (Sample.model_validate_json(line) for line in _lines(data))
+    for _, repeats in groupby(samples, key=attrgetter("doc_hash")):
+        scores: dict[str, list[float]] = {}
+        for sample in repeats:
+            for key, value in sample.scores.items():
+                scores.setdefault(key, []).append(value)
+        for key, some in scores.items():
+            means.setdefault(key, []).append(math.fsum(some) / len(some))
+    return means
 
 
 def _lines(data: bytes) -> Iterator[bytes]:

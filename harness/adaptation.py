@@ -284,6 +284,14 @@ class TaskAdaptation:
             told = f"{self.name}: stopped while adapting; the base model is as it was"
             stop.add_note(f"t2: {told}, and the same command goes on from here")
             raise
+        if self._scorer is not None and self._scorer.incomparable:
+            _log.warning(
+                "%s: %d mixtures have the metric %s on other adaptation docs than the base and were left out; metric= "
+                "names one that every answer has",
+                self.name,
+                self._scorer.incomparable,
+                self._scorer.task.objective.metric,
+            )
         self.choices = plan.choices
         rows = plan.rows if len(plan.choices) > 1 else (0,)
         self._place(rows)

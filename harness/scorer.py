@@ -19,12 +19,16 @@ SHARES = frozenset(
     ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "pass_at_1", "pass@1", "f1", "accuracy")
 )
 """Metrics that by their name lie between 0 and 1 for every doc."""
+_BASE = z_digest(None)
 
 
 class TaskScorer:
     """A scorer (:class:`t2.adapters.strategies.Scorer`) over labelled docs of an lm-eval task.
 
     Every mixture answers every doc once, however often it is asked for.
+
+    A metric that only some docs have is aggregated over these, as lm-eval does. Where it depends on the answer which
+    docs have it, only mixtures that have it on the same docs as the base are comparable; others score −inf.
 
     Args:
         task: the task as docs, requests and metrics.
@@ -59,6 +63,7 @@ class TaskScorer:
         self._ties: dict[tuple[str, int], tuple[float, int]] = {}
         self._seen: dict[tuple[int, tuple[Response, ...]], dict[str, Any]] = {}
         self._binary: bool | None = None
+        self._incomparable: set[str] = set()
         bounded = task.averages and task.objective.metric in SHARES and task.objective.higher_is_better
         # What samples gives other answers in other batches, so nothing about it is certain.
         self._bounded = bounded and not any(task.samples(request) for requests in self.requests for request in requests)
@@ -115,15 +120,38 @@ class TaskScorer:
         if self._journal is not None:
             self._journal.add("answer", zip(new, answers, strict=True))
 
+    @property
+    def incomparable(self) -> int:
+        """Mixtures whose answers have the metric on other docs than the base's."""
+        return len(self._incomparable)
+
+    def _has_value(self, cell: tuple[str, int]) -> bool:
+        return self.task.has_value(self._metrics_of(cell))
+
+    def _differs_from_base(self, cells: Sequence[tuple[str, int]]) -> bool:
+        """Whether the metric is there on other docs than under the base, which answers where one lacks it."""
+        lacking = [(_BASE, doc) for key, doc in cells if not self._has_value((key, doc))]
+        self._answer({_BASE: None}, lacking)
+        different = {
+            key
+            for key, doc in cells
+            if (_BASE, doc) in self._answers and self._has_value((key, doc)) != self._has_value((_BASE, doc))
+        }
+        self._incomparable |= different
+        return bool(different)
+
     def _score(self, cells: Sequence[tuple[str, int]]) -> Score:
         metrics = [self._metrics_of(cell) for cell in cells]
         numbers = [self.task.number(m) for m in metrics]
+        there = [self.task.has_value(m) for m in metrics]
         per_doc = tuple(number for number in numbers if number is not None)
         if len(per_doc) < len(numbers) or not all(0 <= number <= 1 for number in per_doc):
             self._bounded = False
-        if self._binary is None:
-            whole = len(per_doc) == len(numbers) and all(number in (0.0, 1.0) for number in per_doc)
+        if self._binary is None and per_doc:
+            whole = len(per_doc) == sum(there) and all(number in (0.0, 1.0) for number in per_doc)
             self._binary = whole and self.higher_is_better
+        if self._differs_from_base(cells) or (not any(there) and len(cells) < self.docs):
+            return Score(-math.inf)
         return Score(self.task.aggregate(metrics), per_doc if len(per_doc) == len(numbers) else ())
 
     def _metrics_of(self, cell: tuple[str, int]) -> dict[str, Any]:
@@ -149,6 +177,8 @@ class TaskScorer:
             if cell in self._ties:
                 continue
             self._ties[cell] = (0.0, 0)
+            if not self._has_value(cell):
+                continue
             if self._binary and not self.task.right(self._metrics_of(cell)):
                 continue
             if self.task.output_type != "generate_until":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +22,7 @@ from t2.adapters.expert import Z
 from t2.core.digests import doc_hash
 from t2.core.errors import ArgumentError, T2Error, TaskError, nearest
 from t2.core.record import Objective
+from t2.core.results import NO_METRIC, first_metric
 from t2.core.seeds import derive_seed
 from t2.harness.generation import Generations
 from t2.harness.pictures import (
@@ -207,18 +208,21 @@ class TaskDocs:
         if task.OUTPUT_TYPE not in get_args(OutputType):
             raise TaskError(f"task {self.name} has the output type {task.OUTPUT_TYPE}, which t2 does not know")
         self.output_type: OutputType = task.OUTPUT_TYPE
-        metrics = [str(name) for name in task.aggregation()]
-        if not metrics or metrics == ["bypass"]:
+        # The directions first: lm-eval's results name the metrics in their order, see ``first_metric``.
+        metrics = [str(name) for name in dict.fromkeys((*task.higher_is_better(), *task.aggregation()))]
+        if not metrics or NO_METRIC in task.aggregation():
             raise TaskError(f"task {self.name} computes no metric (predict_only?), so there is nothing to adapt by")
         if metric is not None and metric not in metrics:
             raise ArgumentError(f"metric={metric} is not a metric of task {self.name}{nearest(metric, metrics)}")
-        self._expanded = metric is None
+        self._listed = metrics
+        self._expands = metric is None
         self._ensembles = {ensemble.name: ensemble for ensemble in task._filters}
         if filter is not None and filter not in self._ensembles:
             raise ArgumentError(
                 f"filter={filter} is not a filter of task {self.name}{nearest(filter, self._ensembles)}"
             )
         name = metric or metrics[0]
+        self._computed_as = name
         self.objective = Objective(
             metric=name,
             filter=filter or next(iter(self._ensembles)),
@@ -319,7 +323,15 @@ class TaskDocs:
         The answers go through the objective's filter and the task's ``process_results``. Where the task asks several
         times and votes, the one answer stands for all.
         """
-        return dict(self.task.process_results(doc, self.filtered(instances, responses)))
+        found = dict(self.task.process_results(doc, self.filtered(instances, responses)))
+        # Some metrics expand when computed, such as pass_at_k into pass@1; the first of these is the objective then.
+        if self.objective.metric in found:
+            self._expands, self._computed_as = False, self.objective.metric
+        elif self._expands and found:
+            name = first_metric(self._listed, list(found))
+            if name not in self._listed:
+                self._expands, self._computed_as = False, name
+        return found
 
     def filtered(self, instances: Sequence[Instance], responses: Sequence[Response]) -> list[Any]:
         """What the objective's filter makes of one answer per request, as the task's ``process_results`` takes it."""
@@ -331,37 +343,39 @@ class TaskDocs:
         self._ensembles[self.objective.filter].apply(copies)
         return [copy.filtered_resps[self.objective.filter] for copy in copies]
 
-    def value(self, metrics: Mapping[str, Any]) -> Any:
-        """The objective's metric of one doc.
-
-        Raises:
-            TaskError: the task did not compute it.
-        """
-        if self.objective.metric in metrics:
-            return metrics[self.objective.metric]
-        # Some metrics expand when computed, for example pass_at_k into pass@1; the first of them is the objective then.
-        if self._expanded and metrics:
-            return next(iter(metrics.values()))
-        raise TaskError(
-            f"task {self.name} did not compute the metric {self.objective.metric}"
-            f"{nearest(self.objective.metric, metrics)}"
-        )
+    def has_value(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether a doc has the objective's metric; lm-eval leaves one that does not out of the metric."""
+        return self._computed_as in metrics
 
     def aggregate(self, metrics: Sequence[Mapping[str, Any]]) -> float:
-        """The objective over a set of docs by the task's own aggregation, signed so that higher is better.
+        """The objective over the docs that have it by the task's own aggregation, signed so that higher is better.
 
         What is not a finite number (a metric undefined on such a set) counts as −inf.
+
+        Raises:
+            TaskError: none of the docs has it.
         """
-        function = self.task.aggregation().get(self.objective.metric, mean)
-        value = float(function([self.value(m) for m in metrics]))
+        values = [m[self._computed_as] for m in metrics if self.has_value(m)]
+        if not values:
+            known = dict.fromkeys(name for m in metrics for name in m)
+            raise TaskError(
+                f"task {self.name} did not compute the metric {self.objective.metric} of any of {len(metrics)} docs; "
+                f"it computed: {', '.join(known) or 'none'}"
+            )
+        value = float(self._aggregation(values))
         if not math.isfinite(value):
             return -math.inf
         return value if self.objective.higher_is_better else -value
 
     @property
+    def _aggregation(self) -> Callable[[Sequence[Any]], Any]:
+        function: Callable[[Sequence[Any]], Any] = self.task.aggregation().get(self._computed_as, mean)
+        return function
+
+    @property
     def averages(self) -> bool:
         """Whether the objective over a set is the mean over its docs."""
-        return self.task.aggregation().get(self.objective.metric, mean) is mean
+        return self._aggregation is mean
 
     def samples(self, request: Instance) -> bool:
         """Whether the answer to a request is drawn at random."""
@@ -375,8 +389,8 @@ class TaskDocs:
         return value == 1.0 and self.objective.higher_is_better
 
     def number(self, metrics: Mapping[str, Any]) -> float | None:
-        """The objective's metric of one doc where it is a number, else None."""
-        value = self.value(metrics)
+        """The objective's metric of one doc where it has it and it is a number, else None."""
+        value = metrics.get(self._computed_as)
         try:
             return None if isinstance(value, (tuple, list, str)) else float(value)
         except (TypeError, ValueError):

@@ -108,6 +108,8 @@ class Setup:
         return metrics, reward_of(score, right=config.reward_right, wrong=config.reward_wrong) + bonus
 
     def _unit(self, metrics: Mapping[str, Any]) -> float:
+        if not self.docs.has_value(metrics):
+            return 0.0  # an answer without the metric earns what a wrong one does
         number = self.docs.number(metrics)
         objective = self.docs.objective
         if number is None:  # a metric that has a value only when aggregated, here over this one answer
@@ -119,5 +121,11 @@ class Setup:
         return unit_score(score, higher)
 
     def score(self, metrics: Sequence[Mapping[str, Any]]) -> float:
-        """The task's metric over documents, higher is better."""
+        """The task's metric over the documents that have it, higher is better.
+
+        Raises:
+            TaskError: none of the validation documents has it.
+        """
+        if len(metrics) < len(self.validation) and not any(self.docs.has_value(found) for found in metrics):
+            return LOWEST
         return max(LOWEST, self.docs.aggregate(metrics))

@@ -265,14 +265,19 @@ class _Task:
         values = self._values(group)
         if values is None:
             return Estimate(value=value)
-        found = statistics.mean_interval(values, level=LEVEL)
+        found = statistics.mean_interval(list(values.values()), level=LEVEL)
         return Estimate(value=value, low=found.low, high=found.high)
 
     def _difference(self, group: Group, other: Group) -> Difference | None:
         values, others = self._values(group), self._values(other)
-        if values is None or others is None:
+        if values is None or others is None or values.keys() != others.keys():
             return None
-        found = statistics.paired(values, others, higher_is_better=self.score.higher_is_better, level=LEVEL)
+        found = statistics.paired(
+            list(values.values()),
+            [others[doc] for doc in values],
+            higher_is_better=self.score.higher_is_better,
+            level=LEVEL,
+        )
         could = statistics.smallest_detectable(found)
         return Difference(
             value=found.difference,
@@ -286,13 +291,18 @@ class _Task:
             could_see=could if math.isfinite(could) else None,
         )
 
-    def _values(self, group: Group) -> list[float] | None:
-        """A number for each document, mean over the seeds; None where the score is not the mean of such."""
+    def _values(self, group: Group) -> dict[str, float] | None:
+        """A number for each document that has one, mean over its repeats and the seeds.
+
+        None where the score is not the mean of such, or the seeds scored different documents.
+        """
         found = [_find(one, self.score.key) for one in group.scored]
-        if self.run.docs < 2 or any(score.aggregation != "mean" for score in found):
+        if any(score.aggregation != "mean" for score in found):
             return None
-        columns = [one.values(score) for one, score in zip(group.scored, found, strict=True)]
-        return columns[0] if len(columns) == 1 else [fmean(values) for values in zip(*columns, strict=True)]
+        columns = [one.by_document(score) for one, score in zip(group.scored, found, strict=True)]
+        if len(columns[0]) < 2 or any(column.keys() != columns[0].keys() for column in columns):
+            return None
+        return {doc: fmean(fmean(column[doc]) for column in columns) for doc in sorted(columns[0])}
 
 
 def _with_holm(tasks: Sequence[TaskReport]) -> tuple[TaskReport, ...]:
