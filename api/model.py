@@ -371,7 +371,10 @@ class Model(Asked):
         if strategy == "peft":
             raise ArgumentError("adapt: strategy=peft is for lm_eval --model t2; an adapter of PEFT is no mixture")
         names = [expert.name for expert in read] if read is not None else None
-        return parse_args({"adapt": strategy, "experts": names, "moe": self._moe, **options})
+        # In Python None names nothing; in model_args it is how lm-eval writes a filter called none.
+        unnamed = [name for name in ("metric", "filter") if options.get(name) is None]
+        given = {name: value for name, value in options.items() if name not in unnamed}
+        return parse_args({"adapt": strategy, "experts": names, "moe": self._moe, **given})
 
     def _check_fitting(self, given: Sequence[str], **of_examples: Any) -> None:
         for name, value in of_examples.items():

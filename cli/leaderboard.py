@@ -140,7 +140,8 @@ def _board(
 ) -> None:
     """Show the runs of a task by a base model, the best first, with 95% intervals.
 
-    Only runs of one version of the task, with as many shots and on the same documents, are on one board.
+    A score that the run's samples do not confirm is marked, and stands after those that they do. Only runs of one
+    version of the task, with as many shots and on the same documents, are on one board.
     """
     given = {"metric": metric, "filter": filter_, "task_version": task_version, "n_shot": shots}
     with registry(registry_) as client:
@@ -335,9 +336,10 @@ def _print_runs(runs: Sequence[Run], more: Sequence[tuple[str, Sequence[str]]] =
 def _score(score: RunScore) -> str:
     if score.score is None:
         return "-"
-    if score.low is None or score.high is None:
-        return f"{score.score:.4g}"
-    return f"{score.score:.4g} [{score.low:.4g}, {score.high:.4g}]"
+    text = f"{score.score:.4g}"
+    if score.low is not None and score.high is not None:
+        text += f" [{score.low:.4g}, {score.high:.4g}]"
+    return text if score.confirmed else f"{text}, unconfirmed"
 
 
 def _strategy(run: Run) -> str:

@@ -46,6 +46,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             }
             for task in comparison.tasks
         ],
+        "unpaired": list(comparison.unpaired),
     }
 
 
@@ -100,7 +101,10 @@ def notes(comparison: Comparison) -> list[str]:
         f"drop is found with power {comparison.power:g}; a difference above 0 is better."
     )
     floors = ", ".join(f"{task.task} {task.said.noise:.4f}" for task in comparison.tasks if task.said.noise)
-    return [line, f"Noise floor: {floors}."] if floors else [line]
+    lines = [line, f"Noise floor: {floors}."] if floors else [line]
+    if comparison.unpaired:
+        lines.append(f"Left out: {', '.join(comparison.unpaired)}; the baseline's score is no mean over documents.")
+    return lines
 
 
 def as_markdown(comparison: Comparison, candidate: str, baseline: str) -> str:

@@ -33,7 +33,7 @@ _NEITHER = ("device", "batch_size", "max_batch_size")
 _LARGEST_EXPONENT = 700.0
 _HASH = re.compile(DIGEST_PATTERN)
 NO_METRIC = "bypass"
-"""The metric of lm-eval that stands for none, with the score 999: ``--predict_only`` puts it in every metric's place."""
+"""lm-eval's metric that stands for none, with the score 999: ``--predict_only`` puts it in the place of all others."""
 
 MAX_SAMPLE_SCORE = 1e100
 """In size: sums of these and of their squares stay finite."""
@@ -100,12 +100,11 @@ class Score(_Frozen):
         """
         if self.score is None or not values or len(values) != self.n:
             return False
-        expected = math.fsum(values) / len(values)
-        if self.aggregation != "mean":
-            if self.metric != "perplexity":
-                return False
-            expected = math.exp(min(-expected, _LARGEST_EXPONENT))
-        return math.isclose(expected, self.score, rel_tol=1e-6, abs_tol=1e-9)
+        mean = math.fsum(values) / len(values)
+        expected = [mean]
+        if self.aggregation != "mean" and self.metric == "perplexity":
+            expected.append(math.exp(min(-mean, _LARGEST_EXPONENT)))
+        return any(math.isclose(each, self.score, rel_tol=1e-6, abs_tol=1e-9) for each in expected)
 
 
 class EvaluatedBase(_Frozen):

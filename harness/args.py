@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from lm_eval.utils import simple_parse_args_string
+
 from t2.adapters.controls import CONTROLS, Control
 from t2.adapters.expert import Normalise, Space
 from t2.adapters.search import NO_BUDGET, SEARCHES, Budget
@@ -19,7 +21,19 @@ from t2.core.errors import ArgumentError, nearest
 ENGINES = ("hf", "hf-multimodal", "vllm")
 
 Kind = Literal[
-    "choice", "integer", "number", "flag", "text", "names", "numbers", "layers", "level", "file", "count", "budget"
+    "choice",
+    "integer",
+    "number",
+    "flag",
+    "text",
+    "label",
+    "names",
+    "numbers",
+    "layers",
+    "level",
+    "file",
+    "count",
+    "budget",
 ]
 
 EXPERTS = ("expert", "mix", "best", "prompt", "classifier", "cem", "auto")
@@ -39,7 +53,8 @@ class ArgSpec:
     """One ``model_arg`` of t2.
 
     Attributes:
-        kind: how its value is read; a ``level`` is a number or one of ``values``.
+        kind: how its value is read; a ``level`` is a number or one of ``values``, a ``label`` a text that may be
+            ``none``.
         default: None means that there is none, or that it follows from elsewhere; ``help`` says which.
         help: what it does, for the documentation.
         values: of a choice.
@@ -93,8 +108,8 @@ MODEL_ARGS: dict[str, ArgSpec] = {
         "integer", 10, "adaptation docs drawn from the task's pool; 3 with light", low=1, strategies=LABELLED
     ),
     "adapt_seed": ArgSpec("integer", 0, "seed of the drawing and of the search", strategies=LABELLED),
-    "metric": ArgSpec("text", None, "metric of the objective; by default the task's first", strategies=LABELLED),
-    "filter": ArgSpec("text", None, "filter of the objective; by default the task's first", strategies=LABELLED),
+    "metric": ArgSpec("label", None, "metric of the objective; by default the task's first", strategies=LABELLED),
+    "filter": ArgSpec("label", None, "filter of the objective; by default the task's first", strategies=LABELLED),
     "search": ArgSpec(
         "choice",
         "cem",
@@ -256,6 +271,19 @@ _VLLM = (
 )
 """Arguments of vLLM that are told apart from misspelt ones where it is not installed."""
 
+_NAMES = (
+    "pretrained",
+    "revision",
+    "subfolder",
+    "tokenizer",
+    "delta",
+    "gguf_file",
+    "offload_folder",
+    "cache_dir",
+    "token",
+    "variant",
+)
+"""Arguments of the base model that name something: a number or a truth value was a name before lm-eval read it."""
 _NOT_BEARING = ("record", "batch", "light", "mixed", "overlap", "registry", "workers", "peft")
 _ABSENT = object()
 
@@ -388,11 +416,27 @@ def check_hf_args(given: Mapping[str, Any], where: str) -> None:
             raise ArgumentError(f"{where}: {name} does not exist{nearest(str(name), allowed)}")
 
 
+def split_args(text: str) -> dict[str, Any]:
+    """Split ``key=value,…`` as lm-eval does, but leave names and arguments of t2 as they were written.
+
+    lm-eval reads ``none`` as None, ``007`` as 7 and ``1e5`` as 100000.0, also where it is the name of a filter, an
+    expert or a revision.
+    """
+    found: dict[str, Any] = dict(simple_parse_args_string(text))
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        value = value.strip()
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        if equals and not quoted and (name in MODEL_ARGS or (name in _NAMES and found.get(name) is not None)):
+            found[name] = value
+    return found
+
+
 def parse_args(given: Mapping[str, Any]) -> Settings:
     """Read ``model_args``, whichever of lm-eval's parsers they come from.
 
     lm-eval turns ``none`` into None, digits into numbers and ``true`` into a bool before it hands them over, on some
-    paths; both forms are accepted.
+    paths. Both forms are accepted, except a number or a bool where a name is wanted: what was written is lost.
 
     Raises:
         ArgumentError: an argument that does not exist, a value that is not allowed, or two that contradict each other.
@@ -409,6 +453,8 @@ def parse_args(given: Mapping[str, Any]) -> Settings:
             )
         if name not in allowed:
             raise ArgumentError(f"model_args: {name} does not exist{nearest(str(name), allowed)}")
+    for name in _NAMES:
+        _check_text(name, given.get(name))
     values = {name: _read(name, spec, given.get(name, _ABSENT)) for name, spec in MODEL_ARGS.items()}
     if values["elite"] == 0:
         raise ArgumentError("model_args: elite=0 must lie above 0")
@@ -468,8 +514,10 @@ def _read(name: str, spec: ArgSpec, value: Any) -> Any:
         return NO_BUDGET if value is None or str(value).lower() == "none" else _budget(value)
     if value is _ABSENT:
         return spec.default
+    if spec.kind in ("integer", "number", "numbers", "layers", "flag") and str(value).lower() == "none":
+        return spec.default
     if value is None:
-        return "none" if spec.kind == "choice" and "none" in spec.values else spec.default
+        return "none" if spec.kind == "label" or (spec.kind == "choice" and "none" in spec.values) else spec.default
     match spec.kind:
         case "choice":
             return _choice(name, spec, value)
@@ -483,9 +531,11 @@ def _read(name: str, spec: ArgSpec, value: Any) -> Any:
             if str(value).lower() in ("true", "1", "yes", "false", "0", "no"):
                 return str(value).lower() in ("true", "1", "yes")
             raise ArgumentError(f"model_args: {name}={value} must be true or false")
-        case "text":
+        case "text" | "label":
+            _check_text(name, value)
             return str(value)
         case "file":
+            _check_text(name, value)
             return Path(str(value)).expanduser()
         case "names":
             return _names(name, value)
@@ -538,7 +588,7 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     for part in parts:
         if not isinstance(part, str) or not part.strip():
             raise ArgumentError(
-                f"model_args: {name}={value} must be names joined by +; a name starts with a letter "
+                f"model_args: {name}={value} must be names joined by +; a name starts with a letter, or is in quotes "
                 f"(lm-eval reads {part!r})"
             )
     found = tuple(part.strip() for part in cast("Sequence[str]", parts))
@@ -546,6 +596,13 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
         if found.count(part) > 1:
             raise ArgumentError(f"model_args: {name} names {part} twice")
     return found
+
+
+def _check_text(name: str, value: Any) -> None:
+    if isinstance(value, bool | int | float):
+        raise ArgumentError(
+            f"model_args: {name} must be a text, and lm-eval read it as {value!r}; write it in quotes: {name}='…'"
+        )
 
 
 def _parts(value: Any) -> Sequence[Any]:

@@ -106,7 +106,8 @@ def _told_where(client: RegistryClient) -> Iterator[None]:
 def require_verdict(client: RegistryClient, name: ExpertName, alias: str, version: int, margin: float) -> str:
     """Check by their newest runs that a version is no worse than the one that an alias points to.
 
-    Every task that the one has runs of, the other must have too.
+    Every task that the one has runs of, the other must have too, but for those whose score is no mean over documents,
+    where there are others.
 
     Args:
         margin: the largest drop that does not matter, in the unit of the scores.
@@ -119,7 +120,8 @@ def require_verdict(client: RegistryClient, name: ExpertName, alias: str, versio
         NotFoundError: one of them does not exist, or has no run.
     """
     baseline = runs_of(client, f"{name}@{alias}")
-    tasks = [result.run.task for result in baseline]
+    every = [result.run.task for result in baseline]
+    tasks = [result.run.task for result in baseline if result.run.score().aggregation == "mean"] or every
     found = compare_results(runs_of(client, f"{name}@{version}"), baseline, margin=margin, tasks=tasks)
     told = f"{found.verdict} beside the former one, margin {margin:g}, on {', '.join(tasks)}"
     if found.verdict not in (Verdict.NO_CHANGE, Verdict.IMPROVED):

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
-from lm_eval.utils import simple_parse_args_string
 
 from t2.adapters.expert import Expert, Z
 from t2.adapters.peft_folder import PeftFolder, read_folder
@@ -25,7 +24,7 @@ from t2.core.files import check_writable
 from t2.core.record import AdaptationRecord, ExpertRef, Timing, UsedMixture
 from t2.harness import compat, excepthook, peft_adapter, store, summary
 from t2.harness.adaptation import Runtime, TaskAdaptation, check_all_move, check_experts_move, check_moved, moves
-from t2.harness.args import Settings, parse_args
+from t2.harness.args import Settings, parse_args, split_args
 from t2.harness.base import dtype_of
 from t2.harness.compat import Evaluation
 from t2.harness.experts import prepare_classifier, prepare_experts, read_experts
@@ -150,7 +149,7 @@ class T2LM(LM):  # type: ignore[misc]
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> T2LM:
         """Build the model from ``key=value,…``."""
-        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+        return cls.create_from_arg_obj(split_args(arg_string), additional_config)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """See ``lm_eval.api.model.LM.loglikelihood``."""

@@ -390,7 +390,7 @@ class TaskDocs:
 
     def number(self, metrics: Mapping[str, Any]) -> float | None:
         """The objective's metric of one doc where it has it and it is a number, else None."""
-        value = metrics.get(self._computed_as)
+        value: Any = metrics.get(self._computed_as)
         try:
             return None if isinstance(value, (tuple, list, str)) else float(value)
         except (TypeError, ValueError):

@@ -56,6 +56,8 @@ def parse_expert(text: str) -> Reference | None:
 def runs_of(runs: RunLister, text: str) -> list[Run]:
     """A run, or the newest runs of an expert by itself, one of each task, sorted by task.
 
+    A run whose first score its samples do not confirm counts only where the task has no other.
+
     Args:
         text: a run as :func:`find_run` takes it, or an expert: ``team/math@production``, ``team/math@3``, or
             ``@sha256:…``; a name alone is its alias ``production``. Runs with other experts, or with a control, are not
@@ -74,8 +76,11 @@ def runs_of(runs: RunLister, text: str) -> list[Run]:
     while True:
         page = runs.list_runs(query, cursor=cursor, limit=MAX_PAGE)
         for run in page.items:
-            if len(run.experts) == 1 and run.control == "none":
-                newest.setdefault(run.task, run)
+            if len(run.experts) != 1 or run.control != "none":
+                continue
+            before = newest.setdefault(run.task, run)
+            if run.scores[0].confirmed and not before.scores[0].confirmed:
+                newest[run.task] = run
         cursor = page.next
         if cursor is None:
             break

@@ -319,6 +319,7 @@ class RunScore(_Frozen):
         score, stderr: as lm-eval told them; None where that is no number.
         low, high: 95% interval of the score; None where neither samples nor a standard error tell one.
         n: documents it was computed from.
+        confirmed: whether it was computed from the run's samples and agrees with them; else it is only claimed.
     """
 
     metric: str
@@ -329,14 +330,16 @@ class RunScore(_Frozen):
     high: float | None
     n: int
     higher_is_better: bool
+    confirmed: bool = False
 
 
 class RunExpert(_Frozen):
     """An expert that took part in a run.
 
     Attributes:
-        references: the versions that have its content, as ``namespace/name@version``, the twenty oldest at most; none
-            where it is not here.
+        references: the versions that have its content, as ``namespace/name@version``, twenty at most; none where it is
+            not here. First the one that was asked about, then the one by which the run named it, then those of the
+            run's namespace, then the newest.
     """
 
     name: str
@@ -448,7 +451,7 @@ class BoardQuery(_Frozen):
     """Which board, and by which metric; what is None is chosen.
 
     Of several boards that one is taken that has most documents, and of these the one with the newest run. Without a
-    metric its newest run's first one is taken.
+    metric the first one of its newest run is taken, of those whose first score is confirmed where there are any.
 
     Attributes:
         base: a base model's name, identity or fingerprint.
@@ -474,7 +477,8 @@ class BoardPage(_Frozen):
     """A page of a board.
 
     Attributes:
-        items: the best first, by the metric's own direction; runs without a number are left out.
+        items: the best first, by the metric's own direction, confirmed scores before the others; runs without a number
+            are left out.
         next: as of :class:`Page`.
     """
 
@@ -583,6 +587,7 @@ class Judgement(_Frozen):
         reason: what it means, for people.
         margin, level, power: as asked.
         tasks: sorted by name.
+        unpaired: tasks that were left out, because the baseline's score is no mean over documents.
     """
 
     verdict: VerdictName
@@ -591,6 +596,7 @@ class Judgement(_Frozen):
     level: float
     power: float
     tasks: list[JudgedTask]
+    unpaired: list[str] = []
 
 
 class TokenInfo(_Frozen):

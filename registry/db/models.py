@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -389,7 +390,7 @@ class Run(Table):
 
 
 class RunScore(Table):
-    """A score of a run: its board's index gives the best first."""
+    """A score of a run: its board's index gives the best first, those that the samples confirm before the others."""
 
     __tablename__ = "run_score"
 
@@ -404,6 +405,7 @@ class RunScore(Table):
     high: Mapped[float | None]
     n: Mapped[int]
     higher_is_better: Mapped[bool]
+    confirmed: Mapped[bool] = mapped_column(server_default=false())
 
     __table_args__ = (
         ForeignKeyConstraint(
@@ -412,12 +414,16 @@ class RunScore(Table):
         UniqueConstraint("run_id", "metric", "filter"),
         CheckConstraint("n >= 0", name="n"),
         CheckConstraint("(low IS NULL) = (high IS NULL) AND (low IS NULL OR low <= high)", name="interval"),
-        Index("ix_run_score_board", "board_id", "metric", "filter", "score", "run_id"),
+        Index("ix_run_score_ranked", "board_id", "metric", "filter", "confirmed", "score", "run_id"),
+        Index("ix_run_score_first", "board_id", "position", "confirmed", "run_id"),
     )
 
 
 class RunExpert(Table):
-    """An expert that took part in a run; its content may be unknown here, so it is named by digest."""
+    """An expert that took part in a run; its content may be unknown here, so it is named by digest.
+
+    ``reference`` is how the run named it, where it named a version of a registry.
+    """
 
     __tablename__ = "run_expert"
 
@@ -426,6 +432,7 @@ class RunExpert(Table):
     digest: Mapped[str] = mapped_column(_HEX)
     name: Mapped[str] = mapped_column(_LABEL)
     domain: Mapped[str | None] = mapped_column(_LABEL)
+    reference: Mapped[str | None] = mapped_column(String(300))
 
     __table_args__ = (
         CheckConstraint("length(digest) = 64", name="digest"),

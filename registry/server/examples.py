@@ -134,6 +134,7 @@ SCORE: dict[str, Any] = {
     "high": 0.457,
     "n": 1319,
     "higher_is_better": True,
+    "confirmed": True,
 }
 RUN: dict[str, Any] = {
     "namespace": "team",
@@ -292,6 +293,7 @@ EXAMPLES: dict[str, Example] = {
             "level": 0.95,
             "power": 0.8,
             "tasks": [JUDGED],
+            "unpaired": [],
         }
     ),
     "list_alias_runs": Example(_page({"version": 3, "since": AT, "current": True, "run": RUN})),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from t2.core.errors import NotFoundError, nearest
 from t2.core.references import is_digest
+from t2.core.results import NO_METRIC
 from t2.registry.db import models
 from t2.registry.db.database import VARIED
 from t2.registry.db.lookups import columns
@@ -17,6 +19,8 @@ from t2.registry.services import base_models, runs
 from t2.registry.services.paging import Order, fetch_page
 
 _BOARD, _RUN, _SCORE = (columns(table) for table in (models.Board, models.Run, models.RunScore))
+_UNCONFIRMED = "unconfirmed."
+"""Before a cursor among unconfirmed scores; the dot is in no cursor."""
 _OTHER = models.Board.__table__.alias("other").c
 _NAME, _OTHER_NAME = func.coalesce(_BOARD.base_name, _BOARD.base), func.coalesce(_OTHER.base_name, _OTHER.base)
 _ALIKE = and_(*(_OTHER[name] == _BOARD[name] for name in ("task", "task_version", "n_shot", "docs_digest")))
@@ -80,10 +84,12 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
     shown = session.scalars(_SHOWN.where(_BOARD.id == chosen.id)).all()
     by = (
         select(_SCORE.metric, _SCORE.filter, _SCORE.higher_is_better)
-        .where(_SCORE.board_id.in_(shown))
-        .order_by(_SCORE.run_id.desc(), _SCORE.position)
+        .where(_SCORE.board_id.in_(shown), _SCORE.metric != NO_METRIC)
+        .order_by(_SCORE.confirmed.desc(), _SCORE.run_id.desc(), _SCORE.position)
         .limit(1)
     )
+    if query.metric is None and query.filter is None:
+        by = by.where(_SCORE.position == 0)
     for column, wanted in ((_SCORE.metric, query.metric), (_SCORE.filter, query.filter)):
         if wanted is not None:
             by = by.where(column == wanted)
@@ -105,15 +111,19 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
             _SCORE.score.is_not(None),
         )
     )
-    rows, next_cursor = fetch_page(
-        session,
-        statement,
-        Order(models.RunScore.score, models.RunScore.run_id, descending=higher),
-        query=["board", chosen.id, metric, filter_],
-        cursor=cursor,
-        limit=limit,
-        position=lambda row: (row.score, row.id),
-    )
+
+    def page(confirmed: bool, cursor: str | None, limit: int) -> tuple[Sequence[Any], str | None]:
+        return fetch_page(
+            session,
+            statement.where(_SCORE.confirmed.is_(confirmed)),
+            Order(models.RunScore.score, models.RunScore.run_id, descending=higher),
+            query=["board", chosen.id, metric, filter_, *([] if confirmed else ["unconfirmed"])],
+            cursor=cursor,
+            limit=limit,
+            position=lambda row: (row.score, row.id),
+        )
+
+    rows, next_cursor = _confirmed_first(page, cursor, limit)
     items = []
     for run in runs.shape(session, rows):
         score = next(each for each in run.scores if (each.metric, each.filter) == (metric, filter_))
@@ -121,6 +131,26 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
     return BoardPage(
         board=_shape(chosen), metric=metric, filter=filter_, higher_is_better=higher, items=items, next=next_cursor
     )
+
+
+def _confirmed_first(
+    page: Callable[[bool, str | None, int], tuple[Sequence[Any], str | None]], cursor: str | None, limit: int
+) -> tuple[Sequence[Any], str | None]:
+    """A page of confirmed rows and, after the last of them, of the others: each an index's range of its own.
+
+    Args:
+        page: fetches rows, confirmed or not, and the cursor of the page after them.
+    """
+    if cursor is not None and cursor.startswith(_UNCONFIRMED):
+        rows, after = page(False, cursor.removeprefix(_UNCONFIRMED) or None, limit)
+        return rows, None if after is None else _UNCONFIRMED + after
+    rows, after = page(True, cursor, limit)
+    if after is not None:
+        return rows, after
+    if len(rows) == limit:
+        return rows, _UNCONFIRMED if page(False, None, 1)[0] else None
+    others, after = page(False, None, limit - len(rows))
+    return [*rows, *others], None if after is None else _UNCONFIRMED + after
 
 
 def _choose(session: Session, query: BoardQuery) -> Any:

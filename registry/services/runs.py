@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from t2.core.errors import ArgumentError, DataError, InvalidRequestError, NotFoundError
 from t2.core.manifest import NO_FINGERPRINT, BaseModelRef
 from t2.core.references import ExpertName, is_digest, parse_reference
-from t2.core.results import Score
+from t2.core.results import NO_METRIC, Score
 from t2.core.runfile import RunFile
 from t2.core.statistics import mean_interval
 from t2.registry.db import models
@@ -30,6 +30,7 @@ REFERENCES = 20
 RESAMPLED = 2000
 """Scores that are not 0 or 1 and fewer than this are resampled for an interval; of more the mean is normal enough."""
 _Z = 1.959963984540054
+_LONGEST_REFERENCE = 300
 
 _RUN, _SCORE, _EXPERT = (columns(table) for table in (models.Run, models.RunScore, models.RunExpert))
 _BOARD, _BLOB, _BASE = (columns(table) for table in (models.Board, models.Blob, models.BaseModel))
@@ -68,13 +69,22 @@ _JOINED = (
 )
 _SCORES = tuple(RunScore.model_fields)
 _SCORES_OF = select(_SCORE.run_id, *(_SCORE[name] for name in _SCORES)).order_by(_SCORE.run_id, _SCORE.position)
-_EXPERTS_OF = select(_EXPERT.run_id, _EXPERT.name, _EXPERT.digest, _EXPERT.domain).order_by(
+_EXPERTS_OF = select(_EXPERT.run_id, _EXPERT.name, _EXPERT.digest, _EXPERT.domain, _EXPERT.reference).order_by(
     _EXPERT.run_id, _EXPERT.position
 )
 
 
 def push(session: Session, actor: Actor, namespace: str, file: RunFile) -> Run:
-    """Make a run of a file whose samples are in the store already; the same one again is the one that is there."""
+    """Make a run of a file whose samples are in the store already; the same one again is the one that is there.
+
+    Raises:
+        InvalidRequestError: it was evaluated with ``--predict_only``, so a score of it is none.
+    """
+    if any(score.metric == NO_METRIC for score in file.run.scores):
+        raise InvalidRequestError(
+            f"a run of {namespace}: {file.run.task} was evaluated with --predict_only, so it has no score; evaluate it "
+            "without"
+        )
     owner = namespaces.ensure(session, actor, namespace)
     new = insert(session, owner.id, file, created_at=audit.now(), created_by=str(actor))
     if new:
@@ -84,7 +94,11 @@ def push(session: Session, actor: Actor, namespace: str, file: RunFile) -> Run:
 
 
 def insert(session: Session, namespace_id: int, file: RunFile, *, created_at: datetime, created_by: str) -> bool:
-    """Make a run's row and those of its board, scores and experts; whether it is new."""
+    """Make a run's row and those of its board, scores and experts; whether it is new.
+
+    Of a run that is there already the scores are confirmed that the samples confirm: an older version of t2 may have
+    been able to confirm fewer.
+    """
     run = file.run
     key = {
         "task": run.task,
@@ -124,14 +138,40 @@ def insert(session: Session, namespace_id: int, file: RunFile, *, created_at: da
         created_at=created_at,
         created_by=created_by,
     ):
+        there = select(_RUN.id).where(_RUN.namespace_id == namespace_id, _RUN.digest == digest).scalar_subquery()
+        agreeing = [place for place, score in enumerate(run.scores) if score.key in file.confirmed]
+        session.execute(
+            update(models.RunScore)
+            .where(
+                _SCORE.run_id == there,
+                _SCORE.position.in_(agreeing),
+                _SCORE.confirmed.is_(False),
+            )
+            .values(confirmed=True)
+            .execution_options(synchronize_session=False)
+        )
         return False
     run_id = session.scalars(select(_RUN.id).where(_RUN.namespace_id == namespace_id, _RUN.digest == digest)).one()
     for position, score in enumerate(run.scores):
         low, high = interval(score, file.values.get(score.key, []))
         told = score.model_dump(exclude={"aggregation"})
-        session.add(models.RunScore(run_id=run_id, board_id=board, position=position, low=low, high=high, **told))
+        if score.metric == NO_METRIC:  # of an archive
+            told["score"] = low = high = None
+        confirmed = score.key in file.confirmed
+        session.add(
+            models.RunScore(
+                run_id=run_id, board_id=board, position=position, low=low, high=high, confirmed=confirmed, **told
+            )
+        )
     session.add_all(
-        models.RunExpert(run_id=run_id, position=position, digest=expert.digest, name=expert.name, domain=expert.domain)
+        models.RunExpert(
+            run_id=run_id,
+            position=position,
+            digest=expert.digest,
+            name=expert.name,
+            domain=expert.domain,
+            reference=expert.reference if len(expert.reference or "") <= _LONGEST_REFERENCE else None,
+        )
         for position, expert in enumerate(run.experts)
     )
     session.flush()
@@ -143,6 +183,9 @@ def interval(score: Score, values: Sequence[float]) -> tuple[float | None, float
 
     Of a mean of zeros and ones, and of any mean of few documents, by :func:`t2.core.statistics.mean_interval`; else
     the normal one, of the samples' own standard error or of the one that lm-eval told.
+
+    Args:
+        values: of each document, of a repeated one the mean.
     """
     if score.score is None:
         return None, None
@@ -153,7 +196,8 @@ def interval(score: Score, values: Sequence[float]) -> tuple[float | None, float
                 found = mean_interval(values)
             except DataError:  # a single score that is not 0 or 1
                 return None, None
-            return found.low, found.high
+            # Of repeated documents the score is the mean of all samples, which the mean over documents need not be.
+            return min(found.low, score.score), max(found.high, score.score)
         mean = math.fsum(values) / len(values)
         stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
     if stderr is None:
@@ -218,7 +262,8 @@ def list_runs(session: Session, query: RunQuery, *, cursor: str | None, limit: i
         limit=limit,
         position=lambda row: (row.id, row.id),
     )
-    return Page(items=shape(session, rows), next=next_cursor)
+    asked = (query.expert or "").partition("@")[0] or None
+    return Page(items=shape(session, rows, asked=asked), next=next_cursor)
 
 
 def alias_runs(session: Session, name: ExpertName, alias: str, *, cursor: str | None, limit: int) -> Page[AliasRun]:
@@ -252,7 +297,7 @@ def alias_runs(session: Session, name: ExpertName, alias: str, *, cursor: str | 
     )
     items = [
         AliasRun(version=row.number, since=row.since, current=row.number == now, run=run)
-        for row, run in zip(rows, shape(session, rows), strict=True)
+        for row, run in zip(rows, shape(session, rows, asked=str(name)), strict=True)
     ]
     return Page(items=items, next=next_cursor)
 
@@ -262,8 +307,12 @@ def joined() -> Select[*tuple[Any, ...]]:
     return _JOINED
 
 
-def shape(session: Session, rows: Sequence[Any]) -> list[Run]:
-    """Runs as clients see them, in three more queries however many they are."""
+def shape(session: Session, rows: Sequence[Any], *, asked: str | None = None) -> list[Run]:
+    """Runs as clients see them, in three more queries however many they are.
+
+    Args:
+        asked: the ``namespace/name`` of the expert that was asked about, if any.
+    """
     if not rows:
         return []
     ids = {"runs": list({row.id for row in rows})}
@@ -271,13 +320,15 @@ def shape(session: Session, rows: Sequence[Any]) -> list[Run]:
     for run_id, *fields in session.execute(_SCORES_OF.where(any_of(_SCORE.run_id, "runs")), ids):
         scores[run_id].append(known(RunScore, dict(zip(_SCORES, fields, strict=True))))
     took_part = session.execute(_EXPERTS_OF.where(any_of(_EXPERT.run_id, "runs")), ids).all()
-    references = _references(session, {row.digest for row in took_part})
+    owners = {row.id: dict(zip(_FIELDS, row[1:], strict=False))["namespace"] for row in rows}
+    named = {row.reference.partition("@")[0] for row in took_part if row.reference}
+    named |= {asked} if asked is not None else set()
+    references = _references(session, {row.digest for row in took_part}, named, set(owners.values()))
     of_runs: dict[int, list[RunExpert]] = {run_id: [] for run_id in ids["runs"]}
     for row in took_part:
+        known_as = _by_nearness(references.get(row.digest, ()), asked, row.reference, owners[row.run_id])
         of_runs[row.run_id].append(
-            RunExpert(
-                name=row.name, digest=row.digest, domain=row.domain, references=tuple(references.get(row.digest, ()))
-            )
+            RunExpert(name=row.name, digest=row.digest, domain=row.domain, references=tuple(known_as))
         )
     found = []
     for row in rows:
@@ -287,24 +338,59 @@ def shape(session: Session, rows: Sequence[Any]) -> list[Run]:
     return found
 
 
-def _references(session: Session, digests: set[str]) -> dict[str, list[str]]:
-    """The live versions that have each content, the oldest first."""
+def _references(
+    session: Session, digests: set[str], named: set[str], namespaces: set[str]
+) -> dict[str, list[tuple[str, int]]]:
+    """The live versions that have each content, by path and number.
+
+    Args:
+        digests: the contents.
+        named: paths of experts that come first, where there are more than :data:`REFERENCES`.
+        namespaces: names of namespaces whose experts come next; the others follow, newest first.
+    """
     if not digests:
         return {}
-    place = func.row_number().over(partition_by=models.Version.digest, order_by=models.Version.id).label("place")
+    nearness = case((models.Expert.path.in_(named), 0), (models.Namespace.name.in_(namespaces), 1), else_=2)
+    place = func.row_number().over(partition_by=models.Version.digest, order_by=(nearness, models.Version.id.desc()))
     live = (
-        select(models.Version.digest, models.Expert.path, models.Version.number, place)
-        .join(models.Expert)
+        select(
+            models.Version.digest, models.Expert.path, models.Version.number, models.Version.id, place.label("place")
+        )
+        .join(models.Expert, models.Version.expert_id == models.Expert.id)
+        .join(models.Namespace, models.Expert.namespace_id == models.Namespace.id)
         .where(
             models.Version.digest.in_(digests), models.Version.deleted_at.is_(None), models.Expert.deleted_at.is_(None)
         )
         .subquery()
     )
-    found: dict[str, list[str]] = {}
-    first = select(live).where(live.c.place <= REFERENCES).order_by(live.c.digest, live.c.place)
-    for digest, path, number, _ in session.execute(first):
-        found.setdefault(digest, []).append(f"{path}@{number}")
+    found: dict[str, list[tuple[str, int]]] = {}
+    first = select(live).where(live.c.place <= REFERENCES).order_by(live.c.digest, live.c.id.desc())
+    for row in session.execute(first):
+        found.setdefault(row.digest, []).append((row.path, row.number))
     return found
+
+
+def _by_nearness(
+    versions: Iterable[tuple[str, int]], asked: str | None, reference: str | None, namespace: str
+) -> list[str]:
+    """Versions of one content, newest first before, by how near they are to what a reader of the run knows.
+
+    The asked expert's, the one that the run named, others of the expert that it named, those of the run's namespace.
+    """
+    named = (reference or "").partition("@")[0]
+
+    def distance(version: tuple[str, int]) -> int:
+        path, number = version
+        conditions = (
+            path == asked,
+            f"{path}@{number}" == reference,
+            path == named,
+            path.startswith(f"{namespace}/"),
+            True,
+        )
+        return conditions.index(True)
+
+    return [f"{path}@{number}" for path, number in sorted(versions, key=distance)]
 
 
 def _of_base(session: Session, base: str) -> ColumnElement[bool]:

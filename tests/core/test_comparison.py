@@ -216,3 +216,121 @@ def test_experts_are_not_judged_across_models() -> None:
         result(values, base=other, strategy="none"),
     ):
         compare_results([candidate], [baseline], margin=0.1)
+
+
+def repeated(values: Sequence[float], times: Sequence[int], **run: Any) -> TaskResult:
+    """Results of a data set that holds the n-th document ``times[n]`` times, each with another few-shot prompt."""
+    once = result(values, **run)
+    samples = tuple(
+        sample.model_copy(
+            update={
+                "prompt_hash": sha256(f"{sample.prompt_hash} {number}".encode()),
+                "answers": {"none": sha256(f"{number} {sample.scores}".encode())},
+            }
+        )
+        for sample, count in zip(once.samples, times, strict=True)
+        for number in range(count)
+    )
+    docs, prompts, digest = samples_digests(samples)
+    scores = [sample.scores["acc,none"] for sample in samples]
+    score = once.run.scores[0].model_copy(update={"score": sum(scores) / len(scores), "n": len(scores)})
+    update = {
+        "docs": len(samples),
+        "docs_digest": docs,
+        "prompts_digest": prompts,
+        "samples_digest": digest,
+        "scores": (score,),
+    }
+    return TaskResult(once.run.model_copy(update=update), samples)
+
+
+def test_a_repeated_document_is_one_pair_however_often_and_in_whatever_order_it_comes() -> None:
+    times = [40, *[1] * 299]
+    baseline, candidate = repeated([1.0] * 300, times), repeated([0.0, *[1.0] * 299], times)
+    found = compare_results([candidate], [baseline], margin=0.02)
+    difference = found.tasks[0].said.difference
+    # Forty losses would be a regression; it is one document that was lost.
+    assert (difference.n, difference.wins, difference.losses) == (300, 0, 1)
+    assert found.verdict is not Verdict.REGRESSED
+    shuffled = replace(candidate, samples=tuple(reversed(candidate.samples)))
+    assert compare_results([shuffled], [baseline], margin=0.02) == found
+
+
+def test_repeats_with_different_scores_count_by_their_mean() -> None:
+    baseline = repeated([1.0] * 30, [2] * 30)
+    samples = [
+        sample.model_copy(update={"scores": {"acc,none": float(place % 2)}})
+        for place, sample in enumerate(repeated([0.0] * 30, [2] * 30).samples)
+    ]
+    found = compare_results([replace(baseline, samples=tuple(samples))], [baseline], margin=0.02)
+    assert (found.tasks[0].candidate, found.tasks[0].said.difference.n) == (0.5, 30)
+
+
+def test_a_document_that_is_repeated_on_one_side_alone_is_not_paired() -> None:
+    once, twice = repeated([1.0] * 30, [1] * 30), repeated([1.0] * 30, [2, *[1] * 29])
+    with pytest.raises(ResultsError, match="lacks 1 of the baseline's 31 documents and has 0 others"):
+        compare_results([once], [twice], margin=0.02)
+    with pytest.raises(ResultsError, match="lacks 0 of the baseline's 30 documents and has 1 others"):
+        compare_results([twice], [once], margin=0.02)
+    other = twice.samples[0].model_copy(update={"prompt_hash": sha256(b"another")})
+    with pytest.raises(ResultsError, match="1 of 31 prompts of the candidate differ"):
+        compare_results([replace(twice, samples=(other, *twice.samples[1:]))], [twice], margin=0.02)
+
+
+def without_scores(of: TaskResult, places: Sequence[int]) -> TaskResult:
+    samples = [
+        sample.model_copy(update={"scores": {}}) if place in places else sample
+        for place, sample in enumerate(of.samples)
+    ]
+    return replace(of, samples=tuple(samples))
+
+
+def test_documents_without_the_metric_on_both_sides_are_left_out() -> None:
+    lacking = range(100)
+    found = compare_results(
+        [without_scores(result(WORSE), lacking)], [without_scores(result(BASELINE), lacking)], margin=0.02
+    )
+    assert (found.tasks[0].said.difference.n, found.tasks[0].baseline) == (200, 0.25)
+    for whose, candidate, baseline in (
+        ("candidate", [1, 2, 3], [1, 2]),
+        ("baseline", [1, 2], [1, 2, 3, 4]),
+    ):
+        with pytest.raises(ResultsError, match=f"of 300 documents of the {whose} have no score acc,none, and have one"):
+            compare_results(
+                [without_scores(result(WORSE), candidate)], [without_scores(result(BASELINE), baseline)], margin=0.02
+            )
+
+
+def test_a_score_that_is_no_mean_blocks_no_other_task() -> None:
+    perplexity = result(BASELINE, task="wikitext", aggregation="other")
+    candidate, baseline = [result(WORSE)], [result(BASELINE), perplexity]
+    for side in (candidate, [*candidate, perplexity]):
+        found = compare_results(side, baseline, margin=0.02)
+        assert ([task.task for task in found.tasks], found.unpaired) == (["arc"], ("wikitext",))
+        assert as_json(found)["unpaired"] == ["wikitext"]
+        assert "Left out: wikitext" in as_markdown(found, "new", "old")
+    # The candidate's own must not be what takes a task out.
+    with pytest.raises(ResultsError, match="acc,none is no mean over documents"):
+        compare_results(
+            [result(WORSE, aggregation="other"), result(WORSE, task="gsm")],
+            [result(BASELINE), result(BASELINE, task="gsm")],
+            margin=0.02,
+        )
+    with pytest.raises(ResultsError, match="wikitext: acc,none is no mean over documents"):
+        compare_results([*candidate, perplexity], baseline, margin=0.02, tasks=["arc", "wikitext"])
+
+
+def test_two_first_metrics_are_not_compared_unless_one_is_named() -> None:
+    def both(first: str) -> TaskResult:
+        made = result(BASELINE)
+        other = made.run.scores[0].model_copy(update={"metric": "f1"})
+        scores = (other, made.run.scores[0]) if first == "f1" else (made.run.scores[0], other)
+        samples = [
+            sample.model_copy(update={"scores": dict.fromkeys(("acc,none", "f1,none"), sample.scores["acc,none"])})
+            for sample in made.samples
+        ]
+        return TaskResult(made.run.model_copy(update={"scores": scores}), tuple(samples))
+
+    with pytest.raises(ResultsError, match="the first metric of the candidate is f1, that of the baseline acc; name"):
+        compare_results([both("f1")], [both("acc")], margin=0.02)
+    assert compare_results([both("f1")], [both("acc")], margin=0.02, metric="acc").tasks[0].metric == "acc"

@@ -108,6 +108,25 @@ def test_another_filter_is_another_score_of_the_same_documents(copied: Path) -> 
     assert (result.run.docs, result.values(result.run.score(filter="strict"))) == (12, [1.0] * 12)
 
 
+def test_a_document_that_the_data_set_repeats_is_read_as_often_as_it_was_scored(copied: Path) -> None:
+    def repeat(samples: list[dict[str, Any]]) -> None:
+        samples += [{**samples[3], "doc_id": 12}, {**samples[3], "doc_id": 13, "prompt_hash": "0" * 64}]
+
+    change_lines(copied, "tiny_choice", repeat)
+    mean = sum(json.loads(line)["acc"] for line in samples(copied).read_text().splitlines()) / 14
+    norm = sum(json.loads(line)["acc_norm"] for line in samples(copied).read_text().splitlines()) / 14
+
+    def state(value: dict[str, Any]) -> None:
+        value.pop("task_hashes")
+        value["results"]["tiny_choice"].update({"acc,none": mean, "acc_norm,none": norm})
+        value["n-samples"]["tiny_choice"]["effective"] = 14
+
+    change_json(copied, state)
+    result = by_task(copied)["tiny_choice"]
+    assert (result.run.docs, result.run.score().n, result.run.score().score) == (14, 14, pytest.approx(mean))
+    assert sorted(map(len, result.by_document(result.run.score()).values())) == [1] * 11 + [3]
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 

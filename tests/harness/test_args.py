@@ -8,7 +8,7 @@ import pytest
 from lm_eval.utils import simple_parse_args_string
 
 from t2.core.errors import ArgumentError, DependencyError, T2Error
-from t2.harness.args import FROM_PRETRAINED, MODEL_ARGS, check_hf_args, hf_arguments, parse_args
+from t2.harness.args import FROM_PRETRAINED, MODEL_ARGS, check_hf_args, hf_arguments, parse_args, split_args
 
 
 @pytest.mark.parametrize(
@@ -213,3 +213,36 @@ def test_the_readme_names_every_argument_with_its_values_and_default() -> None:
         assert [value for value in spec.values if f"`{value}`" not in told] == []
         if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
             assert f"{spec.default:g}" in row[3]
+
+
+@pytest.mark.parametrize("name", ["none", "None", "true", "007", "1e5", "1_0"])
+def test_names_that_look_like_values_stay_as_they_were_written(name: str) -> None:
+    text = f"adapt=cem,metric={name},filter={name},experts={name}+b,registry={name},record={name},revision={name}"
+    settings = parse_args(split_args(text))
+    assert (settings.metric, settings.filter, settings.experts) == (name, name, (name, "b"))
+    assert (settings.registry, settings.record) == (name, Path(name))
+    assert settings.hf["revision"] == (name if name.lower() != "none" else None)
+    assert parse_args(split_args(f"adapt=expert,experts={name}")).experts == (name,)
+    assert split_args("revision='1e5',batch_size=4,dtype=bfloat16") == {
+        "revision": "1e5",
+        "batch_size": 4,
+        "dtype": "bfloat16",
+    }
+
+
+def test_a_filter_called_none_is_meant_by_its_name_and_absent_means_the_first() -> None:
+    for given in ({"filter": "none"}, {"filter": None}, split_args("filter=none")):
+        assert parse_args({"adapt": "cem", **given}).filter == "none"
+    assert parse_args({"adapt": "cem"}).filter is None
+
+
+@pytest.mark.parametrize("name", ["metric", "filter", "registry", "record", "revision", "pretrained"])
+@pytest.mark.parametrize("value", [True, 7, 1e5])
+def test_a_name_that_lm_eval_read_as_a_number_is_refused_with_the_quotes_it_needs(name: str, value: object) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} must be a text, and lm-eval read it as {value}; write it in quo"):
+        parse_args({"adapt": "cem", name: value})
+
+
+def test_none_of_a_number_is_its_default_by_either_parser() -> None:
+    text = "adapt=cem,rank=none,workers=none,layers=none,shots=none"
+    assert parse_args(split_args(text)) == parse_args(simple_parse_args_string(text)) == parse_args({"adapt": "cem"})

@@ -34,6 +34,7 @@ VALUES: dict[str, Any] = {
     "prompts_digest": "e" * 64,
     "record_digest": "e" * 64,
     "higher_is_better": True,
+    "confirmed": True,
     "kind": "mixture",
     "split": "validation",
     "targets": {"a.weight": 3},
