@@ -170,7 +170,14 @@ def _board(
         f"{board.metric},{board.filter}, the {best} first"
     )
     rows = [
-        (number, _score(entry.score), _strategy(entry.run), _experts(entry.run), entry.run.model, _name(entry.run))
+        (
+            number,
+            _score(entry.score, told.docs),
+            _strategy(entry.run),
+            _experts(entry.run),
+            entry.run.model,
+            _name(entry.run),
+        )
         for number, entry in enumerate(entries, start=1)
     ]
     print_table(("rank", "score and 95% interval", "strategy", "experts", "model", "run"), rows, none="no runs")
@@ -324,7 +331,7 @@ def _print_runs(runs: Sequence[Run], more: Sequence[tuple[str, Sequence[str]]] =
             _strategy(run),
             _experts(run),
             f"{run.scores[0].metric},{run.scores[0].filter}",
-            _score(run.scores[0]),
+            _score(run.scores[0], run.docs),
             _name(run),
             *(column[number] for _, column in more),
         )
@@ -333,12 +340,15 @@ def _print_runs(runs: Sequence[Run], more: Sequence[tuple[str, Sequence[str]]] =
     print_table((*header, *(name for name, _ in more)), rows, none="no runs")
 
 
-def _score(score: RunScore) -> str:
+def _score(score: RunScore, docs: int = 0) -> str:
+    """A score for people; one of fewer than ``docs`` documents says of how many."""
     if score.score is None:
         return "-"
     text = f"{score.score:.4g}"
     if score.low is not None and score.high is not None:
         text += f" [{score.low:.4g}, {score.high:.4g}]"
+    if score.n < docs:
+        text += f", n = {score.n}"
     return text if score.confirmed else f"{text}, unconfirmed"
 
 

@@ -209,8 +209,9 @@ class TaskDocs:
             raise TaskError(f"task {self.name} has the output type {task.OUTPUT_TYPE}, which t2 does not know")
         self.output_type: OutputType = task.OUTPUT_TYPE
         # The directions first: lm-eval's results name the metrics in their order, see ``first_metric``.
-        metrics = [str(name) for name in dict.fromkeys((*task.higher_is_better(), *task.aggregation()))]
-        if not metrics or NO_METRIC in task.aggregation():
+        every = dict.fromkeys((*task.higher_is_better(), *task.aggregation()))
+        metrics = [str(name) for name in every if name != NO_METRIC]
+        if not metrics or list(task.aggregation()) == [NO_METRIC]:
             raise TaskError(f"task {self.name} computes no metric (predict_only?), so there is nothing to adapt by")
         if metric is not None and metric not in metrics:
             raise ArgumentError(f"metric={metric} is not a metric of task {self.name}{nearest(metric, metrics)}")

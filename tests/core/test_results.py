@@ -123,7 +123,8 @@ def test_a_document_that_the_data_set_repeats_is_read_as_often_as_it_was_scored(
 
     change_json(copied, state)
     result = by_task(copied)["tiny_choice"]
-    assert (result.run.docs, result.run.score().n, result.run.score().score) == (14, 14, pytest.approx(mean))
+    assert (result.run.docs, result.run.score().n) == (14, 14)
+    assert result.run.score().score == pytest.approx(mean)
     assert sorted(map(len, result.by_document(result.run.score()).values())) == [1] * 11 + [3]
 
 
