@@ -18,6 +18,7 @@ from t2.core.results import TaskResult, read_results
 from t2.core.verdicts import Verdict
 from t2.harness.leaderboard import runs_of
 from t2.harness.registry import registry
+from t2.registry.run_references import parse_expert
 
 EXIT_CODES = {Verdict.NO_CHANGE: 0, Verdict.IMPROVED: 0, Verdict.REGRESSED: 1, Verdict.UNDERPOWERED: 3}
 """2 is that of an error, as of every command."""
@@ -55,6 +56,7 @@ def check(
         tasks=task or (),
         metric=metric,
         filter=filter_,
+        skip_unpaired=any(not _is_path(one) and parse_expert(one) for one in (candidate, baseline)),
         level=level,
         power=power,
         seed=seed,
@@ -77,14 +79,17 @@ def _results(reference: str, registry_: str | None) -> list[TaskResult]:
     """Of a path that is there or can be nothing else; of anything else in the registry."""
     if not reference.strip():
         raise ArgumentError("results to compare are named by an empty text; give a folder, a run or an expert")
-    path = Path(reference).expanduser()
-    if path.exists() or reference.endswith(".json") or reference.startswith((".", "/", "~")):
-        return read_results(path)
+    if _is_path(reference):
+        return read_results(Path(reference).expanduser())
     try:
         with registry(registry_) as client:
             return runs_of(client, reference)
     except NotFoundError as error:
         raise NotFoundError(f"{reference} is no file or folder here, and: {error}") from error
+
+
+def _is_path(reference: str) -> bool:
+    return Path(reference).expanduser().exists() or reference.endswith(".json") or reference.startswith((".", "/", "~"))
 
 
 def _repeats(given: list[str] | tuple[()]) -> list[str]:

@@ -68,6 +68,7 @@ def compare_results(
     tasks: Sequence[str] = (),
     metric: str | None = None,
     filter: str | None = None,
+    skip_unpaired: bool = False,
     level: float = 0.95,
     power: float = 0.8,
     seed: int = 0,
@@ -78,9 +79,10 @@ def compare_results(
         candidate, baseline: their tasks, each once.
         margin: the largest drop that does not matter, in the unit of the scores.
         noise: at least two repeats of one evaluation of the same documents, for the noise floor; or none.
-        tasks: those to compare; all if empty, and then both sides must have the same, but for those whose score in the
-            baseline is no mean over documents: they are left out where another is there.
+        tasks: those to compare; all if empty, and then both sides must have the same.
         metric, filter: what to compare by; each task's first where not told.
+        skip_unpaired: without ``tasks``, leave out those whose score in the baseline, or in the only side that has the
+            task, is no mean over documents, where another is there.
         level: of the intervals, and 1 − level the risk of a false verdict.
         power: of the smallest drop that is told.
         seed: of the bootstrap.
@@ -92,14 +94,13 @@ def compare_results(
         ArgumentError: a margin, level or power is out of range, or the margin is all that scores of 0 to 1 can drop.
     """
     ours, theirs = _by_task(candidate, "candidate"), _by_task(baseline, "baseline")
-    unpaired = [] if tasks else [name for name, one in theirs.items() if not _is_mean(one, metric, filter)]
-    if not tasks:
-        unpaired += [name for name, one in ours.items() if name not in theirs and not _is_mean(one, metric, filter)]
     names = sorted(set(tasks)) or sorted(ours.keys() | theirs.keys())
-    if len(unpaired) < len(names):
-        names = [name for name in names if name not in unpaired]
-    else:
+    unpaired: list[str] = []
+    if skip_unpaired and not tasks:
+        unpaired = [name for name in names if not _is_mean({**ours, **theirs}[name], metric, filter)]
+    if len(unpaired) == len(names):
         unpaired = []
+    names = [name for name in names if name not in unpaired]
     repeats = [_by_task(run, f"noise run {number}") for number, run in enumerate(noise, start=1)]
     differences, floors, scores, means = {}, {}, {}, {}
     for name in names:
@@ -139,7 +140,7 @@ def compare_results(
         )
         for name in names
     )
-    return Comparison(decision.verdict, compared, margin, level, power, tuple(sorted(unpaired)))
+    return Comparison(decision.verdict, compared, margin, level, power, tuple(unpaired))
 
 
 def _by_task(results: Sequence[TaskResult], whose: str) -> dict[str, TaskResult]:

@@ -16,7 +16,7 @@ from t2.core.errors import (
     TooLargeError,
 )
 from t2.core.results import TaskResult
-from t2.registry.run_references import RunLister, runs_of
+from t2.registry.run_references import RunLister, parse_expert, runs_of
 from t2.registry.schemas import Judgement, Run, VerdictQuery
 
 
@@ -63,6 +63,7 @@ def judge(runs: RunLister, query: VerdictQuery, read: Callable[[Run], TaskResult
             tasks=query.tasks,
             metric=query.metric,
             filter=query.filter,
+            skip_unpaired=any(parse_expert(reference) for reference in (query.baseline, query.candidate)),
             level=query.level,
             power=query.power,
             seed=query.seed,
