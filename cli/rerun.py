@@ -1,4 +1,4 @@
-"""``t2 rerun``: do results again and compare them sample for sample."""
+"""``t2 rerun``: repeat results and compare them sample for sample."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def _rerun(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Do results again, and compare their samples.
+    """Repeat results, and compare their samples.
 
-    Results of lm_eval --model t2 are done again from what they say of themselves; exit code 1 if a sample differs.
+    Results of lm_eval --model t2 or hf are repeated with the flags that they hold; exit code 1 if a sample differs.
     """
     with needs_eval("t2 rerun"):
         from t2.harness.rerun import find_results, read_stored, rerun

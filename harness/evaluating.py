@@ -107,31 +107,52 @@ def evaluate_tasks(
     Returns:
         What writes the results, see :func:`write_results`, and the results with their samples.
     """
-    tracker = EvaluationTracker()
     python, numpy, torch, fewshot = form.seed
+    flags = {
+        "num_fewshot": form.num_fewshot,
+        "batch_size": form.batch_size,
+        "device": form.device,
+        "limit": form.limit,
+        "gen_kwargs": dict(form.gen_kwargs) or None,
+        "system_instruction": form.system_instruction,
+        "apply_chat_template": form.apply_chat_template,
+        "fewshot_as_multiturn": form.apply_chat_template,
+        "random_seed": python,
+        "numpy_random_seed": numpy,
+        "torch_random_seed": torch,
+        "fewshot_random_seed": fewshot,
+        "confirm_run_unsafe_code": form.confirm_run_unsafe_code,
+    }
+    return call_lm_eval(lm, tasks, flags, model_args)
+
+
+def call_lm_eval(
+    lm: LM, tasks: Sequence[Task], flags: Mapping[str, Any], model_args: Mapping[str, Any], model: str = "t2"
+) -> tuple[EvaluationTracker, dict[str, Any]]:
+    """Call lm-eval's ``simple_evaluate`` on a loaded model, and keep the samples.
+
+    Args:
+        lm: the model.
+        tasks: freshly loaded.
+        flags: further arguments of ``simple_evaluate``.
+        model_args: the arguments that made the model, for the results.
+        model: lm-eval's name of the model, for the results.
+
+    Returns:
+        As :func:`evaluate_tasks`.
+    """
+    tracker = EvaluationTracker()
     results = lm_eval.evaluator.simple_evaluate(
         lm,
         model_args=dict(model_args),
         tasks=list(tasks),
         task_manager=TaskManager(include_defaults=False),
-        num_fewshot=form.num_fewshot,
-        batch_size=form.batch_size,
-        device=form.device,
-        limit=form.limit,
-        gen_kwargs=dict(form.gen_kwargs) or None,
-        system_instruction=form.system_instruction,
-        apply_chat_template=form.apply_chat_template,
-        fewshot_as_multiturn=form.apply_chat_template,
-        random_seed=python,
-        numpy_random_seed=numpy,
-        torch_random_seed=torch,
-        fewshot_random_seed=fewshot,
-        confirm_run_unsafe_code=form.confirm_run_unsafe_code,
         evaluation_tracker=tracker,
         log_samples=True,
+        **flags,
     )
     assert results is not None
-    results["config"]["model"] = "t2"
+    results["config"]["model"] = model
     return tracker, dict(results)
 
 
@@ -152,7 +173,7 @@ def write_results(tracker: EvaluationTracker, results: Mapping[str, Any], folder
     for name, rows in samples.items():
         tracker.save_results_samples(task_name=name, samples=rows)
     aggregated = [*folder.glob("results_*.json")]
-    files = {name: path for name in samples for path in folder.glob(f"samples_{name}_*.jsonl")}
-    if not aggregated or len(files) < len(samples):
+    files = {name: folder / f"samples_{name}_{tracker.date_id}.jsonl" for name in samples if aggregated}
+    if not aggregated or not all(path.is_file() for path in files.values()):
         raise StorageError(f"cannot write lm-eval's results into {folder}; free space or choose another folder")
     return aggregated[0], files

@@ -88,7 +88,7 @@ class TaskSource:
             TaskError: no such task, it is a group, or it cannot be loaded.
             DataError: the task's data is absent or malformed.
         """
-        tasks = self._load(name)
+        tasks = self.load_all(name)
         if len(tasks) != 1:
             raise TaskError(f"{name} is a group of {len(tasks)} tasks; name one of {', '.join(sorted(tasks)[:10])}")
         task: Task = next(iter(tasks.values()))
@@ -100,9 +100,15 @@ class TaskSource:
         Raises:
             TaskError: there is none, or one of them cannot be loaded.
         """
-        return tuple(self._load(name))
+        return tuple(self.load_all(name))
 
-    def _load(self, name: str) -> dict[str, Task]:
+    def load_all(self, name: str) -> dict[str, Task]:
+        """Load a task, or all tasks of a group as the group configures them; return them by name.
+
+        Raises:
+            TaskError: there is no such name, or a task cannot be loaded.
+            DataError: a task's data is absent or malformed.
+        """
         # lm-eval's own folder takes seconds to read.
         manager = self._manager(False)
         if name not in manager.task_index:
