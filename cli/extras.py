@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from t2.cli.interrupt import exiting_on_interrupt
 from t2.core.errors import ArgumentError, DependencyError
 
 
 @contextlib.contextmanager
 def needs_eval(command: str) -> Iterator[None]:
-    """Turn a missing module of the ``eval`` extra into one line with the install command.
+    """Import the ``eval`` extra: a missing module is one line with the install command, and Ctrl-C ends at once.
 
     Args:
         command: what the user ran, for the message.
@@ -20,7 +21,8 @@ def needs_eval(command: str) -> Iterator[None]:
         DependencyError: an import in the block failed because a module outside t2 is not installed.
     """
     try:
-        yield
+        with exiting_on_interrupt():
+            yield
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if name in {"", "t2"}:

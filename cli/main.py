@@ -1,20 +1,26 @@
 """The program ``t2``: its commands, and what all of them share.
 
 Exit codes: 0 done, 1 a defect of t2 or of a program it runs, 2 a mistake that the user can mend (one line on standard
-error, no traceback), 130 stopped by Ctrl-C. ``t2 leaderboard check`` answers with 0, 1 and 3 besides.
+error, no traceback), 130 stopped by Ctrl-C, 141 the reader of the output is gone. ``t2 leaderboard check`` answers with
+0, 1 and 3 besides.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
-from typing import Annotated, Any
 
-import typer
+from t2.cli import interrupt
 
-from t2.cli import basis, compare, data, evaluate, expert, leaderboard, registry, rerun, train
-from t2.cli.output import print_error
-from t2.core.errors import T2Error
+with interrupt.exiting_on_interrupt():
+    import importlib.metadata
+    from typing import Annotated, Any
+
+    import typer
+
+    from t2.cli import basis, compare, data, evaluate, expert, leaderboard, registry, rerun, train
+    from t2.cli.output import print_error
+    from t2.core.errors import T2Error
+    from t2.harness.excepthook import BROKEN_PIPE, flush_output
 
 _Misuse: Any = typer.BadParameter.__base__
 """What typer raises for an option, argument or command that does not exist or is missing."""
@@ -51,8 +57,11 @@ for _command in (evaluate, compare, rerun, data, expert, registry, leaderboard, 
 
 def main() -> None:
     """Run ``t2`` on the command line's arguments."""
+    interrupt.raise_on_interrupt()
+    output = sys.stdout
+    status: Any = 2
     try:
-        sys.exit(app(prog_name="t2", standalone_mode=False))
+        status = app(prog_name="t2", standalone_mode=False)
     except T2Error as error:
         print_error(str(error))
     except _Misuse as error:
@@ -61,4 +70,15 @@ def main() -> None:
             print(text, file=sys.stderr)
         else:
             print_error(f"{text.rstrip('.')}; see {error.ctx.command_path if error.ctx is not None else 't2'} --help")
-    sys.exit(2)
+    except KeyboardInterrupt:
+        status = interrupt.STATUS
+    except SystemExit as stop:
+        # typer replaces the streams and exits with 1 where a reader is gone.
+        status = stop.code if sys.stdout is output else BROKEN_PIPE
+    except OSError:
+        status = flush_output(output, "\n")
+        if not status:
+            raise
+    if not {"ray", "vllm"} & sys.modules.keys():  # these have processes of their own to end
+        interrupt.exit_on_interrupt()
+    sys.exit(flush_output(output) or status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 def print_error(message: str) -> None:
     """Print one line to standard error, as the program does when it ends in an error."""
-    print(f"t2: error: {printable(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it, and the exit status says it too
+        print(f"t2: error: {printable(message)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

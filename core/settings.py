@@ -8,6 +8,8 @@ from pathlib import Path
 
 import platformdirs
 
+from t2.core.errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -39,8 +41,7 @@ SETTINGS: dict[str, Setting] = {
 
 def data_dir() -> Path | None:
     """``T2_DATA_DIR``, or None when it is not set."""
-    value = os.environ.get("T2_DATA_DIR")
-    return Path(value).expanduser() if value else None
+    return _path("T2_DATA_DIR") if os.environ.get("T2_DATA_DIR") else None
 
 
 def data_home() -> Path:
@@ -75,7 +76,7 @@ def registry_dir() -> Path:
     """
     value = os.environ.get("T2_REGISTRY_URL")
     if value and "://" not in value:
-        return Path(value).expanduser()
+        return _path("T2_REGISTRY_URL")
     return platformdirs.user_data_path("t2") / "registry"
 
 
@@ -89,6 +90,9 @@ def registry_allow_http() -> bool:
     return os.environ.get("T2_REGISTRY_ALLOW_HTTP", "") not in ("", "0")
 
 
-def _path(name: str, default: Path) -> Path:
+def _path(name: str, default: Path = Path()) -> Path:
     value = os.environ.get(name)
-    return Path(value).expanduser() if value else default
+    try:
+        return Path(value).expanduser() if value else default
+    except RuntimeError as error:  # ~ of a user whom the system does not know
+        raise ArgumentError(f"{name}: no such home folder: {value}; write the folder's whole path") from error

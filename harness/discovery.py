@@ -32,6 +32,10 @@ def tasks_folder() -> Path:
 
 def install() -> None:
     """Register model and tasks with lm-eval: now where it is imported, else when it will be. Safe to call again."""
+    from t2.harness import excepthook
+
+    if excepthook.runs_t2(sys.argv):
+        excepthook.install(whole_program=True)
     if not any(type(finder) is _Finder for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     for name in _ADJUSTMENTS:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from t2.core.errors import T2Error
+
+BROKEN_PIPE = 141
+"""Exit status of a program whose reader is gone, as shells have it: 128 and SIGPIPE."""
+
+_MODEL = ("--model=t2", "-M=t2", "-Mt2")
 
 
 def tell(stop: KeyboardInterrupt) -> bool:
@@ -17,6 +25,42 @@ def tell(stop: KeyboardInterrupt) -> bool:
     if notes:
         print(f"\n{notes[0]}", file=sys.stderr)
     return bool(notes)
+
+
+def flush_output(stream: TextIO | None, text: str = "") -> int:
+    """Flush standard output; return the exit status of a program that cannot write it, or 0.
+
+    A reader that is gone needs no message; another failure is one line. The stream then writes to nowhere, since Python
+    flushes it once more at the end.
+
+    Args:
+        stream: standard output; None where the program has none.
+        text: is written first. Where an error came up, an empty line finds out whether the stream is the reason: one
+            without a buffer keeps nothing to flush.
+    """
+    if stream is None or stream.closed:
+        return 0
+    try:
+        stream.write(text)
+        stream.flush()
+        return 0
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
+        with contextlib.suppress(OSError):
+            print(
+                f"t2: error: standard output cannot be written: {error.strerror}; free space, or write elsewhere",
+                file=sys.stderr,
+            )
+        return 2
+
+
+def _flush_at_exit() -> None:
+    # Python's own flush, which comes after this, prints a traceback where it fails.
+    if status := flush_output(sys.stdout):
+        os._exit(status)
 
 
 def leave(status: int) -> NoReturn:
@@ -33,23 +77,44 @@ def leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def install() -> None:
+def install(*, whole_program: bool = False) -> None:
     """Print an uncaught :class:`T2Error` as ``t2: error: …``, and what t2 says of a Ctrl-C that came while it worked.
 
     Every other exception goes where it went before.
+
+    Args:
+        whole_program: the program runs a model of t2 and nothing else, so that any Ctrl-C ends it without a traceback,
+            and output that cannot be written with one line.
     """
+    if whole_program:
+        atexit.register(_flush_at_exit)
     previous = sys.excepthook
     if getattr(previous, "_t2", False):
+        previous._t2_whole |= whole_program  # type: ignore[attr-defined]
         return
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        whole = hook._t2_whole  # type: ignore[attr-defined]
         if isinstance(error, T2Error):
             print(f"t2: error: {error}", file=sys.stderr)
             # An interpreter that meets SystemExit in its hook ends with that status instead of 1.
             raise SystemExit(2)
-        if isinstance(error, KeyboardInterrupt) and tell(error):
+        if isinstance(error, KeyboardInterrupt) and (tell(error) or whole):
             leave(130)
+        if isinstance(error, OSError) and whole and (status := flush_output(sys.stdout, "\n")):
+            raise SystemExit(status)
         previous(kind, error, traceback)
 
     hook._t2 = True  # type: ignore[attr-defined]
+    hook._t2_whole = whole_program  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def runs_t2(arguments: Sequence[str]) -> bool:
+    """Whether these are the arguments of lm-eval's command line with ``--model t2``, the program's name first."""
+    program, *rest = arguments or [""]
+    # Python sets "-m" while it looks for the module to run, before the name of its file.
+    if Path(program).name not in ("lm_eval", "lm-eval", "-m"):
+        return False
+    pairs = zip(rest, [*rest[1:], ""], strict=True)
+    return any(f"{first}={second}" in _MODEL or first in _MODEL for first, second in pairs)

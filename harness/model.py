@@ -142,7 +142,7 @@ class T2LM(LM):  # type: ignore[misc]
     ) -> T2LM:
         """Build the model from arguments; ``additional_config`` holds the command line's device and batch size."""
         if compat.in_command_line():
-            excepthook.install()
+            excepthook.install(whole_program=True)
         extra = {name: value for name, value in (additional_config or {}).items() if value is not None}
         return cls(**{**extra, **arg_dict})
 

@@ -8,11 +8,16 @@ connection fails or the answer is 429, 502, 503 or 504; others only where the se
 from __future__ import annotations
 
 import json
+import os
+import re
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
+from urllib.request import getproxies_environment, proxy_bypass_environment
 
 import httpx2
 
@@ -78,10 +83,16 @@ class Transport:
                 f"the access token would go to {self.location} unencrypted; use an https URL, or on a network that you "
                 "trust set T2_REGISTRY_ALLOW_HTTP=1"
             )
+        self._proxied = not local  # a proxy of the environment has no business with this machine's own servers
+        if self._proxied:
+            _check_proxies()
+        # A local server may send downloads to a store elsewhere, so the authorities count there too.
+        trusted = _certificates(required=self._proxied or self._base.scheme == "https")
         self._client = httpx2.Client(
             headers=headers,
             timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
-            trust_env=not local,  # a proxy of the environment has no business with this machine's own servers
+            trust_env=self._proxied,
+            verify=trusted,
             limits=httpx2.Limits(max_connections=20, max_keepalive_connections=10, keepalive_expiry=4.0),
         )
 
@@ -166,6 +177,9 @@ class Transport:
     ) -> tuple[int, httpx2.Headers, bytes]:
         """One request and the whole of its answer."""
         where = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
+        proxy = _proxy_variable(url) if self._proxied else None
+        way = f" through the proxy of {proxy}" if proxy is not None else ""
+        check = "is it running, and the URL right?" if proxy is None else f"check {proxy}, or name the host in NO_PROXY"
         try:
             request = self._client.build_request(method, url, content=content or None, headers=dict(headers))
             response = self._client.send(request, stream=True)
@@ -177,12 +191,15 @@ class Transport:
             if _certificate(error):
                 raise RegistryError(
                     f"the certificate of {where} cannot be verified: {_reason(error)}; set SSL_CERT_FILE to the "
-                    "authority's certificate"
+                    "file of the authority's certificate"
                 ) from error
-            message = f"cannot reach the registry {where}: {_reason(error)}; is it running, and the URL right?"
+            message = f"cannot reach the registry {where}{way}: {_reason(error)}; {check}"
+            raise _RepeatableError(UnavailableError(message), seen=False) from error
+        except httpx2.ProxyError as error:
+            message = f"cannot reach the registry {where}{way}: {_reason(error)}; {check}"
             raise _RepeatableError(UnavailableError(message), seen=False) from error
         except httpx2.TransportError as error:
-            message = f"the connection to the registry {where} failed: {_reason(error)}; try again"
+            message = f"the connection to the registry {where}{way} failed: {_reason(error)}; try again"
             raise _RepeatableError(UnavailableError(message), seen=True) from error
         except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
             raise RegistryError(f"the registry {where} cannot be asked: {_reason(error)}") from error
@@ -257,6 +274,78 @@ def _server(url: str) -> httpx2.URL:
     if parsed.query or parsed.fragment:
         raise ArgumentError(f"the registry URL has a ? or # part; {hint}")
     return parsed
+
+
+def _certificates(*, required: bool) -> ssl.SSLContext:
+    """The authorities that are trusted: those of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else the system's.
+
+    Raises:
+        ArgumentError: the variable names none, and they are required.
+    """
+    name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)
+    if name is None:
+        return httpx2.create_ssl_context()
+    try:
+        if name == "SSL_CERT_DIR":
+            # OpenSSL takes any path for a folder, and finds no certificates in it.
+            next(Path(os.environ[name]).iterdir(), None)
+        return httpx2.create_ssl_context()
+    except (OSError, ValueError) as error:
+        if not required:
+            return httpx2.create_ssl_context(trust_env=False)
+        kind = "file" if name == "SSL_CERT_FILE" else "folder"
+        raise ArgumentError(
+            f"{name}: no {kind} of certificates: {_plain(os.environ[name])} ({_system_reason(error)}); name one in PEM "
+            "format, or unset it"
+        ) from error
+
+
+def _check_proxies() -> None:
+    """Refuse proxies of the environment that the library would refuse, or could not connect to.
+
+    Raises:
+        ArgumentError: the variable, and what is wrong with it.
+    """
+    proxies = getproxies_environment()
+    if "*" in (host.strip() for host in proxies.get("no", "").split(",")):
+        return
+    for scheme, value in proxies.items():
+        if scheme not in ("http", "https", "all"):
+            continue
+        text = value if "://" in value else f"http://{value}"
+        try:
+            url = httpx2.URL(text)
+            good = bool(url.host) and "%" not in url.host and 0 < (url.port or 1) < 65536
+        except (httpx2.InvalidURL, UnicodeError):
+            good = False
+        if good and url.scheme in ("http", "https"):
+            continue
+        if good and url.scheme in ("socks5", "socks5h"):
+            if find_spec("socksio") is not None:
+                continue
+            problem, remedy = "needs the package socksio", "run: pip install socksio, name a proxy by http://"
+        else:
+            problem, remedy = "is no proxy that t2 can use", "write http://host:port"
+        shown = _plain(re.sub(r"//.*@", "//…@", text))  # without the password
+        raise ArgumentError(f"{_variable(scheme)}: {shown} {problem}; {remedy}, or unset it")
+
+
+def _proxy_variable(url: httpx2.URL) -> str | None:
+    """The variable whose proxy a request goes through."""
+    proxies = getproxies_environment()
+    if proxy_bypass_environment(url.host, proxies):
+        return None
+    return next((_variable(scheme) for scheme in (url.scheme, "all") if scheme in proxies), None)
+
+
+def _variable(scheme: str) -> str:
+    # As urllib reads them, the lower-case name wins.
+    lower = f"{scheme}_proxy"
+    return lower if os.environ.get(lower) else lower.upper()
+
+
+def _system_reason(error: Exception) -> str:
+    return _plain(getattr(error, "strerror", None) or str(error))
 
 
 def _is_web(url: httpx2.URL) -> bool:
