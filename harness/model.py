@@ -179,7 +179,11 @@ class T2LM(LM):  # type: ignore[misc]
         if self._run is not None:
             raise ArgumentError("this t2 model is already in an evaluation; build another one for a second")
         with contextlib.ExitStack() as stack:
-            pools = {name: find_pool(task, evaluation.samples.get(name)) for name, task in evaluation.tasks.items()}
+            labelled = STRATEGIES[self.settings.adapt]().needs_labels
+            pools = {
+                name: find_pool(task, evaluation.samples.get(name), labelled=labelled)
+                for name, task in evaluation.tasks.items()
+            }
             for name, task in evaluation.tasks.items():
                 stack.enter_context(carved(task, pools[name]))
             set_aside = [name for name, pool in pools.items() if pool.kept is not None]

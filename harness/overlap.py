@@ -41,6 +41,11 @@ class DocMarks:
         self._labelled_text = bool(getattr(task, "multiple_input", False))
         self._fields = self._find_fields()
 
+    @property
+    def fields(self) -> frozenset[str] | None:
+        """The fields that make what a doc asks; None where a function makes it."""
+        return self._fields
+
     def of(self, doc: Any) -> frozenset[str]:
         """All marks of a doc."""
         marks = {doc_hash(doc)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,15 @@ from t2.core.digests import doc_hash
 from t2.core.errors import DataError, TaskError
 from t2.core.seeds import generator
 from t2.harness.overlap import DocMarks
+from t2.harness.rows import ChosenDocs, as_sequence, iterate, rows_with, share_content
 from t2.harness.tasks import TaskDocs
 
 CARVED = 20
 """Docs taken out of the scored ones where a task has no other labelled docs."""
+
+
+LOOKED_UP = 20
+"""Docs that are looked up among the scored ones one by one, before all scored ones are read."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,13 @@ class Pool:
     """
 
     split: str
-    docs: tuple[Any, ...]
+    docs: Sequence[Any]
     scored: frozenset[str]
     kept: Sequence[Any] | None = None
     absent: DataError | None = None
 
 
-def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
+def find_pool(task: Task, samples: Collection[int] | None = None, *, labelled: bool = True) -> Pool:
     """The adaptation pool of a task: validation, training or few-shot docs, the first that shares none with the scored.
 
     Docs that ask what a scored one asks, under another label or in other words of the prompt, are left out of it. Where
@@ -49,21 +54,26 @@ def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
     Args:
         task: as lm-eval is about to run it.
         samples: positions of the docs to score; None scores all.
+        labelled: whether docs will be drawn. Otherwise a pool that is not carved is neither read nor hashed, and holds
+            no docs and no hashes.
     """
-    docs = task.eval_docs
-    hashes = [doc_hash(doc) for doc in docs]
+    docs = as_sequence(task.eval_docs)
+    hashes = [doc_hash(doc) for doc in iterate(docs)] if labelled else []
     scored = frozenset(hashes)
     for split, read in _splits(task):
         try:
-            found = {doc_hash(doc): doc for doc in read()}
+            found = as_sequence(read())
         except KeyError:
             continue  # the task names a split that its data set does not have
         except DataError as error:
             return Pool(split, (), scored, absent=error)
-        if found and not scored & found.keys():
-            others = _others(task, docs, found)
-            if others:
-                return Pool(split, tuple(others[digest] for digest in sorted(others)), scored)
+        if not labelled:
+            if len(found) and not share_content(found, docs) and _asks_something_else(task, docs, found):
+                return Pool(split, (), scored)
+        elif others := _others(task, docs, found, scored):
+            return Pool(split, ChosenDocs(found, [others[digest] for digest in sorted(others)]), scored)
+    hashes = hashes or [doc_hash(doc) for doc in iterate(docs)]
+    scored = frozenset(hashes)
     wanted = {hashes[i] for i in samples if i < len(hashes)} if samples else set()
     first = {digest: i for i, digest in reversed(list(enumerate(hashes))) if digest not in wanted}
     asked = {digest: doc_hash(_asked(task, docs[i])) for digest, i in first.items()}
@@ -75,11 +85,45 @@ def find_pool(task: Task, samples: Collection[int] | None = None) -> Pool:
     return Pool("carved out of the scored docs", pool, scored - taken, kept)
 
 
-def _others(task: Task, scored: Iterable[Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """The found docs, by content hash, that ask something else than the scored ones."""
+def _others(task: Task, scored: Sequence[Any], found: Sequence[Any], hashes: frozenset[str]) -> dict[str, int]:
+    """Positions of the found docs that ask something else than the scored ones, by content hash.
+
+    None where a found doc is a scored one.
+
+    Args:
+        hashes: of the scored docs.
+    """
     marks = DocMarks(task)
-    asked = {marks.asked(doc) for doc in scored} - {None}
-    return {digest: doc for digest, doc in found.items() if marks.asked(doc) not in asked}
+    asked: frozenset[str | None] | None = None
+    others: dict[str, int] = {}
+    for index, doc in enumerate(iterate(found)):
+        digest = doc_hash(doc)
+        if digest in hashes:
+            return {}
+        if asked is None:
+            asked = frozenset(marks.asked(one) for one in iterate(scored)) - {None}
+        if marks.asked(doc) not in asked:
+            others[digest] = index
+    return others
+
+
+def _asks_something_else(task: Task, scored: Sequence[Any], found: Sequence[Any]) -> bool:
+    """Whether a found doc asks something that no scored one does; reads the found docs up to the first of these."""
+    marks = DocMarks(task)
+    every: frozenset[str | None] | None = None
+    for count, doc in enumerate(iterate(found)):
+        question = marks.asked(doc)
+        # Docs that ask the same hold the same in every field that is asked.
+        fields = {name: doc[name] for name in marks.fields or () if isinstance(doc, dict) and name in doc}
+        if question is None or every is not None:
+            known = every or frozenset()
+        elif count < LOOKED_UP and any(isinstance(value, str) for value in fields.values()):
+            known = frozenset(marks.asked(scored[i]) for i in rows_with(scored, fields))
+        else:
+            known = every = frozenset(marks.asked(one) for one in iterate(scored))
+        if question is None or question not in known:
+            return True
+    return False
 
 
 def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[str] = ()) -> list[Any]:
@@ -105,12 +149,8 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[
             "and too few scored docs to set some aside); use adapt=expert or mix, or a task with more docs"
         )
     order = generator(seed, "adaptation docs", docs.name).permutation(len(pool.docs))
-    marks, seen = DocMarks(docs.task), frozenset(trained)
-    candidates = sorted(
-        (pool.docs[int(i)] for i in order), key=lambda doc: bool(seen) and not seen.isdisjoint(marks.of(doc))
-    )
     drawn: list[Any] = []
-    for doc in candidates:
+    for doc in _untrained_first(pool, docs.task, order, frozenset(trained)):
         if docs.labelled(doc):
             drawn.append(doc)
         if len(drawn) == shots:
@@ -124,6 +164,19 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[
         f"task {docs.name}: shots={shots} exceeds the {len(drawn)} labelled docs of its adaptation pool "
         f"({pool.split}); lower shots"
     )
+
+
+def _untrained_first(pool: Pool, task: Task, order: Iterable[int], trained: frozenset[str]) -> Iterator[Any]:
+    """The docs in their order, those that an expert was trained on last; each is read when its turn comes."""
+    marks, last = DocMarks(task), []
+    for i in map(int, order):
+        doc = pool.docs[i]
+        if trained and not trained.isdisjoint(marks.of(doc)):
+            last.append(i)
+        else:
+            yield doc
+    for i in last:
+        yield pool.docs[i]
 
 
 @contextlib.contextmanager

@@ -254,8 +254,8 @@ def _chat_template_argument(one: Stored, lm: LM) -> bool | str:
     if one.chat_template is None:
         return False
     known = getattr(getattr(lm, "tokenizer", None), "chat_template", None)
-    names: list[str] = list(known) if isinstance(known, dict) else []
-    for choice in (True, *names):
+    choices: list[bool | str] = [True, *(known if isinstance(known, dict) else ())]
+    for choice in choices:
         with contextlib.suppress(ValueError):  # templates with names, and none is the default
             if lm.chat_template(choice) == one.chat_template:
                 return choice
