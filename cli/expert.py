@@ -32,12 +32,13 @@ from t2.core.errors import (
     UnavailableError,
     nearest,
 )
-from t2.core.expertfile import ExpertFile, decode_expert, is_no_expert, read_expert
+from t2.core.expertfile import ExpertFile, decode_expert, is_no_expert, read_bytes, read_expert, rewrite_expert
+from t2.core.files import atomic_write
 from t2.core.manifest import Kind, Parent, unpack_hashes
 from t2.core.references import Reference, parse_name, parse_reference
 from t2.core.settings import experts_dir, is_registry_configured
 from t2.harness.catalogue import shipped_experts
-from t2.harness.registry import every, find, registry
+from t2.harness.registry import every, find, read_version, registry
 from t2.harness.runs import read_run
 from t2.harness.shipped import demo_dir
 from t2.registry.client.base import RegistryClient
@@ -98,11 +99,14 @@ def _show(
 @_expert.command("verify")
 def _verify(
     experts: Annotated[list[str], typer.Argument(help="Files, or references to a registry.")],
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write files whose layout is not canonical anew; their digests change.")
+    ] = False,
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check experts against the strict profile. Exits with 2 when one breaks it."""
-    checked = [_check(expert, registry_) for expert in experts]
+    """Check experts as a registry checks uploads. Exits with 2 when one breaks the strict profile."""
+    checked = [_check(expert, registry_, fix) for expert in experts]
     if as_json:
         print_json([entry for entry, _ in checked])
     for entry, error in checked:
@@ -295,17 +299,29 @@ def _read_files(paths: Sequence[Path], failed: list[str]) -> Iterator[tuple[Path
                 failed.append(str(error))
 
 
-def _check(text: str, where: str | None) -> tuple[dict[str, Any], str | None]:
+def _write_anew(file: Path) -> None:
+    """Give a file the canonical layout, if it has another."""
+    data = read_bytes(file)
+    rewritten = rewrite_expert(data, str(file))
+    if rewritten != data:
+        atomic_write(file, rewritten)
+
+
+def _check(text: str, where: str | None, fix: bool) -> tuple[dict[str, Any], str | None]:
     try:
         file = local_file(text)
         if file is not None:
-            expert, path = read_expert(file), str(file)
+            if fix:
+                _write_anew(file)
+            expert, path = read_expert(file, canonical=True), str(file)
         else:
+            if fix:
+                raise ArgumentError(f"{text} is not a file: --fix writes files anew; what a registry holds stays")
             with registry(where) as client:
                 version = find(client, parse_reference(text))
-                expert, path = decode_expert(client.download(version.digest), version.reference), version.reference
-            if expert.digest != version.digest:
-                raise RegistryError(f"{path}: the registry gave content of the digest {expert.digest}")
+                data = client.download(version.digest)
+                read_version(data, version, client.location)
+            expert, path = decode_expert(data, version.reference), version.reference
     except (ArgumentError, ExpertFileError, RegistryError, StorageError) as error:
         return {"path": text, "valid": False, "error": str(error)}, str(error)
     return {"path": path, "valid": True, "digest": expert.digest}, None

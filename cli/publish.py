@@ -53,7 +53,7 @@ def _push(
     The curve and the scores that lie beside its file go with it.
     """
     file = find_expert(expert)
-    found = read_expert(file)
+    found = read_expert(file, canonical=True)
     if name is None and not is_name(found.manifest.name):
         raise ArgumentError(
             f"{file} calls itself {found.manifest.name!r}, which no registry takes as a name; give one: "

@@ -4,8 +4,14 @@ The safetensors library by itself accepts duplicate keys, path-like names, holes
 needs no torch, so that a registry can check uploads.
 
 The profile: a header of at most :data:`MAX_HEADER_BYTES`; exactly one metadata key, :data:`METADATA_KEY`, with the
-manifest as canonical JSON; 1-D tensors of type F32, F16 or BF16 whose names look like parameter names; data without
-holes, overlap or trailing bytes; finite values; ranks as in the manifest.
+manifest as canonical JSON, its labels of at most :data:`MAX_LABEL` characters and no NUL anywhere; 1-D tensors of type
+F32, F16 or BF16 whose names look like parameter names; data without holes, overlap or trailing bytes; finite values;
+ranks as in the manifest.
+
+The layout is canonical too, so that one expert has one digest: the header is JSON without spaces, metadata first, then
+the tensors by type (F32, BF16, F16) and name, in the order of their data, and spaces pad it to a multiple of 8 bytes.
+That is how the safetensors library writes. What is uploaded or written must have it; what has a digest already can be
+read without.
 """
 
 from __future__ import annotations
@@ -21,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 import safetensors
-import safetensors.numpy
 
 from t2.core.digests import sha256
 from t2.core.errors import ExpertFileError
@@ -32,8 +37,13 @@ METADATA_KEY = "t2"
 MAX_HEADER_BYTES = 1024 * 1024
 """Room for the four hashes each of 30,000 training documents, and for the names of 500 matrices."""
 MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_LABEL = 200
+"""Characters of the texts in a manifest by which experts are searched: they become indexed columns."""
+_NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
+"""A NUL character in JSON text, which PostgreSQL does not store."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+"""Bytes of a value by type, in the canonical order of the types."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -57,20 +67,29 @@ def encode_expert(manifest: Manifest, vectors: Mapping[str, Vector]) -> bytes:
     """The bytes of an expert's file; the same expert always gives the same bytes.
 
     Raises:
-        ExpertFileError: names or ranks disagree with the manifest, or a value is not finite.
+        ExpertFileError: names or ranks disagree with the manifest, a value is not finite, or a text breaks the profile.
     """
-    arrays = {name: np.ascontiguousarray(vector, dtype=np.float32) for name, vector in vectors.items()}
-    data = safetensors.numpy.save(arrays, metadata={METADATA_KEY: manifest.canonical()})
+    arrays = {name: np.ascontiguousarray(vector, dtype="<f4") for name, vector in sorted(vectors.items())}
+    odd = next((name for name in arrays if np.ndim(vectors[name]) != 1), None)
+    if odd is not None:
+        raise ExpertFileError(f"{manifest.name} cannot be written as an expert file: {odd} is not a vector")
+    try:
+        text = manifest.canonical()
+        header = _canonical_header(text, {name: ("F32", len(array)) for name, array in arrays.items()})
+    except ValueError as error:
+        raise ExpertFileError(f"{manifest.name} cannot be written as an expert file: {error}") from error
+    data = b"".join((header, *(array.tobytes() for array in arrays.values())))
     decode_expert(data, manifest.name)
     return data
 
 
-def decode_expert(data: bytes, source: str) -> ExpertFile:
+def decode_expert(data: bytes, source: str, *, canonical: bool = True) -> ExpertFile:
     """Read and check the bytes of an expert's file.
 
     Args:
         data: the whole file.
         source: what to call it in an error.
+        canonical: also refuse another layout than the canonical one.
 
     Raises:
         ExpertFileError: the bytes break the strict profile; the message names ``source`` and the rule.
@@ -114,22 +133,55 @@ def decode_expert(data: bytes, source: str) -> ExpertFile:
         raise fail(f"the safetensors library refuses it ({error})") from error
     if {name for name, _ in read} != set(vectors):
         raise fail("the safetensors library reads other tensors from it")
+    if canonical and data[: 8 + size] != _header_of(manifest, header):
+        raise fail(
+            "its header is not canonical (other white space, padding or order), which would give one expert several "
+            "digests; t2 expert verify --fix writes a file anew"
+        )
     return ExpertFile(manifest, vectors, sha256(data))
 
 
-def read_expert(path: Path) -> ExpertFile:
+def rewrite_expert(data: bytes, source: str) -> bytes:
+    """The bytes of an expert's file in the canonical layout: the same manifest, types and values.
+
+    Raises:
+        ExpertFileError: the bytes break another rule of the strict profile.
+    """
+    file = decode_expert(data, source, canonical=False)
+    size = int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8 : 8 + size])
+    del tensors["__metadata__"]
+    spans = {name: tensors[name]["data_offsets"] for name in _canonical_order(_types(tensors))}
+    body = memoryview(data)[8 + size :]
+    rewritten = b"".join((_header_of(file.manifest, tensors), *(body[start:end] for start, end in spans.values())))
+    decode_expert(rewritten, source)
+    return rewritten
+
+
+def read_expert(path: Path, *, canonical: bool = False) -> ExpertFile:
     """Read an expert's file from disk.
+
+    Args:
+        canonical: as of :func:`decode_expert`.
 
     Raises:
         ExpertFileError: it cannot be read, or breaks the strict profile.
     """
+    return decode_expert(read_bytes(path), str(path), canonical=canonical)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read the bytes of an expert's file from disk, unchecked.
+
+    Raises:
+        ExpertFileError: it cannot be read, or is too large.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ExpertFileError(f"{path} is not a valid expert file: over the limit of {MAX_FILE_BYTES} bytes")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ExpertFileError(f"cannot read the expert {path}: {error.strerror or error}") from error
-    return decode_expert(data, str(path))
 
 
 def is_no_expert(path: Path) -> bool:
@@ -172,6 +224,7 @@ def _manifest(metadata: Any, fail: Any) -> Manifest:
         if pack_hashes(unpack_hashes(manifest.training_docs)) != manifest.training_docs:
             raise ValueError("training_docs are not sorted, repeat, or are not the plain base64 of their hashes")
         canonical = manifest.canonical()
+        canonical.encode()
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "manifest"
@@ -180,7 +233,49 @@ def _manifest(metadata: Any, fail: Any) -> Manifest:
         raise fail(f"its manifest is malformed ({error})") from error
     if canonical != text:
         raise fail("its manifest is not canonical JSON")
+    for field, value in (
+        ("base.revision", manifest.base.revision),
+        ("task", manifest.task),
+        ("domain", manifest.domain),
+        ("method", manifest.method),
+    ):
+        if value is not None and (len(value) > MAX_LABEL or "\x00" in value):
+            raise fail(f"manifest field {field}: at most {MAX_LABEL} characters are allowed, and no NUL")
+    if _NUL.search(text):
+        raise fail("its manifest holds a NUL character, which a registry cannot store")
     return manifest
+
+
+def _header_of(manifest: Manifest, tensors: Mapping[str, Any]) -> bytes:
+    """The canonical header of a file with these checked entries, whatever their order and offsets."""
+    return _canonical_header(manifest.canonical(), _types(tensors))
+
+
+def _types(tensors: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    return {name: (entry["dtype"], entry["shape"][0]) for name, entry in tensors.items()}
+
+
+def _canonical_order(types: Mapping[str, tuple[str, int]]) -> list[str]:
+    ranks = {dtype: rank for rank, dtype in enumerate(_ITEM_BYTES)}
+    return sorted(types, key=lambda name: (ranks[types[name][0]], name))
+
+
+def _canonical_header(text: str, types: Mapping[str, tuple[str, int]]) -> bytes:
+    """The first bytes of an expert's file, up to its data.
+
+    Args:
+        text: the manifest.
+        types: type and length of each tensor.
+    """
+    header: dict[str, Any] = {"__metadata__": {METADATA_KEY: text}}
+    end = 0
+    for name in _canonical_order(types):
+        dtype, count = types[name]
+        start, end = end, end + count * _ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [start, end]}
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def _vectors(header: dict[str, Any], body: memoryview, fail: Any) -> dict[str, Vector]:

@@ -13,12 +13,11 @@ from tqdm import tqdm
 
 from t2.adapters.expert import Expert, distinct, load_expert, of_file
 from t2.core.errors import ArgumentError, ExpertFileError, StorageError, T2Error, UnavailableError
-from t2.core.expertfile import decode_expert
 from t2.core.manifest import BaseModelRef, Kind
 from t2.core.references import PRODUCTION
 from t2.core.settings import experts_dir, is_registry_configured, registry_url
 from t2.harness.catalogue import own_experts, shipped_experts
-from t2.harness.registry import every, is_server, registry
+from t2.harness.registry import every, is_server, read_version, registry
 from t2.harness.runs import read_run
 from t2.registry.client.base import RegistryClient
 from t2.registry.client.cache import ExpertCache
@@ -155,8 +154,10 @@ def _kept(client: RegistryClient, base: BaseModelRef, kind: Kind) -> list[Candid
 
 def _candidate(client: RegistryClient, version: Version) -> Candidate:
     def load() -> Expert:
-        data = ExpertCache().download(client, version.digest)
-        return replace(of_file(decode_expert(data, version.reference)), reference=version.reference)
+        cache = ExpertCache()
+        cache.confirm(client, version)
+        file = read_version(cache.download(client, version.digest), version, client.location)
+        return replace(of_file(file), reference=version.reference)
 
     return Candidate(
         name=version.name,

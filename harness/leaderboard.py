@@ -16,7 +16,7 @@ from t2.core.references import ExpertName
 from t2.core.results import TaskResult, find_results, read_results
 from t2.core.runfile import RunFile, decode_run, encode_run, read_samples
 from t2.core.verdicts import Verdict
-from t2.harness.registry import with_nearest
+from t2.harness.registry import find, with_nearest
 from t2.registry import run_references
 from t2.registry.client.base import RegistryClient
 from t2.registry.schemas import Run, RunDetail
@@ -85,9 +85,19 @@ def runs_of(client: RegistryClient, text: str) -> list[TaskResult]:
         ResultsError: as :func:`fetch_file`.
     """
     named = run_references.parse_expert(text)
-    with with_nearest(client, named) if named is not None else _told_where(client):
+    if named is None:
+        return [fetch_run(client, text)]
+    digest = named.digest or find(client, named).digest
+    with with_nearest(client, named):
         found = run_references.runs_of(client, text)
-        return [_fetch(client, client.get_run(run.namespace, run.digest)) for run in found]
+        results = [_fetch(client, client.get_run(run.namespace, run.digest)) for run in found]
+    for result in results:
+        if [expert.digest for expert in result.run.experts] != [digest]:
+            raise ResultsError(
+                f"{client.location}: the run {result.run.digest()} of {result.run.task} is not of {named} alone "
+                f"(sha256:{digest}), as the registry says; try again if its alias was just moved, else ask who runs it"
+            )
+    return results
 
 
 def _fetch(client: RegistryClient, run: RunDetail) -> TaskResult:

@@ -15,6 +15,7 @@ from t2.core.errors import ConflictError, ExpertFileError, NotFoundError
 from t2.core.references import ExpertName, Reference
 from t2.harness.runs import BaseTargets, Run, read_run
 from t2.registry.client.base import RegistryClient
+from t2.registry.client.cache import ExpertCache
 from t2.registry.schemas import Version
 
 _PART = 5000
@@ -98,6 +99,7 @@ def publish(
     if run.base is not None:
         _tell_base(client, run.base)
     version = client.publish(name, data, description=description)
+    ExpertCache().confirm(client, version)
     _add_curve(client, name, version, run.curve)
     wanted = sorted(set(tags))
     if wanted:
@@ -108,6 +110,7 @@ def publish(
     if alias is not None:
         client.set_alias(name, alias, version.version)
     told = client.resolve(Reference(name, version=version.version))
+    ExpertCache().confirm(client, told)
     return Version(**{k: v for k, v in told.model_dump().items() if k != "manifest"}).model_copy(
         update={"created": version.created}
     )

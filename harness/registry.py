@@ -17,9 +17,10 @@ from t2.core.references import DEFAULT_NAMESPACE, ExpertName, Reference
 from t2.core.settings import experts_dir, registry_url
 from t2.harness.catalogue import known_experts, shipped_experts
 from t2.harness.seeding import seed
+from t2.registry.client.answers import check_answer, check_resolved
 from t2.registry.client.base import RegistryClient
 from t2.registry.client.cache import ExpertCache
-from t2.registry.schemas import MAX_PAGE, ExpertQuery, Page, VersionDetail
+from t2.registry.schemas import MAX_PAGE, ExpertQuery, Page, Version, VersionDetail
 
 T = TypeVar("T")
 _MOST_NAMES = 2000
@@ -82,6 +83,7 @@ def fetch(reference: Reference, where: str | None = None) -> Fetched:
         NotFoundError: the registry has none such; the message names the nearest.
         UnavailableError: it cannot be reached, and the cache does not know the reference.
         ExpertFileError: what it holds is no expert.
+        RegistryError: it answers otherwise than it was asked, or did before, or than the file says of itself.
     """
     if reference.digest is not None:
         for path in shipped_experts().values():
@@ -90,8 +92,40 @@ def fetch(reference: Reference, where: str | None = None) -> Fetched:
                 return Fetched(data, decode_expert(data, str(path)), str(reference), None)
     with registry(where) as client, with_nearest(client, reference):
         found = ExpertCache().fetch(client, reference)
+        location = client.location
     named = str(reference) if reference.digest is not None or found.version is None else found.version.reference
-    return Fetched(found.data, decode_expert(found.data, named), named, found.version)
+    if found.version is None:
+        return Fetched(found.data, decode_expert(found.data, named, canonical=False), named, None)
+    return Fetched(found.data, read_version(found.data, found.version, location), named, found.version)
+
+
+def read_version(data: bytes, version: Version, location: str) -> ExpertFile:
+    """Read the file of a version, and check what a registry says of it against the file.
+
+    A registry may hold files of another layout, uploaded before layouts were checked; they are read too.
+
+    Args:
+        data: its content.
+        version: what the registry says of it.
+        location: of the registry.
+
+    Raises:
+        ExpertFileError: it is no expert.
+        RegistryError: the registry says otherwise than the file.
+    """
+    file = decode_expert(data, version.reference, canonical=False)
+    manifest = file.manifest
+    expected = {
+        "digest": file.digest,
+        "size": len(data),
+        "kind": manifest.kind,
+        "task": manifest.task,
+        "domain": manifest.domain,
+        "method": manifest.method,
+        "base_fingerprint": manifest.base.fingerprint,
+    }
+    check_answer(location, f"{version.reference}, whose file says otherwise", version, expected)
+    return file
 
 
 def find(client: RegistryClient, reference: Reference) -> VersionDetail:
@@ -99,9 +133,13 @@ def find(client: RegistryClient, reference: Reference) -> VersionDetail:
 
     Raises:
         NotFoundError: there is none; the message names the nearest.
+        RegistryError: the registry answers otherwise than it was asked, or did before.
     """
     with with_nearest(client, reference):
-        return client.resolve(reference)
+        version = client.resolve(reference)
+    check_resolved(client.location, reference, version)
+    ExpertCache().confirm(client, version)
+    return version
 
 
 @contextlib.contextmanager

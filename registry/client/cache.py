@@ -1,14 +1,17 @@
 """What was fetched from registry servers, kept under ``T2_CACHE_DIR/experts``: runs repeat without the network.
 
 Contents lie under their digest and are checked against it each time they are read, so that a damaged one is fetched
-anew. Beside them lies, for each server, what references meant when it last said so. Everything here can be deleted at
-any time; nothing is ever deleted by itself. Any number of processes may use one cache.
+anew. Beside them lies, for each server, what references meant when it last said so, and which digest each version had
+when it was first used: a version never changes, so another digest later is an error. Everything here can be deleted at
+any time; by themselves only the oldest of more than :data:`MOST_REFERENCES` remembered references of a server are.
+Any number of processes may use one cache.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +22,16 @@ from pydantic import BaseModel, ConfigDict
 from t2.core.digests import sha256
 from t2.core.errors import NotFoundError, RegistryError, StorageError, UnavailableError
 from t2.core.files import atomic_write
-from t2.core.references import Reference
+from t2.core.references import Reference, is_name, parse_name
 from t2.core.settings import cache_dir
 from t2.registry.blobs.local import LocalBlobs
+from t2.registry.client.answers import check_resolved
 from t2.registry.client.base import RegistryClient
-from t2.registry.schemas import VersionDetail
+from t2.registry.schemas import Digest, Version, VersionDetail
 
 _log = logging.getLogger(__name__)
+MOST_REFERENCES = 10_000
+"""References remembered of one server, and as many digests of versions."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,14 @@ class _Memory(BaseModel):
     reference: str
     at: datetime
     version: VersionDetail
+
+
+class _Pin(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    server: str
+    reference: str
+    digest: Digest
 
 
 class ExpertCache:
@@ -104,9 +118,8 @@ class ExpertCache:
         Raises:
             NotFoundError: the registry has none such.
             UnavailableError: it cannot be reached, and has never been asked for this.
+            RegistryError: it answered with another version than the one asked for, or the version has changed.
         """
-        if not _is_server(client):
-            return Resolved(client.resolve(reference))
         try:
             version = client.resolve(reference)
         except NotFoundError:
@@ -124,11 +137,39 @@ class ExpertCache:
                     f"{memory.at:%Y-%m-%d %H:%M} UTC",
                     error,
                 )
+            self.confirm(client, memory.version)
             return Resolved(memory.version, memory.at)
-        expert = reference.expert
-        for each in {reference, Reference(expert, version=version.version) if expert else reference}:
-            self._remember(client.location, each, version)
+        check_resolved(client.location, reference, version)
+        self.confirm(client, version)
+        if _is_server(client):
+            expert = reference.expert
+            for each in {reference, Reference(expert, version=version.version) if expert else reference}:
+                self._remember(client.location, each, version)
         return Resolved(version)
+
+    def confirm(self, client: RegistryClient, version: Version) -> None:
+        """Check that a version has the digest that it had when a server first named it here; remember a new one.
+
+        Raises:
+            RegistryError: it had another, although versions never change.
+        """
+        if not _is_server(client):
+            return
+        server = client.location
+        if not is_name(version.name):
+            raise RegistryError(f"{server}: {version.name[:150]!r} is not an expert's name; its answer was not used")
+        reference = Reference(parse_name(version.name), version=version.version)
+        path = self._path(server, reference, "versions")
+        known = self._pinned(path, server, reference, version.digest)
+        if known not in (None, version.digest):
+            raise RegistryError(
+                f"{server}: {reference} is sha256:{version.digest} now and was sha256:{known} before, and a version "
+                f"never changes: ask who runs this registry, use {reference.expert}@sha256:{known}, or delete {path} "
+                "if the registry was set up anew"
+            )
+        if known is None or not path.exists():
+            pin = _Pin(server=server, reference=str(reference), digest=version.digest)
+            self._keep(path, pin, f"the digest of {reference}")
 
     def download(self, client: RegistryClient, digest: str) -> bytes:
         """The file with a digest, out of the cache or from the registry.
@@ -141,7 +182,9 @@ class ExpertCache:
         if data is not None:
             return data
         data = client.download(digest)
-        if _is_server(client) and sha256(data) == digest:
+        if sha256(data) != digest:
+            raise RegistryError(f"{client.location} gave other bytes than those of the digest {digest}")
+        if _is_server(client):
             try:
                 self._contents.put(digest, data)
             except UnavailableError as error:
@@ -162,30 +205,73 @@ class ExpertCache:
 
     def _remember(self, server: str, reference: Reference, version: VersionDetail) -> None:
         memory = _Memory(server=server, reference=str(reference), at=datetime.now(UTC), version=version)
+        self._keep(self._path(server, reference), memory, f"what {reference} means")
+
+    def _keep(self, path: Path, value: BaseModel, what: str) -> None:
+        """Write a file, and delete the oldest of its folder where it holds too many."""
+        new = not path.exists()
         try:
-            atomic_write(self._path(server, reference), memory.model_dump_json(indent=1).encode())
+            atomic_write(path, value.model_dump_json(indent=1).encode())
         except StorageError as error:
-            _log.warning("what %s means is not kept for the next time: %s", reference, error)
+            _log.warning("%s is not kept for the next time: %s", what, error)
+            return
+        if new:
+            with contextlib.suppress(OSError):
+                _delete_oldest(path.parent)
+
+    def _pinned(self, path: Path, server: str, reference: Reference, digest: str) -> str | None:
+        """The digest that a version had before; None where it is new here."""
+        try:
+            pin = _Pin.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            memory = self._recall(server, reference)
+            return memory.version.digest if memory is not None else None
+        except (OSError, pydantic.ValidationError):
+            pin = None
+        if pin is not None and (pin.server, pin.reference) == (server, str(reference)):
+            return pin.digest
+        _log.warning(
+            "which digest %s had before is not known, because %s is damaged; from now on it is sha256:%s",
+            reference,
+            path,
+            digest,
+        )
+        return None
 
     def _recall(self, server: str, reference: Reference) -> _Memory | None:
         try:
             memory = _Memory.model_validate_json(self._path(server, reference).read_bytes(), extra="ignore")
         except (OSError, pydantic.ValidationError):
             return None
-        return memory if (memory.server, memory.reference) == (server, str(reference)) else None
+        if (memory.server, memory.reference) != (server, str(reference)):
+            return None
+        try:
+            check_resolved(server, reference, memory.version)
+        except RegistryError:
+            return None
+        return memory
 
     def _forget(self, server: str, reference: Reference) -> None:
         with contextlib.suppress(OSError):
             self._path(server, reference).unlink(missing_ok=True)
 
-    def _path(self, server: str, reference: Reference) -> Path:
+    def _path(self, server: str, reference: Reference, kind: str = "references") -> Path:
         names = sha256(server.encode())[:16], sha256(str(reference).encode())[:32]
-        return self.folder / "references" / names[0] / f"{names[1]}.json"
+        return self.folder / kind / names[0] / f"{names[1]}.json"
 
 
 def fetch(client: RegistryClient, reference: Reference) -> Fetched:
     """The file that a reference means, by way of the user's cache; see :meth:`ExpertCache.fetch`."""
     return ExpertCache().fetch(client, reference)
+
+
+def _delete_oldest(folder: Path) -> None:
+    """Delete a tenth of the files of a folder, those written longest ago, where there are too many."""
+    files = [entry for entry in os.scandir(folder) if entry.name.endswith(".json")]
+    if len(files) > MOST_REFERENCES:
+        files.sort(key=lambda entry: entry.stat().st_mtime)
+        for entry in files[: max(1, MOST_REFERENCES // 10)]:
+            os.unlink(entry)
 
 
 def _is_server(client: RegistryClient) -> bool:

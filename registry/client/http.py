@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -17,6 +18,7 @@ from t2.core.digests import sha256
 from t2.core.errors import InvalidRequestError, NotFoundError, RegistryError
 from t2.core.expertfile import MAX_FILE_BYTES
 from t2.core.references import ExpertName, Reference, is_digest
+from t2.registry.client.answers import check_answer, check_resolved
 from t2.registry.client.retry import RetryPolicy
 from t2.registry.client.transport import Answer, Transport
 from t2.registry.names import (
@@ -62,6 +64,9 @@ from t2.registry.schemas import (
 )
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_LISTS = frozenset({"items", "points", "nodes"})
+"""Members of an answer whose items can be left out one by one."""
 
 
 class HttpRegistry:
@@ -96,6 +101,7 @@ class HttpRegistry:
             url, token, timeout=timeout, retries=retries or RetryPolicy(), allow_http=allow_http
         )
         self.location = self._transport.location
+        self._warned: set[tuple[str, str]] = set()
 
     def publish(
         self, name: ExpertName, data: bytes, *, description: str = "", idempotency_key: str | None = None
@@ -112,10 +118,11 @@ class HttpRegistry:
             headers={"Content-Type": "application/octet-stream", "Idempotency-Key": key},
             repeatable=True,
         )
-        return self._read(Version, answer)
+        version = self._read(Version, answer)
+        return self._checked(f"the version of {name} just uploaded", version, name=str(name), digest=sha256(data))
 
     def get_expert(self, name: ExpertName) -> Expert:
-        return self._get(Expert, _path(name))
+        return self._checked(str(name), self._get(Expert, _path(name)), name=str(name))
 
     def list_experts(
         self, query: ExpertQuery | None = None, *, cursor: str | None = None, limit: int = 50
@@ -133,16 +140,24 @@ class HttpRegistry:
         return self._get(Page[Expert], "/experts", [*params, *_page(cursor, limit)])
 
     def describe_expert(self, name: ExpertName, description: str) -> Expert:
-        return self._change(Expert, "PATCH", _path(name), {"description": description}, repeatable=True)
+        changed = self._change(Expert, "PATCH", _path(name), {"description": description}, repeatable=True)
+        return self._checked(str(name), changed, name=str(name))
 
     def resolve(self, reference: Reference) -> VersionDetail:
-        return self._get(VersionDetail, "/resolve", [("reference", str(reference))])
+        version = self._get(VersionDetail, "/resolve", [("reference", str(reference))])
+        check_resolved(self.location, reference, version)
+        return version
 
     def list_versions(self, name: ExpertName, *, cursor: str | None = None, limit: int = 50) -> Page[Version]:
-        return self._get(Page[Version], f"{_path(name)}/versions", _page(cursor, limit))
+        page = self._get(Page[Version], f"{_path(name)}/versions", _page(cursor, limit))
+        return self._checked_items(f"versions of {name}", page, name=str(name))
 
     def search_versions(self, query: VersionQuery, *, cursor: str | None = None, limit: int = 50) -> Page[Version]:
-        return self._get(Page[Version], "/versions", [*_given(query), *_page(cursor, limit)])
+        page = self._get(Page[Version], "/versions", [*_given(query), *_page(cursor, limit)])
+        given = query.model_dump(include={"kind", "domain", "digest"}, exclude_none=True)
+        if query.fingerprint is not None:
+            given["base_fingerprint"] = query.fingerprint
+        return self._checked_items("versions", page, **given)
 
     def download(self, digest: str) -> bytes:
         if not is_digest(digest):
@@ -158,7 +173,9 @@ class HttpRegistry:
     def set_metrics(self, name: ExpertName, version: int, metrics: Mapping[str, float]) -> Version:
         for metric in metrics:
             check_metric(metric)
-        return self._change(Version, "PATCH", f"{_version(name, version)}/metrics", dict(metrics), repeatable=True)
+        path = f"{_version(name, version)}/metrics"
+        changed = self._change(Version, "PATCH", path, dict(metrics), repeatable=True)
+        return self._checked(f"{name}@{version}", changed, name=str(name), version=version)
 
     def list_aliases(self, name: ExpertName) -> Sequence[AliasInfo]:
         return self._get(list[AliasInfo], f"{_path(name)}/aliases")
@@ -167,7 +184,8 @@ class HttpRegistry:
         check_alias(alias)
         check_number(f"version of {name}", version)
         path = f"{_path(name)}/aliases/{quote(alias, safe='')}"
-        return self._change(AliasInfo, "PUT", path, {"version": version, "reason": reason}, repeatable=True)
+        moved = self._change(AliasInfo, "PUT", path, {"version": version, "reason": reason}, repeatable=True)
+        return self._checked(f"{name}@{alias}", moved, alias=alias, version=version)
 
     def delete_alias(self, name: ExpertName, alias: str, *, reason: str = "") -> None:
         check_alias(alias)
@@ -185,7 +203,8 @@ class HttpRegistry:
         body = {"add": list(add), "remove": list(remove)}
         for tag in (*body["add"], *body["remove"]):
             check_tag(tag)
-        return self._change(Expert, "POST", f"{_path(name)}/tags", body, repeatable=True)
+        changed = self._change(Expert, "POST", f"{_path(name)}/tags", body, repeatable=True)
+        return self._checked(str(name), changed, name=str(name))
 
     def delete(self, name: ExpertName, version: int | None = None) -> None:
         self._transport.send("DELETE", _path(name) if version is None else _version(name, version), repeatable=True)
@@ -209,21 +228,31 @@ class HttpRegistry:
     def lineage(self, digest: str) -> Lineage:
         if not is_digest(digest):
             raise NotFoundError("a digest is 64 hex digits in lower case")
-        return self._get(Lineage, f"/lineage/{digest}")
+        return self._checked(f"the lineage of {digest}", self._get(Lineage, f"/lineage/{digest}"), root=digest)
 
     def push_run(self, namespace: str, data: bytes) -> Run:
         check_namespace(namespace)
         headers = {"Content-Type": "application/octet-stream"}
         # The same run again does nothing more.
-        return self._read(
-            Run, self._transport.send("POST", f"/runs/{namespace}", content=data, headers=headers, repeatable=True)
+        answer = self._transport.send("POST", f"/runs/{namespace}", content=data, headers=headers, repeatable=True)
+        samples = sha256(data.partition(b"\n")[2])
+        return self._checked(
+            "the run just pushed", self._read(Run, answer), namespace=namespace, samples_digest=samples
         )
 
     def list_runs(self, query: RunQuery | None = None, *, cursor: str | None = None, limit: int = 50) -> Page[Run]:
-        return self._get(Page[Run], "/runs", [*_given(query or RunQuery()), *_page(cursor, limit)])
+        query = query or RunQuery()
+        page = self._get(Page[Run], "/runs", [*_given(query), *_page(cursor, limit)])
+        given = query.model_dump(include={"namespace", "task", "strategy"}, exclude_none=True)
+        for run in page.items:
+            if query.digest is not None and not run.digest.startswith(query.digest):
+                given["digest"] = query.digest
+            check_answer(self.location, "runs", run, given)
+        return page
 
     def get_run(self, namespace: str, digest: str) -> RunDetail:
-        return self._get(RunDetail, _run(namespace, digest))
+        run = self._get(RunDetail, _run(namespace, digest))
+        return self._checked(f"the run {namespace}/{digest}", run, namespace=namespace, digest=digest)
 
     def delete_run(self, namespace: str, digest: str) -> None:
         self._transport.send("DELETE", _run(namespace, digest), repeatable=True)
@@ -260,12 +289,14 @@ class HttpRegistry:
         if not is_digest(fingerprint):
             raise InvalidRequestError("fingerprint: give 64 hex digits in lower case")
         body = {"id": id, "revision": revision, "targets": dict(targets)}
-        return self._change(BaseModelInfo, "PUT", f"/base-models/{fingerprint}", body, repeatable=True)
+        base = self._change(BaseModelInfo, "PUT", f"/base-models/{fingerprint}", body, repeatable=True)
+        return self._checked(f"the base model {fingerprint}", base, fingerprint=fingerprint)
 
     def get_base_model(self, fingerprint: str) -> BaseModelInfo:
         if not is_digest(fingerprint):
             raise NotFoundError(f"there is no base model with the fingerprint {fingerprint[:80]!r}")
-        return self._get(BaseModelInfo, f"/base-models/{fingerprint}")
+        base = self._get(BaseModelInfo, f"/base-models/{fingerprint}")
+        return self._checked(f"the base model {fingerprint}", base, fingerprint=fingerprint)
 
     def list_base_models(self, *, cursor: str | None = None, limit: int = 50) -> Page[BaseModelInfo]:
         return self._get(Page[BaseModelInfo], "/base-models", _page(cursor, limit))
@@ -309,15 +340,76 @@ class HttpRegistry:
             shape, self._transport.send(method, path, content=content, headers=headers, repeatable=repeatable)
         )
 
+    def _checked(self, asked: str, answer: T, **expected: object) -> T:
+        check_answer(self.location, asked, answer, expected)
+        return answer
+
+    def _checked_items(self, asked: str, page: Page[T], **expected: object) -> Page[T]:
+        for item in page.items:
+            check_answer(self.location, asked, item, expected)
+        return page
+
     def _read(self, shape: type[T], answer: Answer) -> T:
+        adapter = TypeAdapter(shape)
         try:
-            # A newer server may tell more than this client knows.
-            return TypeAdapter(shape).validate_json(answer.content, extra="ignore")
+            try:
+                # A newer server may tell more than this client knows.
+                return adapter.validate_json(answer.content, extra="ignore")
+            except pydantic.ValidationError as error:
+                understood = self._without_unknown(answer.content, error)
+                if understood is None:
+                    raise
+                return adapter.validate_json(understood, extra="ignore")
         except pydantic.ValidationError as error:
             raise RegistryError(
                 f"{self.location} answered what this t2 does not understand ({answer.status} for {answer.asked}): "
                 "it is no t2 registry, or a much newer one; check the URL, or upgrade t2"
             ) from error
+
+    def _without_unknown(self, content: bytes, error: pydantic.ValidationError) -> bytes | None:
+        """A list without the items that this client does not understand, each reason warned of once.
+
+        A newer server may have values where this client knows only some, such as kinds of experts.
+
+        Returns:
+            None where something other than an item of a list is not understood.
+        """
+        dropped: dict[int, tuple[tuple[int | str, ...], object]] = {}
+        places: set[str | None] = set()
+        for detail in error.errors(include_url=False, include_context=False):
+            match detail["loc"]:
+                case (int(index), *rest):
+                    places.add(None)
+                case (str(name), int(index), *rest) if name in _LISTS:
+                    places.add(name)
+                case _:
+                    return None
+            dropped.setdefault(index, (tuple(rest), detail["input"]))
+        if len(places) != 1:
+            return None
+        answer = json.loads(content)
+        (place,) = places
+        items = answer if place is None else answer[place]
+        if not all(isinstance(items[index], dict) for index in dropped):
+            return None
+        for index, (where, value) in dropped.items():
+            self._warn_left_out(items[index], ".".join(map(str, where)), value)
+        kept = [item for index, item in enumerate(items) if index not in dropped]
+        return json.dumps(kept if place is None else {**answer, place: kept}).encode()
+
+    def _warn_left_out(self, item: Mapping[str, Any], field: str, value: object) -> None:
+        shown = repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
+        if (field, shown) in self._warned:
+            return
+        self._warned.add((field, shown))
+        named = next((str(item[key]) for key in ("name", "alias", "digest", "id") if key in item), "an item")
+        _log.warning(
+            "%s: %.150r is left out of its list, and others like it: this t2 does not know %s %.100s; upgrade t2",
+            self.location,
+            named,
+            field or "it",
+            shown,
+        )
 
 
 def _path(name: ExpertName) -> str:

@@ -520,7 +520,7 @@ class _Importer:
                 self.result.keep(f"{record.expert}@{record.number}, which is {state} here")
         else:
             self._hold(session, record.digest)
-            file = decode_expert(self._contents.expert(record.digest), record.expert)
+            file = decode_expert(self._contents.expert(record.digest), record.expert, canonical=False)
             base = base_models.ensure(session, file.manifest.base)
             base_models.check_ranks(base, file.manifest)
             version = versions.insert(

@@ -295,7 +295,7 @@ def _decode(database: Database, digest: str, data: bytes) -> None:
         if run.digest() != named:
             raise ResultsError("its digest is not that of what is told of it")
     if not runs:
-        decode_expert(data, digest)
+        decode_expert(data, digest, canonical=False)
 
 
 def _garbage(database: Database, store: BlobStore, before: datetime) -> Iterator[Finding]:

@@ -86,7 +86,6 @@ from t2.registry.services import (
 from t2.registry.services.actor import Actor, Limits
 
 _TEXT = 4000
-_LABEL = 200
 _TRIES = 3
 _EXPERTS = pydantic.TypeAdapter(Page[Expert])
 
@@ -148,24 +147,14 @@ class Service:
 
         Raises:
             TooLargeError: over the limit.
-            InvalidRequestError: not an expert's file, or with a label that cannot be searched for.
+            InvalidRequestError: it breaks the strict profile of expert files.
         """
         if len(data) > self.limits.upload_bytes:
             raise TooLargeError(f"the file has {len(data)} bytes, the limit is {self.limits.upload_bytes}")
         try:
-            file = decode_expert(data, source)
+            return decode_expert(data, source)
         except ExpertFileError as error:
             raise InvalidRequestError(str(error)) from error
-        manifest = file.manifest
-        _label("base.id", manifest.base.id)
-        for what, value in (
-            ("base.revision", manifest.base.revision),
-            ("task", manifest.task),
-            ("domain", manifest.domain),
-            ("method", manifest.method),
-        ):
-            _label(what, value or "")
-        return file
 
     def get_expert(self, name: ExpertName) -> Expert:
         return Expert.model_validate_json(self.get_expert_json(name))
@@ -445,12 +434,6 @@ def _text(what: str, value: str) -> None:
         raise InvalidRequestError(f"{what}: {len(value)} characters, the limit is {_TEXT}")
     if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
         raise InvalidRequestError(f"{what}: it holds a NUL, or a character that is not Unicode")
-
-
-def _label(what: str, value: str) -> None:
-    """Labels become columns with an index, which hold no NUL character and no long text."""
-    if len(value) > _LABEL or "\x00" in value:
-        raise InvalidRequestError(f"manifest field {what}: at most {_LABEL} characters, none of them NUL")
 
 
 def _digest(value: str) -> None:

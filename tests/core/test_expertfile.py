@@ -26,6 +26,7 @@ from t2.core.expertfile import (
     decode_expert,
     encode_expert,
     read_expert,
+    rewrite_expert,
     write_expert,
 )
 from t2.core.manifest import BaseModelRef, Manifest, Parent, pack_hashes, unpack_hashes
@@ -53,7 +54,12 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def join(header: dict[str, Any] | str, body: bytes) -> bytes:
-    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    """A file of a header, which is laid out canonically unless it is given as text."""
+    if isinstance(header, str):
+        text = header.encode()
+    else:
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + body
 
 
@@ -198,6 +204,32 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         ),
         "not canonical JSON",
     ),
+    "manifest with a long task": (
+        with_manifest(TEXT.replace('"task":null', f'"task":"{"x" * 201}"')),
+        "manifest field task: at most 200 characters",
+    ),
+    "manifest with a long domain": (
+        with_manifest(TEXT.replace('"domain":null', f'"domain":"{"é" * 201}"')),
+        "manifest field domain: at most 200 characters",
+    ),
+    "manifest with a long method": (
+        with_manifest(TEXT.replace('"method":null', f'"method":"{"x" * 201}"')),
+        "manifest field method: at most 200 characters",
+    ),
+    "manifest with a long revision": (
+        with_manifest(TEXT.replace('"revision":null', f'"revision":"{"x" * 201}"')),
+        "manifest field base.revision: at most 200 characters",
+    ),
+    "a NUL in a label": (with_manifest(TEXT.replace('"task":null', '"task":"a\\u0000"')), "manifest field task"),
+    "a NUL in the name": (with_manifest(TEXT.replace('"name":"tiny', '"name":"\\u0000tiny')), "holds a NUL character"),
+    "a NUL in the training": (
+        with_manifest(TEXT.replace('"training":{}', '"training":{"a":["\\\\\\u0000"]}')),
+        "holds a NUL character",
+    ),
+    "a NUL in a key of the training": (
+        with_manifest(TEXT.replace('"training":{}', '"training":{"\\u0000":1}')),
+        "holds a NUL character",
+    ),
     "no tensors": (join(f"{{{META}}}", b""), "it holds no vectors"),
     "path-like name": (changed(rename(UP, "../../etc/passwd")), "'../../etc/passwd' is not a parameter name"),
     "absolute name": (changed(rename(UP, "/weight")), "is not a parameter name"),
@@ -234,6 +266,107 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         f"{DOWN} has no values, the manifest says 3",
     ),
 }
+
+
+HEADER = VALID[8 : -len(BODY)]
+PLAIN = HEADER.rstrip(b" ")
+TURNED = {name: dict(reversed(part.items())) for name, part in split(VALID)[0].items()}
+
+
+def framed(header: bytes, body: bytes = BODY) -> bytes:
+    return struct.pack("<Q", len(header)) + header + body
+
+
+def padded(text: str) -> bytes:
+    raw = text.encode()
+    return raw + b" " * (-len(raw) % 8)
+
+
+def compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def exchanged() -> bytes:
+    """The data of the two tensors in the other order."""
+    header, body = split(VALID)
+    middle = header[DOWN]["data_offsets"][1]
+    header[UP]["data_offsets"] = [0, len(body) - middle]
+    header[DOWN]["data_offsets"] = [len(body) - middle, len(body)]
+    return framed(padded(compact(header)), body[middle:] + body[:middle])
+
+
+def ordered(*names: str) -> str:
+    return compact({name: split(VALID)[0][name] for name in names})
+
+
+LAYOUTS = {
+    "leading white space": framed(b" " * 8 + HEADER),
+    "leading line breaks": framed(b"\n\n\n\n\r\n\t " + HEADER),
+    "more padding": framed(HEADER + b" " * 8),
+    "padding to another multiple": framed(HEADER + b" " * 64),
+    "no padding": framed(PLAIN + b" " if len(PLAIN) % 8 == 0 else PLAIN),
+    "padding of tabs": framed(PLAIN + b"\t" * (8 - len(PLAIN) % 8)),
+    "spaces between": framed(padded(json.dumps(split(VALID)[0]))),
+    "metadata last": framed(padded(ordered(DOWN, UP, "__metadata__"))),
+    "tensors in another order": framed(padded(ordered("__metadata__", UP, DOWN))),
+    "keys of entries in another order": framed(padded(compact(TURNED))),
+    "escaped characters": framed(padded(PLAIN.decode().replace("model", "\\u006dodel"))),
+    "data in another order": exchanged(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_expert_has_one_layout_and_so_one_digest(layout: str) -> None:
+    with pytest.raises(ExpertFileError, match=r"^x is not a valid expert file: its header is not canonical"):
+        decode_expert(LAYOUTS[layout], "x")
+    read = decode_expert(LAYOUTS[layout], "x", canonical=False)
+    again = rewrite_expert(LAYOUTS[layout], "x")
+    assert decode_expert(again, "x").manifest == read.manifest
+    assert again == encode_expert(read.manifest, read.vectors)
+
+
+def test_the_layout_is_that_of_the_safetensors_library() -> None:
+    arrays = {
+        f"{dtype}.{name}": np.ones(size, dtype)
+        for dtype in ("float16", "float32")
+        for name, size in [("b", 3), ("a", 1), ("c", 2)]
+    }
+    text = manifest(
+        name="\x01\x1f\x7f\x80\\ \b\f\n\r\t é😀\u2028/",
+        targets={name: len(array) for name, array in arrays.items()},
+    ).canonical()
+    data = safetensors.numpy.save(arrays, metadata={METADATA_KEY: text})
+    assert decode_expert(data, "x").vectors.keys() == arrays.keys()
+    assert rewrite_expert(data, "x") == data
+    assert safetensors.numpy.save(VECTORS, metadata={METADATA_KEY: manifest().canonical()}) == VALID
+
+
+def test_a_backslash_before_u0000_is_no_nul() -> None:
+    given = manifest(task="\\u0000", training={"a": "\\\\u0000"})
+    assert decode_expert(encode_expert(given, VECTORS), "x").manifest == given
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "x" * 201},
+        {"domain": "a\x00"},
+        {"training": {"note": "\x00"}},
+        {"training": {"note": "\ud800"}},
+    ],
+)
+def test_what_an_upload_refuses_is_not_written(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ExpertFileError):
+        write_expert(tmp_path / "x.safetensors", manifest(**fields), VECTORS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_layout_is_read_from_disk(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(LAYOUTS["more padding"])
+    assert read_expert(path).digest == hashlib.sha256(LAYOUTS["more padding"]).hexdigest()
+    with pytest.raises(ExpertFileError, match="not canonical"):
+        read_expert(path, canonical=True)
 
 
 @pytest.mark.parametrize("rule", BROKEN)

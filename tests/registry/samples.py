@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from t2.core.digests import sha256
-from t2.core.expertfile import encode_expert
+from t2.core.expertfile import METADATA_KEY
 from t2.core.manifest import BaseModelRef, Manifest
 from t2.core.record import ExpertRef
 from t2.core.results import EvaluatedBase, Sample, Score, TaskResult, TaskRun, samples_digests
@@ -17,7 +18,7 @@ FINGERPRINT = "ab" * 32
 
 
 def expert_bytes(seed: int = 0, *, matrices: int = 4, rank: int = 8, **fields: Any) -> bytes:
-    """The file of a random expert; other seeds give other digests, ``fields`` go into the manifest."""
+    """The file of a random expert; other seeds give other digests, ``fields`` go into the manifest, also wrong ones."""
     generator = np.random.default_rng(seed)
     targets = {f"model.layers.{layer}.mlp.up_proj.weight": rank for layer in range(matrices)}
     manifest = Manifest(
@@ -32,7 +33,7 @@ def expert_bytes(seed: int = 0, *, matrices: int = 4, rank: int = 8, **fields: A
         }
     )
     vectors = {name: generator.normal(1.0, 0.1, manifest.targets[name]).astype(np.float32) for name in manifest.targets}
-    return encode_expert(manifest, vectors)
+    return safetensors.numpy.save(vectors, metadata={METADATA_KEY: manifest.canonical()})
 
 
 def run_bytes(seed: int = 0, *, answers: int = 0, experts: tuple[str, ...] = (), docs: int = 6, **fields: Any) -> bytes:

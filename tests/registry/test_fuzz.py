@@ -67,7 +67,18 @@ def profile(data: bytes) -> dict[str, Any]:
         end = stop
         assert np.isfinite(values(entry["dtype"], data[8 + size + start : 8 + size + stop])).all()
     assert 8 + size + end == len(data)
+    ordered = sorted(tensors, key=lambda name: ("F32 BF16 F16".index(tensors[name]["dtype"]), name))
+    plain = {name: {key: tensors[name][key] for key in ("dtype", "shape", "data_offsets")} for name in ordered}
+    assert data[8 : 8 + size] == laid_out({"__metadata__": metadata, **plain})
+    assert [tensors[name]["data_offsets"][0] for name in ordered] == sorted(
+        entry["data_offsets"][0] for entry in tensors.values()
+    )
     return tensors
+
+
+def laid_out(header: dict[str, Any]) -> bytes:
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return raw + b" " * (-len(raw) % 8)
 
 
 def manifest_profile(manifest: dict[str, Any]) -> None:
@@ -85,10 +96,11 @@ def manifest_profile(manifest: dict[str, Any]) -> None:
     if "labels" in manifest:
         assert manifest["labels"]
     for text in (manifest["task"], manifest["domain"], manifest["method"], base["revision"]):
-        assert text is None or type(text) is str
+        assert text is None or len(text) <= 200
     assert re.fullmatch("[0-9a-f]{64}", base["fingerprint"])
     assert all(type(rank) is int and rank >= 1 for rank in manifest["targets"].values())
     assert type(manifest["training"]) is dict
+    assert not any("\x00" in text for text in texts(manifest))
     hashes = base64.b64decode(manifest["training_docs"], validate=True)
     assert len(hashes) % 6 == 0
     parts = [hashes[i : i + 6] for i in range(0, len(hashes), 6)]
@@ -98,6 +110,17 @@ def manifest_profile(manifest: dict[str, Any]) -> None:
         assert re.fullmatch("[0-9a-f]{64}", parent["digest"])
         assert type(parent["alpha"]) is float
         assert math.isfinite(parent["alpha"])
+
+
+def texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for one in value:
+            yield from texts(one)
+    elif isinstance(value, str):
+        yield value
 
 
 def strict_json(text: str) -> Any:
@@ -156,7 +179,7 @@ def corpus() -> list[bytes]:
         expert_bytes(5, task=None, domain=None, method=None, training_docs=docs),
     ]
     for dtype in ("F16", "BF16"):
-        entries = {"a.weight": (dtype, b"\x80\x3f" * 4), "b.weight": ("F32", np.ones(2, "<f4").tobytes())}
+        entries = {"b.weight": ("F32", np.ones(2, "<f4").tobytes()), "a.weight": (dtype, b"\x80\x3f" * 4)}
         made.append(assemble(*disassembled(made[0]), tensors=entries))
     return made
 
@@ -184,7 +207,7 @@ def assemble(
         manifest = {**manifest, "targets": {name: header[name]["shape"][0] for name in tensors}}
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     header = {**header, "__metadata__": {"t2": text}}
-    return framed(json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass"), body)
+    return framed(laid_out(header), body)
 
 
 def framed(header: bytes, body: bytes) -> bytes:
@@ -433,7 +456,7 @@ def test_memory_is_bounded_by_the_limits() -> None:
         "long number": framed(b'{"x":' + b"9" * (full - 10) + b"}", b""),
         "long text": framed(b'{"x":"' + b"\\u00ff" * (full // 7) + b'"}', b""),
         "tensors": framed((plain + "," + many + "}").encode()[:full], body),
-        "manifest": framed(json.dumps({**header, "__metadata__": {"t2": deep}}).encode(), body),
+        "manifest": framed(laid_out({**header, "__metadata__": {"t2": deep}}), body),
         "announced header": (2**63).to_bytes(8, "little") + b"{}",
         "announced tensor": assemble(
             {**header, "a.weight": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 2**64]}}, manifest, body
