@@ -47,8 +47,8 @@ class S3Blobs:
     """A :class:`~t2.registry.blobs.base.BlobStore` in a bucket; safe to share between threads.
 
     The store checks what it receives against MD5 and SHA-256 and creates each object once, as far as it knows these
-    headers; what it does not know is left out from then on. What is read is checked here, so a store that checks
-    nothing costs no certainty, only the time until a damage is seen.
+    headers; what it does not know is left out from then on. Nothing is acknowledged by its size: the store's checksum
+    of an object has to be right, and where it tells none the object is read back.
     """
 
     def __init__(
@@ -109,28 +109,30 @@ class S3Blobs:
 
     def put(self, digest: str, data: bytes) -> bool:
         key = self._key(digest)
-        there = self.info(digest)
-        if there is not None and there.size == len(data):
+        there = self._head(digest)
+        if there is not None and self._holds(digest, len(data), there):
             return False
-        # An object of another size is the rest of an accident, and is replaced.
+        # An object of other bytes is the rest of an accident, and is replaced.
+        md5 = hashlib.md5(data, usedforsecurity=False)
         headers: dict[str, Any] = {
-            "ContentMD5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
-            "ChecksumSHA256": base64.b64encode(bytes.fromhex(digest)).decode(),
+            "ContentMD5": base64.b64encode(md5.digest()).decode(),
+            "ChecksumSHA256": _checksum(digest),
         }
         if there is None:
             headers["IfNoneMatch"] = "*"
         with self._translated():
             try:
-                self._put(key, data, headers)
+                answer = self._put(key, data, headers)
             except ClientError as error:
                 if _code(error) not in _PRESENT:
                     raise
             else:
+                # An ETag that is the MD5 says what the store received, as its checksum does.
+                if answer.get("ChecksumSHA256") != _checksum(digest) and answer.get("ETag") != f'"{md5.hexdigest()}"':
+                    self._check_stored(digest, len(data))
                 return True
         # Another upload came first, or this one did and its answer was lost on the way.
-        there = self.info(digest)
-        if there is None or there.size != len(data):
-            raise UnavailableError(f"the object {key} in the store {self.location} is changing; try again")
+        self._check_stored(digest, len(data))
         return False
 
     def get(self, digest: str) -> bytes:
@@ -161,14 +163,8 @@ class S3Blobs:
         )
 
     def info(self, digest: str) -> BlobInfo | None:
-        with self._translated():
-            try:
-                answer = self._client.head_object(Bucket=self._bucket, Key=self._key(digest))
-            except ClientError as error:
-                if _code(error) in _MISSING:
-                    return None
-                raise
-        return BlobInfo(digest, answer["ContentLength"], answer["LastModified"])
+        answer = self._head(digest)
+        return BlobInfo(digest, answer["ContentLength"], answer["LastModified"]) if answer is not None else None
 
     def delete(self, digest: str) -> None:
         with self._translated():
@@ -207,13 +203,60 @@ class S3Blobs:
             self._prober.put_object(Bucket=self._bucket, Key=key, Body=b"t2")
             self._prober.head_object(Bucket=self._bucket, Key=key)
 
-    def _put(self, key: str, data: bytes, headers: dict[str, Any]) -> None:
-        """Put with the headers that the store takes; which these are is learnt once."""
+    def _head(self, digest: str) -> dict[str, Any] | None:
+        """The headers of an object, with its checksum where the store keeps one; None where there is no object."""
+        parameters = {"Bucket": self._bucket, "Key": self._key(digest)}
+        with self._translated():
+            try:
+                if "ChecksumMode" not in self._left_out:
+                    try:
+                        return dict(self._client.head_object(**parameters, ChecksumMode="ENABLED"))
+                    except ClientError as error:
+                        if _code(error) not in {*_REFUSED, "400"}:  # an answer to HEAD has no body with a code
+                            raise
+                answer = dict(self._client.head_object(**parameters))
+                self._left_out |= {"ChecksumMode"}
+                return answer
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+
+    def _holds(self, digest: str, size: int, head: dict[str, Any]) -> bool:
+        """Whether an object is the blob of a digest: by the store's checksum, else by reading it."""
+        if head["ContentLength"] != size:
+            return False
+        checksum = head.get("ChecksumSHA256")
+        if checksum is not None and head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+            return bool(checksum == _checksum(digest))
+        try:
+            self.get(digest)
+        except UnavailableError:
+            raise
+        except RegistryError:
+            return False
+        return True
+
+    def _check_stored(self, digest: str, size: int) -> None:
+        """Check that the blob which was just put, here or by another upload, is there.
+
+        Raises:
+            UnavailableError: it is not, or with other bytes.
+        """
+        head = self._head(digest)
+        if head is None or not self._holds(digest, size, head):
+            raise UnavailableError(
+                f"the store {self.location} does not hold the bytes that were just put at {self._key(digest)}; try "
+                "again, and if it stays so check the store"
+            )
+
+    def _put(self, key: str, data: bytes, headers: dict[str, Any]) -> dict[str, Any]:
+        """Put with the headers that the store takes; which these are is learnt once. Returns the store's answer."""
         headers = {name: value for name, value in headers.items() if name not in self._left_out}
         dropped: set[str] = set()
         while True:
             try:
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **headers)
+                answer: dict[str, Any] = self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **headers)
             except ClientError as error:
                 if _code(error) not in _REFUSED or not headers:
                     raise
@@ -222,7 +265,7 @@ class S3Blobs:
                 dropped.add(name)
             else:
                 self._left_out |= dropped
-                return
+                return answer
 
     def _key(self, digest: str) -> str:
         if not is_digest(digest):
@@ -241,6 +284,11 @@ class S3Blobs:
             ) from error
         except (BotoCoreError, HTTPError, OSError) as error:
             raise UnavailableError(f"the store {self.location} does not answer ({type(error).__name__})") from error
+
+
+def _checksum(digest: str) -> str:
+    """A digest as S3 writes it."""
+    return base64.b64encode(bytes.fromhex(digest)).decode()
 
 
 def _code(error: ClientError) -> str:

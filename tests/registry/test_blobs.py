@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import threading
 import time
@@ -100,6 +102,14 @@ def test_bytes_of_a_wrong_size_are_replaced(case: Case) -> None:
     case.write(case.key(DIGEST), DATA[:100])
     assert case.store.put(DIGEST, DATA) is True
     assert case.store.get(DIGEST) == DATA
+
+
+def test_wrong_bytes_of_the_right_size_are_replaced(case: Case) -> None:
+    for wrong in (bytes(len(DATA)), DATA[::-1]):
+        case.write(case.key(DIGEST), wrong)
+        assert case.store.put(DIGEST, DATA) is True
+        assert case.read(case.key(DIGEST)) == DATA
+        assert case.store.put(DIGEST, DATA) is False
 
 
 def test_damaged_bytes_are_never_given_out(case: Case) -> None:
@@ -252,8 +262,63 @@ def test_a_store_that_knows_neither_conditions_nor_checksums(s3_server: S3) -> N
         assert refused == []
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_store_that_creates_an_object_once(s3_server: S3, whole: bool) -> None:
+def test_a_store_that_keeps_other_bytes_than_it_gets_acknowledges_nothing(s3_server: S3) -> None:
+    bucket, other = s3_server.bucket(), s3_server.client()
+
+    def damage(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        if method != "PUT":
+            return None
+        other.put_object(Bucket=bucket, Key=f"{DIGEST[:2]}/{DIGEST}", Body=DATA[::-1])
+        return 201, "Stored"
+
+    with store_proxy(s3_server.endpoint, Faults(), damage) as endpoint:
+        store = S3Blobs(bucket, endpoint=endpoint, credentials=Credentials(s3_server.access_key, s3_server.secret_key))
+        with pytest.raises(UnavailableError, match="does not hold the bytes that were just put"):
+            store.put(DIGEST, DATA)
+
+
+@pytest.mark.parametrize("stored", [DATA, DATA[::-1]])
+def test_the_checksum_of_a_store_that_keeps_one_spares_the_reading(s3_server: S3, stored: bytes) -> None:
+    bucket = s3_server.bucket()
+    s3_server.client().put_object(Bucket=bucket, Key=f"{DIGEST[:2]}/{DIGEST}", Body=stored)
+    asked: list[str] = []
+
+    def listen(method: str, headers: Mapping[str, str]) -> None:
+        asked.append(method)
+        assert method != "HEAD" or headers["x-amz-checksum-mode"] == "ENABLED"
+
+    def tell_checksum(parsed: dict[str, object], **_: object) -> None:
+        parsed["ChecksumSHA256"] = base64.b64encode(hashlib.sha256(stored).digest()).decode()
+
+    with store_proxy(s3_server.endpoint, Faults(), listen) as endpoint:
+        store = S3Blobs(bucket, endpoint=endpoint, credentials=Credentials(s3_server.access_key, s3_server.secret_key))
+        store._client.meta.events.register("after-call.s3.HeadObject", tell_checksum)
+        assert store.put(DIGEST, DATA) is (stored != DATA)
+        assert asked == (["HEAD"] if stored == DATA else ["HEAD", "PUT"])
+        assert store.get(DIGEST) == DATA
+
+
+def test_a_store_that_refuses_to_be_asked_for_checksums_is_read(s3_server: S3) -> None:
+    refused = []
+
+    def refuse(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        if "x-amz-checksum-mode" not in headers:
+            return None
+        refused.append(method)
+        return 400, "InvalidArgument"
+
+    with store_proxy(s3_server.endpoint, Faults(), refuse) as endpoint:
+        credentials = Credentials(s3_server.access_key, s3_server.secret_key)
+        store = S3Blobs(s3_server.bucket(), endpoint=endpoint, credentials=credentials)
+        assert store.put(DIGEST, DATA) is True
+        assert store.put(DIGEST, DATA) is False
+        assert store.info(DIGEST) is not None
+        assert 1 <= len(refused) <= 2  # until an object has answered without
+
+
+@pytest.mark.parametrize("left", ["whole", "cut", "wrong"])
+def test_a_store_that_creates_an_object_once(s3_server: S3, left: str) -> None:
+    whole, stored = left == "whole", {"whole": DATA, "cut": DATA[:9], "wrong": DATA[::-1]}[left]
     bucket = s3_server.bucket()
     other = s3_server.client()
 
@@ -261,7 +326,7 @@ def test_a_store_that_creates_an_object_once(s3_server: S3, whole: bool) -> None
         if method != "PUT" or "If-None-Match" not in headers:
             return None
         # Another writer comes first.
-        other.put_object(Bucket=bucket, Key=f"{DIGEST[:2]}/{DIGEST}", Body=DATA if whole else DATA[:9])
+        other.put_object(Bucket=bucket, Key=f"{DIGEST[:2]}/{DIGEST}", Body=stored)
         return 412, "PreconditionFailed"
 
     with store_proxy(s3_server.endpoint, Faults(), refuse) as endpoint:
