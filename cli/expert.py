@@ -271,11 +271,20 @@ def _row(expert: Expert) -> Sequence[object]:
         latest.task or "-",
         latest.base_model,
         "-" if score is None else f"{score:.4g}",
-        ", ".join(latest.aliases) or "-",
+        ", ".join(_aliases(expert, latest)) or "-",
         tags,
         latest.digest[:12],
         "-",
     )
+
+
+def _aliases(expert: Expert, latest: Version) -> Sequence[str]:
+    """The aliases of an expert, each with its version where that is not the latest."""
+    if expert.aliases is None:
+        return latest.aliases
+    return [
+        alias if number == latest.version else f"{alias} → {number}" for alias, number in sorted(expert.aliases.items())
+    ]
 
 
 def _score(file: Path) -> str:
@@ -462,11 +471,16 @@ def _print_versions(versions: Sequence[Version]) -> None:
 
 
 def _print_lineage(tree: Lineage) -> None:
-    names = {node.digest: ", ".join(node.references) or f"@sha256:{node.digest}" for node in tree.nodes}
+    references = {node.digest: ", ".join(node.references) for node in tree.nodes}
+
+    def name(digest: str) -> str:
+        # A newer registry may have experts of a kind that this t2 leaves out.
+        return references.get(digest) or f"@sha256:{digest}"
+
     print()
     print_table(
         ("expert", "α", "of"),
-        [(names[edge.child], f"{edge.alpha:.6g}", names[edge.parent]) for edge in tree.edges],
+        [(name(edge.child), f"{edge.alpha:.6g}", name(edge.parent)) for edge in tree.edges],
         none="mixed of nothing, and nothing mixed of it",
     )
     if tree.truncated:

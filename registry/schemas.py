@@ -171,6 +171,7 @@ class Expert(_Frozen):
         versions: how many there are that are not deleted.
         tags: sorted.
         updated_at: when it last got a version, an alias, a tag or a description.
+        aliases: the version that each alias points to, by alias; None from a server of an older t2.
     """
 
     name: str
@@ -182,6 +183,7 @@ class Expert(_Frozen):
     created_at: datetime
     updated_at: datetime
     deleted_at: datetime | None
+    aliases: dict[str, int] | None = None
 
 
 class AliasInfo(_Frozen):

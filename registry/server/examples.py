@@ -112,6 +112,7 @@ EXPERT: dict[str, Any] = {
     "created_at": AT,
     "updated_at": AT,
     "deleted_at": None,
+    "aliases": {"production": 3, "stable": 2},
 }
 NAMESPACE = {"name": "team", "description": "the evaluation team", "created_at": AT}
 ALIAS = {"alias": "production", "version": 3, "digest": DIGEST, "updated_at": AT, "updated_by": "api:ci"}

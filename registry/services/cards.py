@@ -2,13 +2,15 @@
 
 A list of fifty experts is then one query of fifty rows, and not the versions, metrics, aliases and tags of each.
 Whoever changes something of these writes the card anew, in the same transaction and with the expert's row locked. A
+Aliases that point to older versions are not on it: they are added to an answer as it is made, in one query a page. A
 card is good where its time is that of the expert's last change: one that a server of an older t2 left behind, while the
 database was at this schema already, is passed over, and what it would say is looked up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, select
@@ -27,18 +29,37 @@ _ROWS = select(
 ).where(any_of(_EXPERT.id, "ids"))
 
 
+_ALIAS = columns(models.Alias)
+_ALIASES = (
+    select(_ALIAS.expert_id, _ALIAS.alias, _ALIAS.number).where(any_of(_ALIAS.expert_id, "ids")).order_by(_ALIAS.alias)
+)
+
+
 def told(reader: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[str]:
-    """The cards of rows that have ``id`` and :data:`CARD`."""
+    """The cards of rows that have ``id`` and :data:`CARD`, with the experts' aliases."""
+    cards = {row.id: row.card for row in rows if row.card is not None}
     missing = [row.id for row in rows if row.card is None]
-    if not missing:
-        return [row.card for row in rows]
-    looked_up = made(reader, missing)
-    # An expert that was purged since its row was read is gone.
+    if missing:
+        # An expert that was purged since its row was read is gone.
+        cards |= {expert_id: written(expert) for expert_id, expert in made(reader, missing).items()}
+    return with_aliases(reader, {row.id: cards[row.id] for row in rows if row.id in cards})
+
+
+def with_aliases(reader: Session | Connection, cards: Mapping[int, str]) -> list[str]:
+    """Cards, by the experts' ids, with the version that each alias points to."""
+    aliases: dict[int, dict[str, int]] = {expert_id: {} for expert_id in cards}
+    if cards:
+        for expert_id, alias, number in reader.execute(_ALIASES, {"ids": list(cards)}):
+            aliases[expert_id][alias] = number
     return [
-        row.card if row.card is not None else looked_up[row.id].model_dump_json()
-        for row in rows
-        if row.card is not None or row.id in looked_up
+        f'{card[:-1]},"aliases":{json.dumps(aliases[expert_id], separators=(",", ":"))}}}'
+        for expert_id, card in cards.items()
     ]
+
+
+def written(expert: Expert) -> str:
+    """The card of an expert, as it lies in its row."""
+    return expert.model_dump_json(exclude={"aliases"})
 
 
 def made(reader: Session | Connection, ids: Sequence[int]) -> dict[int, Expert]:
@@ -63,5 +84,6 @@ def of(row: models.Expert | Row[*tuple[Any, ...]], latest: Version | None, tags:
             "created_at": row.created_at,
             "updated_at": row.updated_at,
             "deleted_at": row.deleted_at,
+            "aliases": None,
         },
     )

@@ -167,7 +167,7 @@ def refresh(
     row.score = latest.metrics.get(VALIDATION_SCORE) if latest is not None else None
     row.search_text = " ".join(filter(None, (row.path, row.task, row.description))).lower()
     row.updated_at = row.carded_at = at or audit.now()
-    row.card = cards.of(row, latest, tags).model_dump_json()
+    row.card = cards.written(cards.of(row, latest, tags))
     return latest
 
 
@@ -178,7 +178,7 @@ def describe(session: Session, actor: Actor, name: ExpertName, description: str)
     refresh(session, row)
     audit.record(session, actor, "expert.describe", str(name))
     assert row.card is not None
-    return row.card
+    return cards.with_aliases(session, {row.id: row.card})[0]
 
 
 def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[str], remove: Iterable[str]) -> str:
@@ -197,7 +197,7 @@ def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[
     audit.record(session, actor, "expert.tag", str(name), add=added, remove=removed)
     refresh(session, row)
     assert row.card is not None
-    return row.card
+    return cards.with_aliases(session, {row.id: row.card})[0]
 
 
 def list_experts(

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from t2.core.curve import CurvePoint, append_point
-from t2.core.errors import ArgumentError
-from t2.core.expertfile import read_expert
+from t2.core.digests import sha256
+from t2.core.errors import ArgumentError, InvalidRequestError
+from t2.core.expertfile import decode_expert, read_expert
 from t2.core.manifest import Parent
 from t2.core.references import ExpertName
 from t2.harness.publishing import push
 from t2.harness.registry import registry
 from t2.registry.open import open_embedded
+from t2.registry.portable.exporting import export
+from t2.registry.portable.importing import restore
+from t2.registry.services import service
+from t2.registry.services.doctor import examine
 from tests.cli.here import Here
 from tests.registry.samples import FINGERPRINT, expert_bytes
 from tests.registry.serving import process
@@ -186,6 +193,66 @@ def test_files_and_references_are_verified(shelf: Path, here: Here) -> None:
     assert here("expert", "verify", "team/math", "team/code").endswith("  team/code@1\n")
     assert here.code == 2
     assert digest in here.errors
+
+
+def test_the_list_shows_aliases_of_older_versions(shelf: Path, here: Here) -> None:
+    here("expert", "alias", "team/math", "production", 1)
+    assert here.table("expert", "list", "--text", "team/math")[0]["aliases"] == "production"
+    here("expert", "push", trained(shelf / "runs" / "more", 9), "team/math", "--alias", "next")
+    row = here.table("expert", "list", "--text", "team/math")[0]
+    assert (row["version"], row["aliases"]) == ("2", "next, production → 1")
+    assert here.json("expert", "list", "--text", "team/math")[0]["aliases"] == {"next": 2, "production": 1}
+
+
+def test_what_an_upload_refuses_is_not_verified(shelf: Path, here: Here) -> None:
+    whole = expert_bytes(1)
+    size = int.from_bytes(whole[:8], "little")
+    (shelf / "spaced.safetensors").write_bytes((size + 8).to_bytes(8, "little") + b" " * 8 + whole[8:])
+    (shelf / "long.safetensors").write_bytes(expert_bytes(1, domain="x" * 201))
+    (shelf / "nul.safetensors").write_bytes(expert_bytes(1, training={"note": "\x00"}))
+    for name, why in [("spaced", "not canonical"), ("long", "manifest field domain"), ("nul", "NUL")]:
+        file = shelf / f"{name}.safetensors"
+        assert here("expert", "verify", file) == ""
+        assert here.code == 2
+        assert why in here.errors
+        assert why in here.refused("expert", "push", file, f"team/{name}")
+        with registry(str(shelf / "registry")) as client, pytest.raises(InvalidRequestError, match=why):
+            client.publish(ExpertName("team", name), file.read_bytes())
+
+
+def test_a_file_of_another_layout_is_written_anew_on_demand(shelf: Path, here: Here) -> None:
+    whole = expert_bytes(1)
+    size = int.from_bytes(whole[:8], "little")
+    file = shelf / "spaced.safetensors"
+    file.write_bytes((size + 8).to_bytes(8, "little") + whole[8 : 8 + size] + b" " * 8 + whole[8 + size :])
+    assert here("expert", "verify", "--fix", file) == f"{sha256(whole)}  {file}\n"
+    assert file.read_bytes() == whole
+    here("expert", "verify", "--fix", "team/math")
+    assert here.code == 2
+    assert "what a registry holds stays" in here.errors
+
+
+def test_a_registrys_file_of_another_layout_stays_of_use(shelf: Path, here: Here) -> None:
+    """It was uploaded before layouts were checked."""
+    whole = expert_bytes(8)
+    size = int.from_bytes(whole[:8], "little")
+    padded = (size + 8).to_bytes(8, "little") + whole[8 : 8 + size] + b" " * 8 + whole[8 + size :]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "decode_expert", partial(decode_expert, canonical=False))
+        with registry(str(shelf / "registry")) as client:
+            digest = client.publish(ExpertName("team", "old"), padded).digest
+    here("expert", "pull", f"team/old@sha256:{digest}")
+    assert (shelf / "old.safetensors").read_bytes() == padded
+    assert read_expert(shelf / "old.safetensors").digest == digest
+    assert here("expert", "verify", "team/old") == ""
+    assert "not canonical" in here.errors
+    archive = io.BytesIO()
+    with open_embedded(shelf / "registry") as one, open_embedded(shelf / "other") as other:
+        assert [finding for finding in examine(one.database, one.store, deep=True) if finding.wrong] == []
+        export(one.database, one.store, archive)
+        archive.seek(0)
+        restore(other.database, other.store, other.actor, archive)
+        assert other.download(digest) == padded
 
 
 def test_aliases_tags_and_descriptions_change(shelf: Path, here: Here) -> None:

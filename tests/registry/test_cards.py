@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 
 from t2.core.errors import T2Error
-from t2.core.references import ExpertName
+from t2.core.references import ExpertName, parse_name
 from t2.registry.db import migrate, models
 from t2.registry.portable.exporting import export
 from t2.registry.portable.importing import restore
@@ -46,7 +46,12 @@ def agree(service: Service) -> int:
         assert row.card is not None, row.path
         assert Expert.model_validate_json(row.card) == said[row.id]
     listed = [*service.list_experts().items, *service.list_experts(ExpertQuery(deleted=True)).items]
-    assert sorted(listed, key=lambda each: each.name) == sorted(said.values(), key=lambda each: each.name)
+    for each in listed:
+        if each.deleted_at is None:
+            assert each.aliases == {one.alias: one.version for one in service.list_aliases(parse_name(each.name))}
+            assert service.get_expert(parse_name(each.name)) == each
+    plain = [each.model_copy(update={"aliases": None}) for each in listed]
+    assert sorted(plain, key=lambda each: each.name) == sorted(said.values(), key=lambda each: each.name)
     return len(rows)
 
 

@@ -35,6 +35,8 @@ from t2.registry.client.transport import Transport
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
 from t2.registry.open import open_registry
+from t2.registry.schemas import Page, VersionQuery
+from t2.registry.server import examples
 from t2.registry.services.actor import Actor
 from t2.registry.services.service import Service
 from t2.registry.settings import load_settings
@@ -70,6 +72,31 @@ VERSION = {
     "created_by": "api:ci",
     "deleted_at": None,
 }
+EXPERT = {
+    "name": "team/math",
+    "kind": "expert",
+    "description": "",
+    "tags": [],
+    "versions": 1,
+    "latest": VERSION,
+    "created_at": "2026-01-01T00:00:00Z",
+    "updated_at": "2026-01-01T00:00:00Z",
+    "deleted_at": None,
+}
+TOKEN_INFO = examples.TOKEN
+ALIAS = examples.ALIAS
+AUDIT = {
+    "id": 1,
+    "at": "2026-01-01T00:00:00Z",
+    "source": "api",
+    "subject": "ci",
+    "action": "version.create",
+    "object": "team/math@1",
+    "detail": {},
+}
+RUN = examples.RUN
+POINT = examples.POINT
+NODE = {"digest": DIGEST, "references": [], "kind": "expert"}
 NAMESPACE = {"name": "team", "description": "", "created_at": "2026-01-01T00:00:00Z"}
 
 
@@ -290,6 +317,72 @@ class TestErrors:
         with pytest.raises(RegistryError, match=r"^what, where, what to do$") as caught:
             client.get_expert(NAME)
         assert type(caught.value) is kind
+
+    @pytest.mark.parametrize(
+        ("call", "good", "bad", "field"),
+        [
+            (lambda c: c.list_experts(), EXPERT, {"kind": "judge"}, "kind 'judge'"),
+            (lambda c: c.list_experts(), EXPERT, {"latest": {**VERSION, "kind": "judge"}}, "latest.kind 'judge'"),
+            (lambda c: c.list_versions(NAME), VERSION, {"kind": "judge"}, "kind 'judge'"),
+            (lambda c: c.search_versions(VersionQuery()), VERSION, {"digest": "blake3:ab"}, "digest 'blake3:ab'"),
+            (
+                lambda c: c.search_versions(VersionQuery()),
+                VERSION,
+                {"base_fingerprint": None},
+                "base_fingerprint NoneType",
+            ),
+            (lambda c: c.list_tokens(), TOKEN_INFO, {"scopes": ["read", "judge"]}, "scopes.1 'judge'"),
+            (lambda c: c.list_aliases(NAME), ALIAS, {"version": "3rd"}, "version '3rd'"),
+            (lambda c: c.list_namespaces(), NAMESPACE, {"name": "Team Ä"}, "name 'Team Ä'"),
+            (lambda c: c.audit(), AUDIT, {"detail": "x"}, "detail 'x'"),
+            (lambda c: c.list_runs(), RUN, {"n_shot": "all"}, "n_shot 'all'"),
+            (lambda c: c.curve(NAME, 1), POINT, {"split": "test"}, "split 'test'"),
+            (lambda c: c.lineage(DIGEST), NODE, {"kind": "judge"}, "kind 'judge'"),
+        ],
+    )
+    def test_an_item_that_is_not_known_yet_is_left_out_of_its_list_and_told_once(
+        self,
+        server: Scripted,
+        client: HttpRegistry,
+        caplog: pytest.LogCaptureFixture,
+        call: Callable[[HttpRegistry], Any],
+        good: dict[str, Any],
+        bad: dict[str, Any],
+        field: str,
+    ) -> None:
+        items = [good, {**good, **bad}, good, {**good, **bad}]
+        if good is TOKEN_INFO or good is ALIAS:
+            said: Any = items
+        elif good is POINT:
+            said = {"points": items, "total": 4}
+        elif good is NODE:
+            said = {"root": DIGEST, "nodes": items, "edges": [], "truncated": False}
+        else:
+            said = {"items": items, "next": None}
+        server.says(reply(said))
+        for _ in range(2):
+            answer = call(client)
+            found = next(
+                (getattr(answer, name) for name in ("items", "points", "nodes") if hasattr(answer, name)), answer
+            )
+            assert len(found) == 2
+        (record,) = caplog.records
+        assert f"this t2 does not know {field}; upgrade t2" in record.getMessage()
+        assert server.url in record.getMessage()
+
+    def test_a_page_of_what_only_a_newer_t2_knows_is_empty_and_leads_on(
+        self, server: Scripted, client: HttpRegistry
+    ) -> None:
+        server.says(reply({"items": [{**EXPERT, "kind": "judge"}], "next": "more"}))
+        assert client.list_experts() == Page(items=[], next="more")
+
+    @pytest.mark.parametrize(
+        "said", [{"items": ["x"], "next": None}, {"items": [EXPERT], "next": 5}, {"items": 5}, [5]]
+    )
+    def test_what_is_no_list_of_a_registry_is_refused(self, server: Scripted, client: HttpRegistry, said: Any) -> None:
+        server.says(reply(said))
+        with pytest.raises(RegistryError, match="does not understand"):
+            client.list_experts()
 
     def test_a_code_that_is_not_known_yet(self, server: Scripted, client: HttpRegistry) -> None:
         server.says(problem(409, "version-locked", "it is locked"))
