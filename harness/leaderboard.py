@@ -94,8 +94,8 @@ def runs_of(client: RegistryClient, text: str) -> list[TaskResult]:
     for result in results:
         if [expert.digest for expert in result.run.experts] != [digest]:
             raise ResultsError(
-                f"{client.location}: the run {result.run.digest()} of {result.run.task} is not of {named} alone "
-                f"(sha256:{digest}), as the registry says; try again if its alias was just moved, else ask who runs it"
+                f"{client.location}: asked for runs of {named}, it answers with a run that is not of sha256:{digest} "
+                f"alone: {result.run.digest()}; try again if the alias was just moved, else ask who runs this registry"
             )
     return results
 

@@ -223,7 +223,7 @@ class ExpertCache:
         """The digest that a version had before; None where it is new here."""
         try:
             pin = _Pin.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             memory = self._recall(server, reference)
             return memory.version.digest if memory is not None else None
         except (OSError, pydantic.ValidationError):

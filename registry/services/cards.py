@@ -2,9 +2,9 @@
 
 A list of fifty experts is then one query of fifty rows, and not the versions, metrics, aliases and tags of each.
 Whoever changes something of these writes the card anew, in the same transaction and with the expert's row locked. A
-Aliases that point to older versions are not on it: they are added to an answer as it is made, in one query a page. A
 card is good where its time is that of the expert's last change: one that a server of an older t2 left behind, while the
-database was at this schema already, is passed over, and what it would say is looked up.
+database was at this schema already, is passed over, and what it would say is looked up. Aliases of older versions are
+not on a card: one query a page adds all aliases to the answer.
 """
 
 from __future__ import annotations

@@ -308,5 +308,5 @@ class TestRuns:
         assert [each.run.digest() for each in runs_of(client, "team/math@1")] == [runs[X]]
         lies["list_runs"] = run_of(Y)
         for reference in ("team/math@1", "team/math", f"@sha256:{X}"):
-            with pytest.raises(ResultsError, match=r"is not of .* alone"):
+            with pytest.raises(ResultsError, match=r"a run that is not of sha256:\w+ alone"):
                 runs_of(client, reference)
