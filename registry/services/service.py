@@ -86,6 +86,7 @@ from t2.registry.services import (
 from t2.registry.services.actor import Actor, Limits
 
 _TEXT = 4000
+_LABEL = 200
 _TRIES = 3
 _EXPERTS = pydantic.TypeAdapter(Page[Expert])
 
@@ -142,8 +143,8 @@ class Service:
                 changed = error
         raise ConflictError(f"{name} is being changed by others; try again") from changed
 
-    def validate(self, data: bytes, source: str) -> ExpertFile:
-        """Check an upload's bytes.
+    def validate(self, data: bytes, source: str, *, canonical: bool = True) -> ExpertFile:
+        """Check an upload's bytes, or with ``canonical`` False those that another registry has under their digest.
 
         Raises:
             TooLargeError: over the limit.
@@ -152,7 +153,7 @@ class Service:
         if len(data) > self.limits.upload_bytes:
             raise TooLargeError(f"the file has {len(data)} bytes, the limit is {self.limits.upload_bytes}")
         try:
-            return decode_expert(data, source)
+            return decode_expert(data, source, canonical=canonical)
         except ExpertFileError as error:
             raise InvalidRequestError(str(error)) from error
 

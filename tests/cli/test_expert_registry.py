@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +237,7 @@ def test_a_registrys_file_of_another_layout_stays_of_use(shelf: Path, here: Here
     size = int.from_bytes(whole[:8], "little")
     padded = (size + 8).to_bytes(8, "little") + whole[8 : 8 + size] + b" " * 8 + whole[8 + size :]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "decode_expert", partial(decode_expert, canonical=False))
+        patch.setattr(service, "decode_expert", lambda data, source, **_: decode_expert(data, source, canonical=False))
         with registry(str(shelf / "registry")) as client:
             digest = client.publish(ExpertName("team", "old"), padded).digest
     here("expert", "pull", f"team/old@sha256:{digest}")
