@@ -1,7 +1,7 @@
 """Ctrl-C while modules are imported ends the program at once: there is nothing to undo, and no traceback to show.
 
 Raising KeyboardInterrupt there, as Python does, prints the import in progress, and libraries turn it into other errors.
-The line of ``t2_eval_discovery.pth`` sets the same handler when Python starts as ``t2``.
+Before this module is imported there is only Python's own start.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ def exit_on_interrupt() -> None:
 
 def raise_on_interrupt() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt again."""
-    # By name: the handler of the .pth file is another function.
-    if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == t2_exit.__name__:
+    if signal.getsignal(signal.SIGINT) is t2_exit:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

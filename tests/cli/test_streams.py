@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from t2.harness.excepthook import runs_t2
-from tests.environments import REPOSITORY
 
 STOPPED_WHILE_IMPORTING = """
     import os, signal, sys
@@ -44,34 +43,6 @@ def python(code: str, *arguments: str, stdout: int = subprocess.PIPE, unbuffered
 def test_ctrl_c_while_modules_are_imported_ends_without_a_traceback(module: str) -> None:
     code = STOPPED_WHILE_IMPORTING.replace("sys.argv[-1]:", f"{module!r}:")
     assert python(code, module) == (130, "")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [
-        (["/env/bin/t2", "data", "list"], 130),
-        (["-m", "t2.cli"], 130),
-        (["/env/bin/other", "t2"], "KeyboardInterrupt"),
-        (["-m", "other"], "KeyboardInterrupt"),
-        ([], "KeyboardInterrupt"),
-    ],
-)
-def test_ctrl_c_while_python_starts_ends_t2_and_leaves_other_programs_alone(
-    arguments: list[str], status: int | str
-) -> None:
-    code = f"""
-        import os, signal, sys
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.argv, sys.orig_argv = {arguments}, ["python", *{arguments}]
-        for line in open({str(REPOSITORY / "t2_eval_discovery.pth")!r}):
-            if line.startswith("import"):
-                exec(line)
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:
-            print("KeyboardInterrupt", file=sys.stderr)
-        """
-    assert python(code) == ((130, "") if status == 130 else (0, f"{status}\n"))
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
