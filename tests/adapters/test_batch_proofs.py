@@ -187,9 +187,8 @@ def test_an_engine_answers_as_one_request_at_a_time(name: str, form: Any) -> Non
     for z, row in ((z, row) for row, z in enumerate(mixtures)):
         with engine.applied(z), torch.no_grad():
             for i in (i for i, own in enumerate(rows) if own == row):
-                out: Any = engine.model.generate(
-                    torch.tensor([contexts[i]]), max_new_tokens=8, do_sample=False, pad_token_id=0
-                )
+                model: Any = engine.model
+                out = model.generate(torch.tensor([contexts[i]]), max_new_tokens=8, do_sample=False, pad_token_id=0)
                 assert generated[i].tokens == tuple(out[0, len(contexts[i]) :].tolist())
                 for request, found in zip(scores[3 * i : 3 * i + 3], scored[3 * i : 3 * i + 3], strict=True):
                     logits = alone(engine.model, [Branches(request.context, (request.continuation,))])

@@ -62,7 +62,8 @@ def test_a_tokenizer_from_elsewhere_is_written_as_it_was(tmp_path: Path) -> None
     given = tiny.tokenizer()
     given.pad_token = None
     loaded = transformers.AutoModelForCausalLM.from_pretrained(base)
-    for number, arguments in enumerate([(base, str(other)), (loaded, given)]):
+    made: list[tuple[Any, Any]] = [(base, str(other)), (loaded, given)]
+    for number, arguments in enumerate(made):
         model = load_model(arguments[0], tokenizer=arguments[1], device="cpu")
         assert model.lm.tokenizer.pad_token is not None
         merged = merge(model, tmp_path / f"merged{number}" / "checkpoint")

@@ -237,7 +237,7 @@ def test_on_a_base_with_tied_embeddings_it_answers_as_peft_does(saved: str, tmp_
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.save_pretrained(str(tmp_path / "adapter"))
     plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     own: Any = make(base, tmp_path / "adapter").inner.model
     ids = torch.tensor([[5, 40, 56, 20]])

@@ -40,8 +40,13 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "doc_to_text": "Q: {{q}}\nA:",
         "metadata": {"version": 1.0},
     }
-    choice = {**common, "output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
-    text = {
+    choice: dict[str, Any] = {
+        **common,
+        "output_type": "multiple_choice",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+    }
+    text: dict[str, Any] = {
         **common,
         "output_type": "generate_until",
         "doc_to_target": "{{choices[gold]}}",
@@ -177,7 +182,7 @@ def test_a_template_is_selected_by_its_name_again(tiny_folder: Path, tasks: Path
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = {"default": tiny.CHAT, "short": tiny.CHAT.replace("</>", "")}
     tokenizer.save_pretrained(named)
-    given = {"apply_chat_template": "short", "fewshot_as_multiturn": True, "limit": 2}
+    given: dict[str, Any] = {"apply_chat_template": "short", "fewshot_as_multiturn": True, "limit": 2}
     path = run_lm_eval(tmp_path / "out", tasks, ["yaml_text"], "hf", {"pretrained": str(named)}, **given)
     assert repeat(path, tasks) == {"yaml_text": (2, True)}
 
@@ -198,7 +203,7 @@ def test_what_results_do_not_hold_is_refused_in_one_line(tiny_folder: Path, task
     path = run_lm_eval(tmp_path / "out", tasks, ["yaml_choice"], "hf", args, limit=2)
     good = json.loads(path.read_text())
 
-    for change, kind, message in [
+    changes: list[tuple[dict[str, Any], type[T2Error], str]] = [
         ({"config": {**good["config"], "model": "local-completions"}}, DataError, "its model was local-completions"),
         ({"config": {**good["config"], "model": "t2"}}, DataError, "its model was t2"),
         ({"config": {**good["config"], "model_dtype": "torch.int8"}}, ArgumentError, "its model_dtype was torch.int8"),
@@ -206,7 +211,8 @@ def test_what_results_do_not_hold_is_refused_in_one_line(tiny_folder: Path, task
         ({"config": {**good["config"], "model_args": {**args, "wrong": 1}}}, ModelError, "cannot load"),
         ({"n-samples": []}, DataError, "does not hold"),
         ({"n-samples": {}}, DataError, "does not hold"),
-    ]:
+    ]
+    for change, kind, message in changes:
         path.write_text(json.dumps({**good, **change}))
         refused(path, tasks, kind, message)
     for name in ("system_instruction", "chat_template", "fewshot_as_multiturn", "n-samples"):
