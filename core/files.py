@@ -68,10 +68,14 @@ def check_writable(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(4096))  # a full disk still takes an empty file
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,10 @@ class ServerSettings(BaseSettings):
         description="`sqlite:////path/registry.db` or `postgresql://user:password@host/name`",
     )
     database_pool: int = Field(
-        default=20, ge=1, le=500, description="connections to the database at most, of each worker"
+        default=20,
+        ge=2,
+        le=500,
+        description="connections to the database at most, of each worker: two fifths for writes, the others for reads",
     )
     database_timeout: float = Field(
         default=10.0, gt=0, le=600, description="seconds to wait for a connection, a lock or a statement"
@@ -77,7 +81,56 @@ class ServerSettings(BaseSettings):
         default=4,
         ge=1,
         le=1000,
-        description="uploads held in memory at once by each worker; others wait, and get status 503 after 5 s",
+        description="uploads that each worker checks and stores at once; others wait for `queue_seconds`",
+    )
+    read_threads: int = Field(default=10, ge=1, le=200, description="reads that each worker does at once")
+    write_threads: int = Field(
+        default=4, ge=1, le=200, description="writes, other than uploads, that each worker does at once"
+    )
+    queue_seconds: float = Field(
+        default=5.0, gt=0, le=600, description="how long a request waits for a thread or memory before status 503"
+    )
+    memory_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="bytes that each worker holds at once for bodies, answers and the work on them",
+    )
+    memory_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="part of the memory for bodies and answers that one address or token may have",
+    )
+    max_body_values: int = Field(default=100_000, ge=100, description="values in one JSON body")
+    max_head_bytes: int = Field(
+        default=32 * 1024, ge=1024, description="largest head of a request: its first line and its headers"
+    )
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        description="connections of each worker; beyond them only `/healthz` is answered, and idle and stalled ones go",
+    )
+    connections_per_address: int = Field(
+        default=500, ge=1, description="of these, from one address; trusted proxies have no such limit"
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="addresses or networks of proxies whose `X-Forwarded-For` names the client, joined by commas",
+    )
+    head_seconds: float = Field(default=20.0, gt=0, le=600, description="how long a client may take to send a head")
+    idle_seconds: int = Field(default=10, ge=1, le=600, description="how long a connection stays between two requests")
+    stall_seconds: float = Field(default=30.0, gt=0, le=600, description="how long a body or an answer may stand still")
+    slow_seconds: float = Field(
+        default=20.0, gt=0, le=600, description="how long a body or an answer may be slower than `slowest_rate`"
+    )
+    slowest_rate: int = Field(
+        default=64 * 1024, ge=1, description="bytes in a second, on average, of a body or an answer"
+    )
+    body_seconds: float = Field(default=600.0, gt=0, description="how long a client may take to send a body")
+    min_free_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=0,
+        description="free space on the disks of an SQLite file and of a folder of blobs, below which `/readyz` fails",
     )
     idempotency_hours: float = Field(
         default=24.0, gt=0, le=876_000, description="for which the key of an upload is remembered"
@@ -91,10 +144,17 @@ class ServerSettings(BaseSettings):
     retention_days: float = Field(default=30.0, ge=0, le=36_500, description="after which `gc` drops what was deleted")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="of the server's log")
 
-    @pydantic.field_validator("allowed_hosts", "cors_origins", mode="before")
+    @pydantic.field_validator("allowed_hosts", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @pydantic.field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            ip_network(each)
+        return value
 
     @model_validator(mode="after")
     def _together(self) -> ServerSettings:
@@ -102,6 +162,9 @@ class ServerSettings(BaseSettings):
             raise ValueError("s3_access_key and s3_secret_key go together")
         if self.workers > 1 and self.database_url.get_secret_value().startswith("sqlite"):
             raise ValueError("workers: more than one needs PostgreSQL")
+        largest = max(self.max_upload_bytes, self.max_body_bytes)
+        if self.memory_bytes < 2 * largest:
+            raise ValueError(f"memory_bytes: {self.memory_bytes} is less than twice the largest body, {largest} bytes")
         return self
 
     @property

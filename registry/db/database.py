@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import sqlalchemy
-from sqlalchemy import Connection, Executable, event, literal_column
+from sqlalchemy import Connection, Engine, Executable, event, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError as UrlError
 from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, IntegrityError, InvalidatePoolError, OperationalError
@@ -20,6 +21,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from t2.core.errors import ArgumentError, InvalidRequestError, RegistryError, StorageError, UnavailableError
+from t2.core.files import check_writable
 from t2.registry.db.models import Table
 
 BUSY_SECONDS = 30
@@ -41,7 +43,8 @@ class Database:
 
         Args:
             url: ``sqlite:////path/to/file.db`` or ``postgresql://user:password@host/name``.
-            pool: connections at most.
+            pool: connections at most: two fifths for writes, the others for reads, so that writers that wait for each
+                other do not stop reads.
             timeout: seconds to wait for a connection, a lock or a statement.
 
         Raises:
@@ -89,13 +92,29 @@ class Database:
             }
         else:
             raise ArgumentError(f"the registry's database is SQLite or PostgreSQL, not {kind}")
-        self.engine = sqlalchemy.create_engine(
-            parsed, pool_size=pool, max_overflow=0, pool_timeout=timeout, hide_parameters=True, **arguments
-        )
         self.is_sqlite = kind == "sqlite"
+
+        def engine(connections: int) -> Engine:
+            return sqlalchemy.create_engine(
+                parsed, pool_size=connections, max_overflow=0, pool_timeout=timeout, hide_parameters=True, **arguments
+            )
+
+        writers = max(1, pool * 2 // 5)
+        self.engine, self._writing = engine(max(1, pool - writers)), engine(writers)
+        for each in (self.engine, self._writing):
+            self._prepare(each, timeout)
+        of_writers: dict[str, Any] = {"t2_write": True} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}
+        # One moment's state for all queries, as SQLite gives it anyway: an alias and what it points to agree.
+        of_readers: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        self._writer = self._writing.execution_options(**of_writers)
+        self._reader = self.engine.execution_options(**of_readers)
+        self._read = sessionmaker(self._reader, expire_on_commit=False)
+        self._write = sessionmaker(self._writer, expire_on_commit=False)
+
+    def _prepare(self, engine: Engine, timeout: float) -> None:
         if self.is_sqlite:
-            event.listen(self.engine, "connect", _prepare_sqlite)
-            event.listen(self.engine, "begin", _begin_sqlite)
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
         else:
             from t2.registry.db.patience import PatientConnection  # the embedded registry does without the driver
 
@@ -104,17 +123,10 @@ class Database:
                 connection.silence = timeout + SILENT_SECONDS
                 return connection
 
-            event.listen(self.engine, "do_connect", connect)
-            event.listen(self.engine, "do_execute", _plan_anew)
-            event.listen(self.engine, "checkin", _remember_use)
-            event.listen(self.engine, "checkout", self._find_alive)
-        of_writers: dict[str, Any] = {"t2_write": True} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}
-        # One moment's state for all queries, as SQLite gives it anyway: an alias and what it points to agree.
-        of_readers: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
-        self._writer = self.engine.execution_options(**of_writers)
-        self._reader = self.engine.execution_options(**of_readers)
-        self._read = sessionmaker(self._reader, expire_on_commit=False)
-        self._write = sessionmaker(self._writer, expire_on_commit=False)
+            event.listen(engine, "do_connect", connect)
+            event.listen(engine, "do_execute", _plan_anew)
+            event.listen(engine, "checkin", _remember_use)
+            event.listen(engine, "checkout", self._find_alive)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
@@ -180,6 +192,26 @@ class Database:
         with self.translated(), (self._writer if write else self.engine).connect() as connection:
             yield connection
 
+    def check_writable(self) -> None:
+        """Return when the database takes writes, without waiting for other writers.
+
+        Raises:
+            UnavailableError: it can only be read, or its disk is full.
+        """
+        if self.is_sqlite:
+            # Not opened: closing the file would drop the locks of this process's own connections.
+            file = Path(self.engine.url.database or "")
+            if not os.access(file, os.W_OK):
+                raise UnavailableError(f"the database {self.location} can only be read; {_HINTS['SQLITE_READONLY']}")
+            try:
+                check_writable(file.with_name("probe"))
+            except StorageError as error:
+                raise UnavailableError(str(error)) from error
+            return
+        with self.connect(write=False) as connection:
+            if connection.exec_driver_sql("SELECT current_setting('transaction_read_only')").scalar() != "off":
+                raise UnavailableError(f"the database {self.location} can only be read; is it a standby?")
+
     def _foreign(self, error: Exception) -> RegistryError:
         return RegistryError(
             f"the database {self.location} is damaged, or no registry's: {_first_line(error)}; restore it from a "
@@ -198,6 +230,7 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+        self._writing.dispose()
 
 
 _HINTS = {

@@ -2,67 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from t2.core.errors import NotFoundError, RegistryError, UnavailableError
+from t2.core.errors import NotFoundError, RegistryError
+from t2.registry.server.limits import LEASE, Lease, Workers
 from t2.registry.server.metrics import Metrics
 from t2.registry.server.operations import BINARY
 from t2.registry.server.problems import HttpError
 
 CHUNK_BYTES = 256 * 1024
-CHUNK_SECONDS = 60.0
-"""How long a client may take for one chunk."""
-START_SECONDS = 60.0
-"""How long a client may read slower than :data:`SLOWEST`."""
-SLOWEST = 64 * 1024
-"""Bytes in a second, on average: what is being sent stays in memory, which others wait for."""
-WAIT_SECONDS = 10.0
-"""How long a download waits for others to leave memory."""
-
 FOR_EVER = "private, max-age=31536000, immutable"
 """What is said of addresses that hold a digest; private, because another may lack the token."""
 ASK_AGAIN = "private, no-cache"
 
 _RANGE = re.compile(r"bytes=(?:([0-9]{1,19})-([0-9]{1,19})?|-([0-9]{1,19}))")
-
-
-class Budget:
-    """Bytes of downloads that are in memory at once; one that is larger than all waits until it is alone."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._free = total
-        self._changed = asyncio.Condition()
-
-    async def take(self, size: int) -> int:
-        """Wait for so many bytes to be free; returns what to give back.
-
-        Raises:
-            UnavailableError: they were not in time.
-        """
-        size = min(size, self._total)
-        try:
-            async with asyncio.timeout(WAIT_SECONDS), self._changed:
-                await self._changed.wait_for(lambda: self._free >= size)
-                self._free -= size
-        except TimeoutError as error:
-            raise UnavailableError("too many downloads are running") from error
-        return size
-
-    async def give_back(self, size: int) -> None:
-        """Let others have them."""
-        async with self._changed:
-            self._free += size
-            self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -83,7 +42,7 @@ class ContentResponse(Response):
     """An answer that reads its blob only when memory is free, and leaves it when it is sent."""
 
     def __init__(
-        self, blob: Blob, part: tuple[int, int] | None, headers: Mapping[str, str], budget: Budget, metrics: Metrics
+        self, blob: Blob, part: tuple[int, int] | None, headers: Mapping[str, str], reads: Workers, metrics: Metrics
     ) -> None:
         """Prepare; ``part`` are the first and last byte to send, None for all."""
         first, last = part or (0, blob.size - 1)
@@ -92,31 +51,22 @@ class ContentResponse(Response):
             given["Content-Range"] = f"bytes {first}-{last}/{blob.size}"
         super().__init__(status_code=206 if part is not None else 200, headers=given, media_type=BINARY)
         self._blob, self._first, self._last = blob, first, last
-        self._budget, self._metrics = budget, metrics
+        self._reads, self._metrics = reads, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": b""})
             return
-        taken = await self._budget.take(self._blob.size)
-        try:
-            data = memoryview(await run_in_threadpool(self._read))
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            began = asyncio.get_running_loop().time()
-            for start in range(self._first, self._last + 1, CHUNK_BYTES):
-                stop = min(start + CHUNK_BYTES, self._last + 1)
-                message = {"type": "http.response.body", "body": bytes(data[start:stop]), "more_body": True}
-                try:
-                    due = began + START_SECONDS + (start - self._first) / SLOWEST
-                    async with asyncio.timeout_at(due), asyncio.timeout(CHUNK_SECONDS):
-                        await send(message)
-                except TimeoutError as error:
-                    raise ClientDisconnect from error
-                self._metrics.downloaded(stop - start)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            await self._budget.give_back(taken)
+        lease: Lease = scope[LEASE]
+        await lease.promise(self._blob.size)
+        data = memoryview(await self._reads.run(lease.owner, self._read))
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(self._first, self._last + 1, CHUNK_BYTES):
+            stop = min(start + CHUNK_BYTES, self._last + 1)
+            await send({"type": "http.response.body", "body": bytes(data[start:stop]), "more_body": True})
+            self._metrics.downloaded(stop - start)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _read(self) -> bytes:
         try:
@@ -130,7 +80,7 @@ class ContentResponse(Response):
 
 
 def content(
-    headers: Headers, blob: Blob, *, immutable: bool, location: str | None, budget: Budget, metrics: Metrics
+    headers: Headers, blob: Blob, *, immutable: bool, location: str | None, reads: Workers, metrics: Metrics
 ) -> Response:
     """The answer to a request for content.
 
@@ -161,7 +111,7 @@ def content(
         raise HttpError(
             416, f"the range lies outside of the {blob.size} bytes", {"Content-Range": f"bytes */{blob.size}"}
         ) from error
-    return ContentResponse(blob, part, given, budget, metrics)
+    return ContentResponse(blob, part, given, reads, metrics)
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:

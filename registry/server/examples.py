@@ -333,6 +333,7 @@ DETAILS: dict[int, str] = {
     416: "the range lies outside of the 414840 bytes",
     421: "the server is not called by the name in Host; the setting allowed_hosts adds names",
     422: "query.limi: there is no such parameter; did you mean 'limit'?",
+    429: "other requests of this address or access token hold its share of the server's memory; try again in a second",
     500: "the registry failed; its log says why, under the request 5d0e4f0e9c1a6b1b",
     503: "the registry cannot reach its database or its store now; try again in a few seconds",
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from t2.core.errors import T2Error, UnavailableError
+from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db import migrate
 from t2.registry.server.log import log
 from t2.registry.services.service import Service
@@ -19,14 +22,43 @@ FRESH_SECONDS = 0.5
 _HANGING = 4
 
 
-class Readiness:
-    """Checks database, schema and store, each in threads of its own, so that one that hangs is told as such."""
+class _FullError(UnavailableError):
+    """A disk has too little space left."""
 
-    def __init__(self, service: Service) -> None:
-        self._checks: dict[str, Callable[[], None]] = {
-            "database": lambda: migrate.check_current(service.database),
-            "store": lambda: service.store.check(),
-        }
+
+def _check_space(folder: Path | None, least: int) -> None:
+    if folder is None:
+        return
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UnavailableError(f"cannot look at {folder}: {error.strerror or error}") from error
+    if free < least:
+        raise _FullError(f"the disk of {folder} has {free} bytes left, less than min_free_bytes {least}; free space")
+
+
+class Readiness:
+    """Checks database, schema, store and the space on their disks, each in threads of its own.
+
+    So one that hangs is told as such.
+    """
+
+    def __init__(self, service: Service, min_free_bytes: int) -> None:
+        """Prepare; ``min_free_bytes`` is the least free space on the disks that the server writes to by itself."""
+        database, store = service.database, service.store
+        database_disk = Path(database.engine.url.database or "").parent if database.is_sqlite else None
+        store_disk = Path(store.location) if isinstance(store, LocalBlobs) else None
+
+        def check_database() -> None:
+            migrate.check_current(database)
+            database.check_writable()
+            _check_space(database_disk, min_free_bytes)
+
+        def check_store() -> None:
+            store.check()
+            _check_space(store_disk, min_free_bytes)
+
+        self._checks: dict[str, Callable[[], None]] = {"database": check_database, "store": check_store}
         self._threads = {name: ThreadPoolExecutor(_HANGING, f"check-{name}") for name in self._checks}
         self._running = dict.fromkeys(self._checks, 0)
         self._probe: asyncio.Task[dict[str, str]] | None = None
@@ -59,6 +91,9 @@ class Readiness:
         except TimeoutError:
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
             return f"no answer within {CHECK_SECONDS:g} s"
+        except _FullError as error:
+            log.warning("not ready: %s: %s", name, error)
+            return "its disk is full, or nearly"
         except UnavailableError as error:
             # Its own text may name hosts and folders, so only the log has it.
             log.warning("not ready: %s: %s", name, error)

@@ -95,7 +95,7 @@ def _error(status: int, response: dict[str, Any]) -> None:
             },
         }
     }
-    if status == 503:
+    if status in (429, 503):
         response["headers"] = {
             "Retry-After": {"description": "Seconds.", "schema": {"type": "string"}, "example": str(RETRY_SECONDS)}
         }

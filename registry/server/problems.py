@@ -30,13 +30,14 @@ TITLES: dict[int, tuple[str, str]] = {
     416: ("range-not-satisfiable", "The range lies outside of the content"),
     421: ("misdirected", "The server is not called by this name"),
     422: ("invalid-request", "The request breaks a rule"),
+    429: ("too-many-requests", "This client has its share already"),
     500: ("internal-error", "The registry failed"),
     503: ("unavailable", "The registry cannot do this now"),
 }
 """Code and title of each status that the registry answers errors with."""
 
 RETRY_SECONDS = 1
-"""What ``Retry-After`` says with status 503."""
+"""What ``Retry-After`` says with the statuses 429 and 503."""
 
 
 class Fault(BaseModel):
@@ -95,7 +96,7 @@ def problem(
         errors=errors,
     )
     given = dict(headers or {})
-    if status == 503:
+    if status in (429, 503):
         given.setdefault("Retry-After", str(RETRY_SECONDS))
     if status == 401:
         given.setdefault("WWW-Authenticate", 'Bearer realm="t2 registry"')

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
+import resource
+import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +23,23 @@ from t2.core.errors import ArgumentError
 from t2.registry.db import migrate
 from t2.registry.open import is_embedded, open_database, open_server
 from t2.registry.server.app import create_app
-from t2.registry.server.gate import is_loopback
+from t2.registry.server.auth import is_loopback, may_be_open
+from t2.registry.server.log import log
 from t2.registry.server.metrics import SHARED
+from t2.registry.server.protocol import RESERVE
 from t2.registry.services import tokens
 from t2.registry.settings import ServerSettings, load_settings
 
 GRACE_SECONDS = 30
 """How long requests in work may take to end after SIGTERM."""
-KEEP_ALIVE_SECONDS = 10
-"""How long an idle connection is kept."""
-CONNECTIONS = 1000
-"""Connections of one process at once; more are told to come back."""
 BACKLOG = 256
 """Connections that wait to be accepted."""
 GARBAGE = 20_000
 """Objects made and still there that set off a collection of the youngest; a page of a list makes thousands."""
 TURN_SECONDS = 0.0005
 """How long a thread computes while others wait to; Python's own 5 ms are longer than most answers take."""
+_SPARE_FILES = 200
+"""Open files beside the connections: the database's, the store's, the listener, threads' own."""
 _WORKER = "_T2_REGISTRY_WORKER"
 
 
@@ -58,13 +63,13 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
-        "http": "t2.registry.server.protocol:PromptProtocol",
+        "http": "t2.registry.server.protocol:Connection",
         "ws": "none",
         "lifespan": "on",
-        "limit_concurrency": CONNECTIONS,
-        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_keep_alive": settings.idle_seconds,
         "timeout_graceful_shutdown": GRACE_SECONDS,
     }
+    _allow_files(settings)
     listener = _bind(settings)
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -88,7 +93,7 @@ def prepare(settings: ServerSettings) -> None:
     """Check what must be so before the server listens; the embedded registry's own database is brought up to date.
 
     Raises:
-        ArgumentError: a public address is asked for while no token is usable.
+        ArgumentError: others than this machine are meant to reach the server while no token is usable.
         RegistryError: the database's schema is older or newer.
     """
     database = open_database(settings)
@@ -100,11 +105,36 @@ def prepare(settings: ServerSettings) -> None:
             usable = tokens.any_usable(session)
     finally:
         database.close()
-    if not usable and not is_loopback(settings.host):
+    if usable or may_be_open(settings.host, settings.allowed_hosts):
+        return
+    if not is_loopback(settings.host):
         raise ArgumentError(
             f"host {settings.host} can be reached from other machines and the registry has no usable access token: "
             "make one with t2 registry token create, or listen on 127.0.0.1"
         )
+    foreign = next(name for name in settings.allowed_hosts if not is_loopback(name))
+    raise ArgumentError(
+        f"allowed_hosts has {foreign}, so others reach the server through a proxy, and the registry has no usable "
+        "access token: make one with t2 registry token create, or leave allowed_hosts empty"
+    )
+
+
+def _allow_files(settings: ServerSettings) -> None:
+    """Raise this process's limit of open files to what its connections need.
+
+    Raises:
+        ArgumentError: the system's own limit is lower.
+    """
+    needed = settings.max_connections + RESERVE + settings.database_pool + _SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ArgumentError(
+            f"max_connections {settings.max_connections} needs {needed} open files and the system's limit is {hard}; "
+            "lower max_connections, or raise the limit (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _bind(settings: ServerSettings) -> socket.socket:
@@ -129,12 +159,25 @@ def _bind(settings: ServerSettings) -> socket.socket:
 
 def worker() -> FastAPI:
     """The application of one of several processes, which read the settings again."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     given = json.loads(os.environ[_WORKER])
     file = Path(given["file"]) if given["file"] else None
     settings = load_settings(file, **given["overrides"])
     app = create_app(open_server(settings), settings)
     settle()
     return app
+
+
+def _end_with_parent() -> None:
+    """Stop this worker when the process that started it is gone: nobody else would, and it holds the port."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    log.warning("the parent process is gone, this worker ends")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS + 5)
+    os._exit(1)  # what it waits for does not end
 
 
 def settle() -> None:

@@ -1,44 +1,55 @@
-"""Uploads: as many at once as memory is meant for, each within its limit."""
+"""Uploads: read within the worker's memory, checked and stored in their turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import anyio
 from starlette.requests import Request
 
-from t2.registry.server.bodies import read_body
+from t2.registry.server.bodies import read_parts
+from t2.registry.server.limits import LEASE, Lease, Turns, Workspace, finish
 from t2.registry.server.metrics import Metrics
 from t2.registry.server.operations import BINARY, check_type
-from t2.registry.server.places import Places
+from t2.registry.settings import ServerSettings
 
 T = TypeVar("T")
 
-WAIT_SECONDS = 5.0
-"""How long an upload waits for its turn, unread, before it is told to come back."""
+WORK_FACTOR = 3
+"""Bytes that checking and storing a file take beside it, for each of its own."""
 
 
 class Uploads:
-    """Holds at most ``concurrent`` bodies of at most ``limit`` bytes in memory."""
+    """Reads bodies of uploads; a slow one keeps the bytes that have arrived and no thread."""
 
-    def __init__(self, concurrent: int, limit: int, metrics: Metrics) -> None:
-        self._limit = limit
-        self._places = Places(concurrent, "uploads")
-        self._metrics = metrics
-        self._threads = anyio.CapacityLimiter(concurrent)
+    def __init__(self, settings: ServerSettings, workspace: Workspace, metrics: Metrics) -> None:
+        self._settings, self._workspace, self._metrics = settings, workspace, metrics
+        self._turns = Turns(settings.concurrent_uploads, "uploads", settings.queue_seconds)
+        self._threads = ThreadPoolExecutor(settings.concurrent_uploads, "upload")
 
     async def take(self, request: Request, use: Callable[[bytes], T]) -> T:
-        """Read the body and give it to ``use`` in a thread of its own.
+        """Read the body and give it to ``use`` in a thread.
 
         Raises:
             HttpError: too many uploads have been running for a while, or the body is of another type.
             TooLargeError: the body is over the limit.
         """
         check_type(request, BINARY)
-        async with self._places.one(WAIT_SECONDS):
-            data = await read_body(request, self._limit)
-            # Not to be given up when the client goes: the work would go on without counting as an upload.
-            done = await anyio.to_thread.run_sync(use, data, limiter=self._threads)
-            self._metrics.uploaded(len(data))
-            return done
+        parts = await read_parts(request, self._settings.max_upload_bytes, self._settings)
+        size = sum(map(len, parts))
+        lease: Lease = request.scope[LEASE]
+
+        def work() -> T:
+            data = b"".join(parts)
+            parts.clear()
+            return use(data)
+
+        async with self._turns.one(lease.owner), self._workspace.hold(WORK_FACTOR * size):
+            done = await finish(self._threads, work)
+        self._metrics.uploaded(size)
+        return done
+
+    def close(self) -> None:
+        """Wait for the uploads that are being stored."""
+        self._threads.shutdown()

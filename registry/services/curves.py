@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, Row, Select, bindparam, func, or_, select
+from sqlalchemy import Connection, Result, Row, Select, bindparam, func, or_, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
@@ -101,12 +101,37 @@ def curve(reader: Session | Connection, version_id: int, split: str | None, poin
     if points is None:
         rows = _rows(reader, version_id, split)
         return Curve(points=_points(rows), total=len(rows))
+    chosen, total = _choose(reader, version_id, split, points)
+    return Curve(points=_points(reader.execute(_CHOSEN, chosen).all()), total=total)
+
+
+def curve_json(reader: Session | Connection, version_id: int, split: str | None, points: int | None) -> bytes:
+    """:func:`curve` as JSON; a long one as objects would take ten times the memory."""
+    if points is None:
+        pieces, total = _dump(reader.execute(*_query(version_id, split)))
+    else:
+        chosen, total = _choose(reader, version_id, split, points)
+        pieces, _ = _dump(reader.execute(_CHOSEN, chosen))
+    return b'{"points":[' + b",".join(pieces) + b'],"total":%d}' % total
+
+
+def _dump(rows: Result[*tuple[Any, ...]]) -> tuple[list[bytes], int]:
+    """JSON of a few thousand points each, and the number of points."""
+    pieces, count = [], 0
+    for part in rows.partitions(2000):
+        pieces.append(_POINTS.dump_json(_points(part))[1:-1])
+        count += len(part)
+    return pieces, count
+
+
+def _choose(
+    reader: Session | Connection, version_id: int, split: str | None, points: int
+) -> tuple[dict[str, Any], int]:
+    """The parameters that select the points of a downsampled curve, and how many points there are."""
     outline = _outline(reader, version_id, split)
     kept = {name: [steps[i] for i in downsample(steps, rewards, points)] for name, steps, rewards in outline}
     chosen = {"version": version_id, **{name: kept.get(name, []) for name in _SPLITS}}
-    return Curve(
-        points=_points(reader.execute(_CHOSEN, chosen).all()), total=sum(len(steps) for _, steps, _ in outline)
-    )
+    return chosen, sum(len(steps) for _, steps, _ in outline)
 
 
 def _outline(
@@ -170,12 +195,18 @@ def _rows(
     reader: Session | Connection, version_id: int, split: str | None, steps: tuple[int, int] | None = None
 ) -> list[Row[*tuple[Any, ...]]]:
     """Rows by step, of one split and of a range of steps with both ends, where they are given."""
+    return list(reader.execute(*_query(version_id, split, steps)).all())
+
+
+def _query(
+    version_id: int, split: str | None, steps: tuple[int, int] | None = None
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
     values: dict[str, Any] = {"version": version_id}
     if split is not None:
         values["split"] = split
     if steps is not None:
         values |= {"first": steps[0], "last": steps[1]}
-    return list(reader.execute(_selection(split is not None, steps is not None), values).all())
+    return _selection(split is not None, steps is not None), values
 
 
 @cache

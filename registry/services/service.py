@@ -269,6 +269,16 @@ class Service:
         with self.database.read() as session:
             return curves.curve(session, versions.id_of(session, name, version), split, points)
 
+    def curve_json(self, name: ExpertName, version: int, *, split: str | None, points: int | None) -> bytes:
+        """:meth:`curve` as the JSON of its answer."""
+        curves.check_wanted(split, points)
+        with self.database.glance() as connection:
+            found = versions.live_id(connection, name, version)
+            if found is not None:
+                return curves.curve_json(connection, found, split, points)
+        with self.database.read() as session:
+            return curves.curve_json(session, versions.id_of(session, name, version), split, points)
+
     def lineage(self, digest: str) -> Lineage:
         _digest(digest)
         with self.database.read() as session:

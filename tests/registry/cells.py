@@ -21,7 +21,7 @@ from t2.registry.client.http import HttpRegistry
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
 from t2.registry.server.app import create_app
-from t2.registry.server.protocol import PromptProtocol
+from t2.registry.server.protocol import Connection
 from t2.registry.services.actor import Actor, Limits
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings, load_settings
@@ -74,8 +74,8 @@ def serve(service: Service, settings: ServerSettings) -> Iterator[str]:
             log_config=None,
             access_log=False,
             lifespan="on",
-            http=PromptProtocol,
-            timeout_keep_alive=10,
+            http=Connection,
+            timeout_keep_alive=settings.idle_seconds,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))

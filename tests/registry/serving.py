@@ -37,7 +37,8 @@ def token(service: Service, *scopes: TokenScope, **options: Any) -> dict[str, st
 def client_of(service: Service, *, url: str = "http://localhost", **settings: Any) -> Iterator[TestClient]:
     """A client of the application over a registry; errors of the server come as answers."""
     app = create_app(service, ServerSettings(**settings))
-    with TestClient(app, base_url=url, raise_server_exceptions=False, follow_redirects=False) as client:
+    local = ("127.0.0.1", 50000)
+    with TestClient(app, base_url=url, raise_server_exceptions=False, follow_redirects=False, client=local) as client:
         yield client
 
 

@@ -141,7 +141,7 @@ def test_every_operation_says_its_errors_its_scope_and_what_it_does(schema: dict
     for each in operations(schema):
         if each["operationId"] in PLAIN:
             continue
-        assert {"401", "403", "422", "500", "503"} <= each["responses"].keys()
+        assert {"401", "403", "422", "429", "500", "503"} <= each["responses"].keys()
         assert each["security"] == [{"token": []}]
         assert "Needs the scope `" in each["description"]
         for status, answer in each["responses"].items():

@@ -7,7 +7,6 @@ not read on in ``test_server_limits.py``, ranges in ``test_server_content.py``, 
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import logging
@@ -22,14 +21,12 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from t2.core.digests import sha256
 from t2.registry.blobs.s3 import Credentials, S3Blobs
 from t2.registry.db.database import Database
 from t2.registry.schemas import MAX_PAGE
-from t2.registry.server import content
 from t2.registry.server.app import OPERATIONS, create_app
 from t2.registry.services.actor import Actor
 from t2.registry.services.service import Service
@@ -378,33 +375,3 @@ def test_secrets_are_in_no_answer_and_no_log(tmp_path: Path, caplog: pytest.LogC
         assert word not in everything
     # Nor does an answer name hosts or folders of the server.
     assert "127.0.0.1:1" not in "".join(answer for answer in said if '"code":"unavailable"' in answer)
-
-
-@pytest.mark.parametrize(("limit", "pause"), [("CHUNK_SECONDS", 60.0), ("START_SECONDS", 0.02)])
-def test_a_slow_reader_does_not_keep_memory_for_ever(
-    registry: tuple[Service, TestClient], monkeypatch: pytest.MonkeyPatch, limit: str, pause: float
-) -> None:
-    _, client = registry
-    version = upload(client)
-    monkeypatch.setattr(content, limit, 0.05)
-    monkeypatch.setattr(content, "CHUNK_BYTES", 10)
-    app: Any = client.app
-
-    async def scene() -> None:
-        budget = content.Budget(10_000)
-        metrics = app.state.metrics
-        blob = content.Blob(version["digest"], 5000, "x", lambda: b"x" * 5000)
-        response = content.ContentResponse(blob, None, {}, budget, metrics)
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.body":
-                await asyncio.sleep(pause)
-
-        async def receive() -> Any:
-            return {"type": "http.disconnect"}
-
-        with pytest.raises(ClientDisconnect):
-            await response({"type": "http", "method": "GET"}, receive, send)
-        assert await budget.take(10_000) == 10_000
-
-    asyncio.run(scene())

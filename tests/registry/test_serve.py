@@ -21,7 +21,7 @@ from t2.core.errors import ArgumentError, RegistryError, T2Error
 from t2.registry.db import migrate
 from t2.registry.db.database import Database
 from t2.registry.open import open_embedded, open_server
-from t2.registry.server import protocol, serve
+from t2.registry.server import serve
 from t2.registry.settings import ServerSettings
 from tests.registry import cells
 from tests.registry.samples import expert_bytes
@@ -71,9 +71,8 @@ def test_an_endless_upload_is_cut_off(tmp_path: Path) -> None:
         assert 'versions",status="413"} 1.0' in _text(f"{url}/metrics")
 
 
-def test_who_sends_no_whole_head_does_not_hold_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.5)
-    with open_embedded(tmp_path) as service, cells.serve(service, settings()) as url:
+def test_who_sends_no_whole_head_does_not_hold_a_connection(tmp_path: Path) -> None:
+    with open_embedded(tmp_path) as service, cells.serve(service, settings(head_seconds=0.5)) as url:
         where = urlsplit(url)
         assert where.hostname is not None
         request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
@@ -102,7 +101,7 @@ def test_a_head_without_end_is_refused(tmp_path: Path) -> None:
     with open_embedded(tmp_path) as service, cells.serve(service, settings()) as url:
         where = urlsplit(url)
         assert where.hostname is not None
-        small, large = b"X-Note: " + b"a" * 1000 + b"\r\n", b"X-Note: " + b"a" * protocol.HEAD_BYTES
+        small, large = b"X-Note: " + b"a" * 1000 + b"\r\n", b"X-Note: " + b"a" * settings().max_head_bytes
         for parts in ([start + large + b"\r\n\r\n"], [start, large], [start, *[small] * 40], [b"GET /" + large]):
             with socket.create_connection((where.hostname, where.port or 0), timeout=30) as connection:
                 answer = b""
@@ -200,6 +199,29 @@ def test_a_public_address_needs_a_usable_token(tmp_path: Path) -> None:
             serve.prepare(settings(database_url=url, host="0.0.0.0"))
         service.create_token("good", ["read"])
         serve.prepare(settings(database_url=url, host="0.0.0.0"))
+
+
+def test_a_name_that_others_call_the_server_by_needs_a_usable_token(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    with open_embedded(tmp_path) as service:
+        serve.prepare(settings(database_url=url, allowed_hosts=("localhost", "127.0.0.1")))
+        with pytest.raises(ArgumentError, match=r"allowed_hosts has registry\.example.*t2 registry token create"):
+            serve.prepare(settings(database_url=url, allowed_hosts=("localhost", "registry.example")))
+        service.create_token("good", ["read"])
+        serve.prepare(settings(database_url=url, allowed_hosts=("registry.example",)))
+
+
+def test_the_limit_of_open_files_is_raised_to_what_connections_need() -> None:
+    code = (
+        "import resource; from t2.registry.server import serve; from t2.registry.settings import ServerSettings\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2048))\n"
+        "serve._allow_files(ServerSettings())\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+        "serve._allow_files(ServerSettings(max_connections=5000))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert int(done.stdout) >= 1000
+    assert "max_connections 5000 needs" in done.stderr.splitlines()[-1]
 
 
 def test_only_the_embedded_database_is_migrated_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,98 @@ def test_a_token_made_elsewhere_closes_the_registry_soon(
     eventually(lambda: client.get("/v1/experts").status_code == 401)
 
 
+PROXIED = [
+    {"Forwarded": "for=192.0.2.1"},
+    {"X-Forwarded-For": "127.0.0.1"},
+    {"X-Forwarded-Host": "localhost"},
+    {"X-Forwarded-Proto": "https"},
+    {"X-Real-IP": "127.0.0.1"},
+    {"Via": "1.1 caddy"},
+    {"CF-Connecting-IP": "127.0.0.1"},
+]
+
+
+@pytest.mark.parametrize("headers", PROXIED, ids=lambda each: next(iter(each)))
+def test_through_a_proxy_of_this_machine_the_registry_is_never_open(
+    registry: tuple[Service, TestClient], headers: dict[str, str]
+) -> None:
+    service, client = registry
+    assert client.get("/v1/experts", headers=headers).status_code == 401
+    body = {"name": "mine", "scopes": ["admin"]}
+    answer = client.post("/v1/tokens", json=body, headers=headers)
+    assert answer.status_code == 401
+    assert "t2 registry token create" in answer.json()["detail"]
+    assert service.list_tokens() == []
+    assert client.get("/v1/experts").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("127.0.0.9", 200),
+        ("::1", 200),
+        ("::ffff:127.0.0.1", 200),
+        ("192.0.2.1", 401),
+        ("::ffff:192.0.2.1", 401),
+        ("2001:db8::1", 401),
+        ("0.0.0.0", 401),
+        ("localhost", 200),
+        ("localhost.example", 401),
+        (None, 401),  # a Unix socket, which another program may hand on
+    ],
+)
+def test_the_registry_is_open_to_programs_of_this_machine_alone(
+    registry: tuple[Service, TestClient], peer: str | None, status: int
+) -> None:
+    _, client = registry
+
+    async def asked(scope: Any, receive: Any, send: Any) -> None:
+        await client.app({**scope, "client": (peer, 1) if peer else None}, receive, send)
+
+    assert TestClient(asked, base_url="http://localhost").get("/v1/experts").status_code == status
+
+
+@pytest.mark.parametrize(
+    ("hosts", "status"),
+    [((), 200), (("localhost", "127.0.0.1"), 200), (("127.0.0.2", "[::1]"), 200), (("registry.example",), 401)],
+)
+def test_with_a_foreign_name_the_registry_is_never_open(tmp_path: Path, hosts: tuple[str, ...], status: int) -> None:
+    with embedded(tmp_path, allowed_hosts=hosts) as (_, client):
+        for host in ("localhost", "127.0.0.1:8470", "[::1]:8470"):
+            assert client.get("/v1/experts", headers={"Host": host}).status_code == status
+        if status == 401:
+            assert client.get("/v1/experts", headers={"Host": "registry.example"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:8470", True),
+        ("127.0.0.1", True),
+        ("127.8.8.8:1", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("[::1]:8470", True),
+        ("::ffff:127.0.0.1", True),
+        ("[::ffff:127.0.0.1]:80", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("[::1].evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("127.0.0.1:x", False),
+        ("localhost.evil.example", False),
+        ("localhost:80:80", False),
+        ("192.0.2.1", False),
+        ("::ffff:192.0.2.1", False),
+        ("", False),
+    ],
+)
+def test_what_is_this_machine_by_name_or_address(host: str, expected: bool) -> None:
+    assert auth.is_loopback(host) is expected
+
+
 def test_on_a_public_address_the_registry_is_never_open(tmp_path: Path) -> None:
     with embedded(tmp_path, host="0.0.0.0") as (service, client):
         assert client.get("/v1/experts").status_code == 401
@@ -267,7 +359,8 @@ def test_who_did_it_is_the_tokens_name(registry: tuple[Service, TestClient]) -> 
 
 @pytest.mark.parametrize("name", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "[::1].x", ""])
 def test_on_loopback_only_its_own_names_are_answered(tmp_path: Path, name: str) -> None:
-    with embedded(tmp_path, allowed_hosts=("registry.internal",)) as (_, client):
+    with embedded(tmp_path, allowed_hosts=("registry.internal",)) as (service, client):
+        client.headers.update(token(service, "read"))
         for good in ("localhost", "localhost:8470", "127.0.0.1:1", "[::1]", "[::1]:8470", "REGISTRY.internal:80"):
             assert client.get("/v1/experts", headers={"Host": good}).status_code == 200, good
         assert client.get("/v1/experts", headers={"Host": name}).status_code == 421

@@ -15,10 +15,8 @@ from starlette.types import Message
 
 from t2.core.references import parse_name
 from t2.registry.open import open_embedded
-from t2.registry.server import bodies, uploads
 from t2.registry.server.app import CURVES, create_app
 from t2.registry.server.problems import Problem
-from t2.registry.server.routes import leaderboard
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
 from tests.registry.samples import expert_bytes, run_bytes
@@ -167,13 +165,11 @@ def test_an_upload_of_exactly_the_limit_is_taken(service: Service) -> None:
 def test_more_uploads_than_memory_is_meant_for_are_told_to_come_back(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "WAIT_SECONDS", 0.05)
-
     async def scene() -> None:
-        app = app_of(service, concurrent_uploads=1)
+        app = app_of(service, concurrent_uploads=1, queue_seconds=0.05)
         async with blocked(app, monkeypatch) as end:
-            refused = await exchange(app, endless())()
-            assert (refused.status, refused.read) == (503, 0)
+            refused = await exchange(app, parts(expert_bytes(1)))()
+            assert refused.status == 503
             assert int(refused.headers["retry-after"]) >= 1
             assert refused.problem.code == "unavailable"
             # Others are served meanwhile.
@@ -207,34 +203,29 @@ def test_an_upload_that_fails_or_is_refused_leaves_its_place(service: Service) -
     asyncio.run(scene())
 
 
-def test_a_body_that_stops_arriving_is_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "CHUNK_SECONDS", 0.05)
+def test_a_body_that_stops_arriving_is_given_up(service: Service) -> None:
 
     async def stalled() -> AsyncIterator[bytes]:
         yield b"x" * 100
         await asyncio.sleep(60)
 
-    done = asyncio.run(exchange(app_of(service), stalled())())
+    done = asyncio.run(exchange(app_of(service, stall_seconds=0.05), stalled())())
     assert done.status == 408
     assert "100 bytes" in done.problem.detail
     assert done.headers["connection"] == "close"
 
 
-@pytest.mark.parametrize("limit", ["BODY_SECONDS", "START_SECONDS"])
-def test_a_body_that_trickles_is_given_up(service: Service, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(bodies, limit, 0.1)
-
+@pytest.mark.parametrize("limit", ["body_seconds", "slow_seconds"])
+def test_a_body_that_trickles_is_given_up(service: Service, limit: str) -> None:
     async def trickle() -> AsyncIterator[bytes]:
         while True:
             yield b"x"
             await asyncio.sleep(0.02)
 
-    assert asyncio.run(exchange(app_of(service), trickle())()).status == 408
+    assert asyncio.run(exchange(app_of(service, **{limit: 0.1}), trickle())()).status == 408
 
 
-def test_a_slow_body_that_keeps_to_the_slowest_rate_is_taken(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "START_SECONDS", 1.0)
-    monkeypatch.setattr(bodies, "SLOWEST", 1)
+def test_a_slow_body_that_keeps_to_the_slowest_rate_is_taken(service: Service) -> None:
     data = expert_bytes(0)
 
     async def slowly() -> AsyncIterator[bytes]:
@@ -242,13 +233,14 @@ def test_a_slow_body_that_keeps_to_the_slowest_rate_is_taken(service: Service, m
         await asyncio.sleep(1.2)
         yield data[1000:]
 
-    assert asyncio.run(exchange(app_of(service), slowly())()).status == 201
+    app = app_of(service, slow_seconds=1.0, slowest_rate=1)
+    assert asyncio.run(exchange(app, slowly())()).status == 201
 
 
 def test_few_curves_are_read_at_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     running, most, several = 0, 0, threading.Event()
     lock = threading.Lock()
-    real = Service.curve
+    real = Service.curve_json
 
     def curve(*arguments: Any, **options: Any) -> Any:
         nonlocal running, most
@@ -264,7 +256,7 @@ def test_few_curves_are_read_at_once(service: Service, monkeypatch: pytest.Monke
             with lock:
                 running -= 1
 
-    monkeypatch.setattr(Service, "curve", curve)
+    monkeypatch.setattr(Service, "curve_json", curve)
 
     async def scene() -> list[Exchange]:
         app = app_of(service)
@@ -290,10 +282,9 @@ def test_comparisons_take_turns_and_one_that_would_wait_long_is_told_to_come_bac
         return real(*arguments)
 
     monkeypatch.setattr(Service, "verdict", slowly)
-    monkeypatch.setattr(leaderboard, "WAIT_SECONDS", 0.05)
 
     async def scene() -> None:
-        app = app_of(service)
+        app = app_of(service, queue_seconds=0.05)
 
         def asked() -> Exchange:
             made = exchange(app, parts(), path="/v1/verdict", method="GET")

@@ -39,7 +39,7 @@ def send(request: Request, digest: str, size: int, filename: str, *, immutable: 
         location = store.url(digest, settings.presign_seconds, filename)
     blob = Blob(digest, size, filename, partial(store.get, digest))
     return content(
-        request.headers, blob, immutable=immutable, location=location, budget=state.downloads, metrics=state.metrics
+        request.headers, blob, immutable=immutable, location=location, reads=state.downloads, metrics=state.metrics
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import anyio.to_thread
 from fastapi import Query
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -13,8 +12,12 @@ from starlette.responses import Response
 from t2.core.curve import CurvePoint
 from t2.registry.schemas import Curve
 from t2.registry.server.bodies import PointsBody
-from t2.registry.server.operations import JSON, Operation, answer, expert_name, registry
+from t2.registry.server.limits import LEASE, Lease, Workers
+from t2.registry.server.operations import JSON, Operation, answer, expert_name, ready, registry
 from t2.registry.server.parameters import NamePath, NamespacePath, NumberPath
+
+POINT_BYTES = 250
+"""Bytes of one point's JSON at most, which are set aside before a curve is read."""
 
 
 class Added(BaseModel):
@@ -35,11 +38,10 @@ async def get_curve(
 ) -> Response:
     """Show a version's reward curve, whole or downsampled."""
     expert, service = expert_name(namespace, name), registry(request)
-
-    def read() -> Response:
-        return answer(service.curve(expert, number, split=split, points=points))
-
-    return await anyio.to_thread.run_sync(read, limiter=request.app.state.curves)
+    lease: Lease = request.scope[LEASE]
+    reads: Workers = request.app.state.curves
+    await lease.promise(POINT_BYTES * min(service.limits.points, points or service.limits.points))
+    return ready(await reads.run(lease.owner, lambda: service.curve_json(expert, number, split=split, points=points)))
 
 
 def add_points(

@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from t2.registry.server.health import Readiness
+from t2.registry.server.limits import Workers
 from t2.registry.server.metrics import Metrics
-from t2.registry.server.operations import JSON, answer
+from t2.registry.server.operations import JSON, answer, owner_of
 from t2.registry.server.problems import Problem, problem
 
 OPENAPI = "/v1/openapi.json"
@@ -41,12 +42,14 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Tell what happened, in Prometheus's text format."""
     counted: Metrics = request.app.state.metrics
-    return Response(counted.render(), media_type=_TEXT)
+    reads: Workers = request.app.state.reads
+    return Response(await reads.run(owner_of(request), counted.render), media_type=_TEXT)
 
 
-def openapi(request: Request) -> Response:
+async def openapi(request: Request) -> Response:
     """The OpenAPI schema of this API."""
-    schema: bytes = request.app.state.openapi()
+    reads: Workers = request.app.state.reads
+    schema: bytes = await reads.run(owner_of(request), request.app.state.openapi)
     return Response(schema, media_type=JSON)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import anyio.to_thread
 from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,9 +22,9 @@ from t2.registry.schemas import (
     VerdictQuery,
 )
 from t2.registry.server.bodies import MAX_INT, NO_NUL
-from t2.registry.server.operations import BINARY, Operation, answer, done, expert_name, registry
+from t2.registry.server.limits import Workers
+from t2.registry.server.operations import BINARY, Operation, answer, done, expert_name, owner_of, registry
 from t2.registry.server.parameters import AliasPath, Cursor, DigestPath, Limit, NamePath, NamespacePath
-from t2.registry.server.places import Places
 from t2.registry.server.routes.content import content_operations, send
 from t2.registry.server.uploads import Uploads
 
@@ -49,8 +48,6 @@ Named = Annotated[
         description="A run, by its digest or the first characters of it, or an expert, by its newest runs.",
     ),
 ]
-WAIT_SECONDS = 10.0
-"""How long a comparison waits for the one that is running."""
 
 
 async def push_run(request: Request, namespace: NamespacePath) -> Response:
@@ -189,9 +186,8 @@ async def get_verdict(
         power=power,
         seed=seed,
     )
-    verdicts: Places = request.app.state.verdicts
-    async with verdicts.one(WAIT_SECONDS):
-        return answer(await anyio.to_thread.run_sync(registry(request).verdict, query))
+    verdicts: Workers = request.app.state.verdicts
+    return answer(await verdicts.run(owner_of(request), lambda: registry(request).verdict(query)))
 
 
 _RUN = "/v1/runs/{namespace}/{digest}"
