@@ -75,8 +75,7 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"t2 registry on http://{host}:{port}"
     if settings.workers == 1:
-        app = create_app(open_server(settings), settings)
-        settle()
+        app = _build(settings)
         listener.listen(BACKLOG)  # whoever reads the address may connect
         print(address, flush=True)
         uvicorn.Server(uvicorn.Config(app, backlog=BACKLOG, **options)).run([listener])
@@ -163,7 +162,12 @@ def worker() -> FastAPI:
     given = json.loads(os.environ[_WORKER])
     file = Path(given["file"]) if given["file"] else None
     settings = load_settings(file, **given["overrides"])
+    return _build(settings)
+
+
+def _build(settings: ServerSettings) -> FastAPI:
     app = create_app(open_server(settings), settings)
+    app.state.openapi()  # takes a second of computing, for which the first requests would all wait
     settle()
     return app
 
