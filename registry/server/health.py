@@ -29,6 +29,8 @@ class _FullError(UnavailableError):
 def _check_space(folder: Path | None, least: int) -> None:
     if folder is None:
         return
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent  # the first upload makes it
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
