@@ -132,7 +132,7 @@ def test_answers_are_counted_until_they_are_read_or_their_reader_is_cut(
     monkeypatch.setattr(protocol, "SWEEP_SECONDS", 0.05)
     with_curve(service)
     made: list[FastAPI] = []
-    real = cells.create_app
+    real = create_app
 
     def create(*arguments: Any) -> FastAPI:
         made.append(real(*arguments))
@@ -148,7 +148,7 @@ def test_answers_are_counted_until_they_are_read_or_their_reader_is_cut(
 def test_more_reads_of_a_long_curve_than_memory_is_meant_for_wait_or_are_refused(service: Service) -> None:
     with_curve(service, 10)
     service = Service(service.database, service.store, service.actor, limits=Limits(points=20_000))
-    small = {"memory_bytes": 16 * MIB, "max_upload_bytes": 64 * 1024, "max_body_bytes": 64 * 1024}
+    small: dict[str, Any] = {"memory_bytes": 16 * MIB, "max_upload_bytes": 64 * 1024, "max_body_bytes": 64 * 1024}
     app = create_app(service, ServerSettings(**small, max_points=20_000, queue_seconds=0.05))
 
     async def scene() -> None:
@@ -190,7 +190,12 @@ async def stalled(
     await asyncio.gather(*tasks)
 
 
-SMALL = {"memory_bytes": 16 * MIB, "max_upload_bytes": MIB, "max_body_bytes": MIB, "queue_seconds": 0.05}
+SMALL: dict[str, Any] = {
+    "memory_bytes": 16 * MIB,
+    "max_upload_bytes": MIB,
+    "max_body_bytes": MIB,
+    "queue_seconds": 0.05,
+}
 
 
 @pytest.mark.parametrize("path", [UPLOAD, "/v1/namespaces"])
