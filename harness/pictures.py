@@ -16,7 +16,7 @@ from t2.adapters.engine import Engine
 from t2.adapters.engine.decoding import seeded
 from t2.adapters.expert import Z
 from t2.adapters.progress import request_bar
-from t2.core.errors import TaskError
+from t2.core.errors import ArgumentError, TaskError
 
 
 def has_pictures(task: Task) -> bool:
@@ -64,7 +64,12 @@ def answers_in_turn(
     for own, z in _turns(mixtures, rows, progress):
         flat = [instance for entry in own for instance in requests[entry]]
         with engine.applied(z), seeded(seed, lm.device):
-            texts = iter(lm.generate_until(flat, disable_tqdm=True))
+            try:
+                texts = iter(lm.generate_until(flat, disable_tqdm=True))
+            except ValueError as error:  # transformers' own check of its arguments
+                given = ", ".join(f"{name}={value!r}" for name, value in flat[0].args[1].items())
+                reason = " ".join(str(error).split())
+                raise ArgumentError(f"transformers refuses to generate with {given}: {reason}") from error
         for entry in own:
             answers[entry] = [next(texts) for _ in requests[entry]]
     return answers

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import operator
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +20,8 @@ from t2.adapters.engine.weights import Directions, KeptWeights, adapted
 from t2.adapters.expert import Z, by_weight
 from t2.adapters.targets import Target, Use, aliases_of
 from t2.core.errors import ModelError
+
+_log = logging.getLogger(__name__)
 
 
 class ActiveRows:
@@ -333,10 +335,12 @@ class Forms:
                 self.factors = size <= total_bytes(device) // 4
                 if self.factors and size > free:
                     self.factors = False
-                    warnings.warn(
-                        f"{size / 1e9:.2f} GB for factors of the weights are more than the {free / 1e9:.2f} GB that "
-                        f"are free on {device}; the training runs by hooks, which are slower and round otherwise",
-                        stacklevel=2,
+                    _log.warning(
+                        "the factors of the weights take %.2f GB and %.2f GB are free on %s; the training runs by "
+                        "hooks, which are slower and round otherwise",
+                        size / 1e9,
+                        free / 1e9,
+                        device,
                     )
             if self.factors and size > free:
                 raise ModelError(

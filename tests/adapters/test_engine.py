@@ -242,12 +242,6 @@ def test_rows_must_fit_the_batch(llama: TransformersEngine) -> None:
         pass
 
 
-def test_a_model_without_layers_to_adapt_is_told() -> None:
-    config = transformers.MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=4)
-    with pytest.raises(ModelError, match="MambaForCausalLM has no linear layers under an 'mlp' or 'attn' module"):
-        TransformersEngine(transformers.AutoModelForCausalLM.from_config(config), make_tokenizer(), "mamba")
-
-
 def test_prompts_that_begin_alike_score_as_alone_under_mixtures_of_their_own(engine: TransformersEngine) -> None:
     begin = "abcdefghijklmnopqrstuvwxyz "
     asked = [ScoreRequest(encode(begin + prompt), encode(choice)) for prompt in PROMPTS for choice in CHOICES]

@@ -142,8 +142,7 @@ def test_a_run_stays_with_the_form_that_memory_allowed_at_first(
             return learning_rate(config, step)
 
         with monkeypatch.context() as patched:
-            # Of a few kilobytes either much more than the factors or, as the least that holds them, less than twice.
-            patched.setattr("t2.adapters.engine.forms.free_bytes", lambda device: 2**40 if plenty else 80_000)
+            patched.setattr("t2.adapters.engine.forms.total_bytes", lambda device: 2**40 if plenty else 1000)
             patched.setattr("t2.training.trainer.learning_rate", rate)
             lm = open_base(str(tiny_folder), device="cpu", dtype="bfloat16")
             return run(lm, planted.choices(), **values, **more)
