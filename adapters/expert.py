@@ -197,12 +197,15 @@ def mix(experts: Sequence[Z], alpha: Sequence[float], space: Space = "paper", no
         if abs(total) < 1e-8:
             raise ArgumentError("alpha sums to zero, which normalise=sum cannot divide by")
         weights = [a / total for a in weights]
-    alphas = torch.tensor(weights, dtype=torch.float64)
+    origin = 0.0 if space == "paper" else 1.0
     mixed: Z = {}
     for name in dict.fromkeys(name for z in experts for name in z):
         one = torch.ones(next(len(z[name]) for z in experts if name in z))
-        stacked = torch.stack([z.get(name, one) for z in experts]).double()
-        mixed[name] = (alphas @ stacked if space == "paper" else 1 + alphas @ (stacked - 1)).float()
+        total = torch.zeros(len(one), dtype=torch.float64, device=one.device)
+        # Term by term: the order in which a product of matrices adds depends on the CPU, and the last bit of z with it.
+        for weight, z in zip(weights, experts, strict=True):
+            total += weight * (z.get(name, one).double() - origin)
+        mixed[name] = (origin + total).float()
     return mixed
 
 
