@@ -161,12 +161,12 @@ def matrix_digest(matrix: torch.Tensor) -> str:
 
 
 def fingerprint(digests: Mapping[str, str], aliases: Mapping[str, str] | None = None) -> str:
-    """Fingerprint of a model: hex SHA-256 over the names and digests of all its adaptable matrices.
+    """Fingerprint of a model: hex SHA-256 over the names and digests of its matrices.
 
     Args:
-        digests: :func:`matrix_digest` by name.
-        aliases: further names of matrices that several layers share, with the name in ``digests``: an expert of such a
-            model is not one of a model with the same numbers that shares nothing.
+        digests: :func:`matrix_digest` of each adaptable matrix, by name.
+        aliases: further names of shared matrices, mapped to their names in ``digests``. Sharing changes the
+            fingerprint: a model that shares a matrix and an untied copy of it take different experts.
     """
     found = {**digests, **{alias: f"= {name}" for alias, name in (aliases or {}).items()}}
     lines = "".join(f"{name} {found[name]}\n" for name in sorted(found))

@@ -37,8 +37,8 @@ class Outline:
     Attributes:
         model: it, on the ``meta`` device.
         targets: its adaptable matrices, by the names that experts know them by.
-        parameters: every name that these have in the whole model, which may be more than a text model.
-        left_out: as :func:`t2.adapters.targets.left_out`.
+        parameters: every parameter name of each target in the whole model, which may be more than a text model.
+        left_out: result of :func:`t2.adapters.targets.left_out`.
     """
 
     model: transformers.PreTrainedModel
@@ -91,7 +91,7 @@ class Checkpoint:
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """The weights of its decoder layers that are not adapted; see :func:`t2.adapters.targets.left_out`."""
+        """Weights of the decoder layers that are not adapted: :func:`t2.adapters.targets.left_out`."""
         return self._outline.left_out
 
     @property
@@ -105,7 +105,7 @@ class Checkpoint:
         return self._files
 
     def keys(self, name: str) -> list[str]:
-        """The tensors that hold a matrix and nothing else: one, or a copy for each layer that shares it.
+        """Names of the tensors that hold only this matrix: one, or one per layer that shares it.
 
         Raises:
             ModelError: its files hold the matrix in one with others, or in parts.
@@ -126,7 +126,7 @@ class Checkpoint:
             ModelError: its file cannot be read, or the matrix has another shape than the configuration says.
         """
         target, (parameter, *_) = self.targets[name], self._stored_names(name)
-        stored = self._stored(parameter, name)
+        stored = self._load_stored(parameter, name)
         w = stored.T if target.transposed else stored
         if tuple(w.shape) != target.shape:
             raise ModelError(
@@ -140,11 +140,11 @@ class Checkpoint:
         return w
 
     def _stored_names(self, name: str) -> list[str]:
-        """Those names of a matrix in the whole model under which the files have it."""
+        """Names of a matrix in the whole model that the files contain."""
         return [parameter for parameter in self._outline.parameters[name] if parameter in self._sources]
 
-    def _stored(self, parameter: str, name: str) -> torch.Tensor:
-        """A parameter of the whole model as it stores it; ``name`` is for messages."""
+    def _load_stored(self, parameter: str, name: str) -> torch.Tensor:
+        """Load a parameter in the layout of the whole model; ``name`` is for messages."""
         source = self._sources[parameter]
         if source.converter is None:
             return self._read(source.tensors[0][0])
@@ -153,15 +153,16 @@ class Checkpoint:
             converter.add_tensor(parameter, key, pattern, self._read(key))
         converted = converter.convert(parameter, model=self._outline.model, config=self._outline.model.config)
         if parameter not in converted:
-            raise ModelError(f"{self.pretrained}: {name} cannot be made of {', '.join(k for k, _ in source.tensors)}")
+            sources = ", ".join(key for key, _ in source.tensors)
+            raise ModelError(f"{self.pretrained}: {name} cannot be converted from {sources}")
         value = converted[parameter]
         stored: torch.Tensor = value[0] if isinstance(value, list) else value
         return stored
 
     def _untie(self) -> None:
-        """Let weights of the model be its own that are shared by its configuration and differ in the files.
+        """Untie the weights that the configuration ties but whose copies in the files differ.
 
-        ``transformers`` does so when it loads the model: it compares each with the one that it is to be tied to.
+        ``transformers`` does the same when it loads a model: it ties two weights only where they are equal.
         """
         model = self._outline.model
         ties: dict[str, list[str]] = {}
@@ -171,15 +172,15 @@ class Checkpoint:
         for name, parameters in self._outline.parameters.items():
             for source in set(parameters).intersection(ties):
                 first, *others = [own for own in (source, *ties[source]) if own in self._sources] or [source]
-                apart += [other for other in others if not self._agree(first, other, name)]
+                apart += [other for other in others if not self._are_equal(first, other, name)]
         for parameter in apart:
             module: Any = model.get_submodule(parameter.rpartition(".")[0])
             module.weight = torch.nn.Parameter(torch.empty_like(module.weight))
         if apart:
-            self._outline = _described(model, self.moe)
+            self._outline = _build_outline(model, self.moe)
 
-    def _agree(self, one: str, other: str, name: str) -> bool:
-        return torch.equal(self._stored(one, name), self._stored(other, name))
+    def _are_equal(self, one: str, other: str, name: str) -> bool:
+        return torch.equal(self._load_stored(one, name), self._load_stored(other, name))
 
     def matrices(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and matrices in turn, those of ``names`` or all; hold on to one at a time to keep memory bounded."""
@@ -269,10 +270,10 @@ def outline(pretrained: str, revision: str | None = None, moe: str = "refuse") -
         raise ModelError(
             f"the configuration of {pretrained} makes no model: {type(error).__name__}: {error}"
         ) from error
-    return _described(model, moe)
+    return _build_outline(model, moe)
 
 
-def _described(model: transformers.PreTrainedModel, moe: str) -> Outline:
+def _build_outline(model: transformers.PreTrainedModel, moe: str) -> Outline:
     targets = find_targets(model, moe=moe, weights=False)
     return Outline(model, targets, parameter_names(model, targets), left_out(model, targets))
 

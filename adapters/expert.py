@@ -95,12 +95,12 @@ def distinct(experts: Sequence[Expert]) -> list[Expert]:
 
 
 def by_weight(z: Mapping[str, torch.Tensor], aliases: Mapping[str, str], whose: str) -> Z:
-    """z with one vector for each weight, under the name that the weight goes by.
+    """Merge the vectors of shared weights: return one vector per weight, under its first name.
 
     Args:
-        z: vectors, of a weight that several layers share by any of its names.
-        aliases: further names of weights, with the name that each goes by.
-        whose: what has these vectors, for messages.
+        z: vectors, by any name of their weights.
+        aliases: further names of shared weights, mapped to the first name.
+        whose: owner of the vectors, for messages.
 
     Raises:
         ExpertMismatchError: two names of one weight have different vectors.
@@ -116,19 +116,19 @@ def by_weight(z: Mapping[str, torch.Tensor], aliases: Mapping[str, str], whose: 
         elif not torch.equal(found[own].detach().float().cpu(), vector.detach().float().cpu()):
             raise ExpertMismatchError(
                 f"{whose} has different vectors for {first[own]} and {name}, which are one weight of the model; "
-                "give that weight one vector"
+                "give both names the same vector"
             )
     return found
 
 
 def of_weights(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -> Expert:
-    """An expert under the names of a base model's weights, where it was made for that model or an untied copy of it.
+    """Rename an expert's vectors to the first names of a base model's shared weights.
 
-    Layers that share a weight in the base model have weights of their own in an untied copy, and the expert a vector
-    for each.
+    An expert of an untied copy of the model has one vector for each layer that shares a weight. Such an expert fits if
+    these vectors agree. Any other expert is returned unchanged.
 
     Args:
-        expert, base, ranks: as for :func:`check_expert`.
+        expert, base, ranks: see :func:`check_expert`.
 
     Raises:
         ExpertMismatchError: two names of one weight have different vectors.
@@ -149,7 +149,7 @@ def check_expert(expert: Expert, base: BaseModelRef, ranks: Mapping[str, int]) -
     Args:
         expert: the expert.
         base: the model as loaded.
-        ranks: the rank of each of its adaptable matrices; :class:`t2.adapters.targets.Ranks` knows shared ones too.
+        ranks: the rank of each of its adaptable matrices; :class:`t2.adapters.targets.Ranks` also has their aliases.
 
     Raises:
         ExpertMismatchError: matrices or ranks differ, or they agree but the weights are not those it was trained on.

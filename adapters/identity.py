@@ -1,8 +1,8 @@
-"""What decides a model's answers, as digests: its weights and buffers, modules, configuration and tokenizer.
+"""Digests and descriptions of everything in a model that determines its answers.
 
-The fingerprint of :mod:`t2.adapters.basis` says whether an expert fits a model: it covers the adapted matrices alone,
-rounded to bfloat16. The digests here say whether two models would answer alike, so they cover every number bit for bit,
-in the dtype it was loaded in.
+These are weights and buffers, modules, configuration and tokenizer. The fingerprint of :mod:`t2.adapters.basis` says
+whether an expert fits a model: it covers only the adapted matrices, rounded to bfloat16. The digests here say whether
+two models give the same answers, so they cover every number bit for bit, in the dtype in which it was loaded.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from t2.core.digests import digest_of, sha256, sha256_file
 
 _SAMPLED = 64
-"""Numbers of each tensor in :func:`sample_digest`."""
+"""Elements of each tensor in :func:`sample_digest`."""
 _UNRELATED_CONFIG = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version"})
-"""Entries of a configuration that change no answer: classes and dtypes are those of the modules and weights."""
+"""Configuration entries without effect: other digests cover the classes and dtypes."""
 _UNRELATED_STATE = frozenset(
     {"forward", "gradient_checkpointing", "hf_device_map", "max_seq_len_cached", "name_or_path", "training"}
 )
-"""Attributes of modules that change in use, say where a module is (``accelerate`` wraps ``forward``), or name files."""
+"""Module attributes that change in use, name files or are set by ``accelerate``."""
 _TOKENIZER_STATE = (
     "add_bos_token",
     "add_eos_token",
@@ -38,32 +38,31 @@ _TOKENIZER_STATE = (
     "truncation_side",
 )
 _UNRELATED_TOKENIZER = ("_file", "name_or_path", "cache_dir", "is_local", "local_files_only", "revision", "token")
+"""Endings of tokenizer arguments that say where the tokenizer comes from."""
 
 
 def weights_digest(model: torch.nn.Module) -> str:
     """Hex SHA-256 of all parameters and buffers: their names, shapes, dtypes and bytes.
 
-    Reads every number once, on as many threads as there are cores (SHA-256 releases Python's lock). A tensor with
-    several names is read once.
+    Reads every tensor once, also one with several names, on one thread per core (SHA-256 releases the GIL).
     """
-    named = list(_tensors(model))
-    parts = {_place(tensor): tensor for _, tensor in named}
+    named = list(_named_tensors(model))
+    parts = {_storage_key(tensor): tensor for _, tensor in named}
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as threads:
         digests = dict(zip(parts, threads.map(tensor_digest, parts.values()), strict=True))
-    return digest_of([[name, digests[_place(tensor)]] for name, tensor in named])
+    return digest_of([[name, digests[_storage_key(tensor)]] for name, tensor in named])
 
 
 def sample_digest(model: torch.nn.Module) -> str:
-    """Hex SHA-256 of the shapes, dtypes and some numbers of every tensor, spread evenly over each.
+    """Hex SHA-256 of the shape, the dtype and some evenly spaced elements of every tensor.
 
-    It tells whether a model in memory is the one that was read from its files, as far as a look can tell: weights that
-    the files lack are drawn at random.
+    Detects a model that was not completely read from its files: missing weights are initialised at random.
     """
-    return digest_of([[name, tensor_digest(_sampled(tensor))] for name, tensor in _tensors(model)])
+    return digest_of([[name, tensor_digest(_sample(tensor))] for name, tensor in _named_tensors(model)])
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """Hex SHA-256 of a tensor's shape, dtype and bytes; of one that has no memory the first two."""
+    """Hex SHA-256 of a tensor's shape, dtype and bytes; a meta tensor has no bytes."""
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     if tensor.device.type != "meta":
         flat = tensor.detach().contiguous().reshape(-1)
@@ -72,26 +71,28 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def modules_digest(model: torch.nn.Module) -> str:
-    """Hex SHA-256 of the classes of all modules and their plain attributes, such as eps and activation."""
-    return digest_of([[name, _class(type(module)), _plain_state(module)] for name, module in model.named_modules()])
+    """Hex SHA-256 of the classes and plain attributes, such as eps, of all modules."""
+    return digest_of(
+        [[name, _class_name(type(module)), _plain_state(module)] for name, module in model.named_modules()]
+    )
 
 
 def describe_config(config: Any) -> Any:
-    """A configuration of transformers as JSON, without private entries, which name files and commits."""
-    return as_json(_related(config.to_dict()))
+    """Return a transformers configuration as JSON, without entries that change no answer."""
+    return as_json(_drop_unrelated(config.to_dict()))
 
 
 def describe_attention(config: Any) -> list[str]:
-    """The attention kernels of a model's configuration and of those inside it."""
+    """List the attention kernels of a configuration and of its nested configurations."""
     nested = [value for name, value in sorted(vars(config).items()) if hasattr(value, "to_dict")]
     return [str(getattr(config, "_attn_implementation", None)), *(k for c in nested for k in describe_attention(c))]
 
 
 def describe_tokenizer(tokenizer: Any) -> Any:
-    """All that decides how a tokenizer encodes and decodes, and its chat template, as JSON."""
+    """Return all that determines how a tokenizer encodes, decodes and formats chats, as JSON."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # What comes before is set by each call that truncates or pads.
+        # The part before it changes with each call that truncates or pads.
         content = sha256(backend.to_str().partition('"added_tokens":')[2].encode())
     else:
         files = [Path(str(path)) for name, path in sorted(vars(tokenizer).items()) if name.endswith("_file") and path]
@@ -106,7 +107,7 @@ def describe_tokenizer(tokenizer: Any) -> Any:
         )
     return as_json(
         {
-            "class": _class(type(tokenizer)),
+            "class": _class_name(type(tokenizer)),
             "content": content,
             "special": tokenizer.special_tokens_map,
             "state": {name: getattr(tokenizer, name, None) for name in _TOKENIZER_STATE},
@@ -115,27 +116,27 @@ def describe_tokenizer(tokenizer: Any) -> Any:
     )
 
 
-def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers and the tensors that quantised parameters carry, under all their names."""
+def _named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield parameters, buffers and tensors of quantised parameters, under all their names."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield name, parameter
-        yield from ((f"{name}.{part}", tensor) for part, tensor in _quantisation(parameter))
+        yield from ((f"{name}.{part}", tensor) for part, tensor in _quantisation_tensors(parameter))
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def _quantisation(parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def _quantisation_tensors(parameter: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     state = getattr(parameter, "quant_state", None)
     parts = state.as_dict(packed=True) if state is not None else vars(parameter)
     yield from ((name, value) for name, value in sorted(parts.items()) if isinstance(value, torch.Tensor))
 
 
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+def _storage_key(tensor: torch.Tensor) -> tuple[Any, ...]:
     if tensor.device.type == "meta":
         return ("meta", id(tensor))
     return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
-def _sampled(tensor: torch.Tensor) -> torch.Tensor:
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type == "meta":
         return tensor
     flat = tensor.detach().reshape(-1)
@@ -164,21 +165,21 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _class(kind: type) -> str:
-    """A class by name; one from a model's own code, whose module is named after a folder, by its source."""
+def _class_name(kind: type) -> str:
+    """Name of a class; a class from a model's own code is named by the digest of its source."""
     if not kind.__module__.startswith("transformers_modules"):
         return f"{kind.__module__}.{kind.__qualname__}"
     source = inspect.getsourcefile(kind)
     return f"{kind.__qualname__} {sha256_file(Path(source)) if source else ''}"
 
 
-def _related(value: Any) -> Any:
+def _drop_unrelated(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _related(part) for name, part in value.items() if _bears(str(name))}
-    return [_related(part) for part in value] if isinstance(value, list | tuple) else value
+        return {str(name): _drop_unrelated(part) for name, part in value.items() if _is_related(str(name))}
+    return [_drop_unrelated(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _bears(name: str) -> bool:
+def _is_related(name: str) -> bool:
     return not name.startswith("_") and name not in _UNRELATED_CONFIG
 
 
@@ -188,7 +189,7 @@ def _tokenizer_arguments(tokenizer: Any) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> Any:
-    """A value as canonical JSON takes it: keys as text, what is no JSON as text, and infinite numbers too."""
+    """Convert a value for canonical JSON: keys, other types and non-finite numbers become text."""
     if isinstance(value, Mapping):
         return {str(name): as_json(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -145,6 +145,6 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _is_of_base(name: str, trained: Collection[str]) -> bool:
-    """Whether a tensor is an embedding as a whole; what an adapter adds to one has other names."""
+    """Whether a tensor is a whole embedding; an adapter's additions to it have other names."""
     module = name.removesuffix(".weight").removesuffix(".base_layer").rpartition(".")[2]
     return name.endswith(".weight") and module in _EMBEDDINGS and module not in trained

@@ -39,24 +39,24 @@ _ROLES: dict[str, tuple[str, ...]] = {
         *("attentions", "multi_head_attention", "SelfAttention"),
     ),
 }
-"""Names in the path of a linear layer that tell its set where no module above it does."""
+"""Path components that put a linear layer into a set if no module above it does."""
 _OTHER = "other"
-"""Linear layers of a decoder layer whose names tell neither set, such as those of a state-space model."""
+"""Kind of the other linear layers of a decoder layer, such as those of a state-space model."""
 _CROSS = ("encoder_attn", "cross_attn", "crossattention", "cross_attention", "EncDecAttention")
-"""Attention to what another model sees."""
+"""Names of cross-attention modules."""
 _READ_DIRECTLY = ("dt_proj",)
-"""Linear layers whose model multiplies by the weight without calling the layer, where hooks would do nothing."""
+"""Linear layers whose weight the model uses without a call of the layer, so hooks never run."""
 _ROUTED = ("experts", "router", "gate", "shared_expert_gate")
 """Modules of a mixture-of-experts layer that choose experts or are chosen."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """A linear layer that computes with an adapted matrix.
+    """A linear layer that uses an adapted matrix.
 
     Attributes:
         module: the layer.
-        flipped: it multiplies by the transpose of the target's matrix.
+        flipped: whether it multiplies by the transpose of the target's matrix.
     """
 
     module: nn.Module
@@ -70,7 +70,7 @@ class Use:
         return weight
 
     def stored(self, matrix: torch.Tensor) -> torch.Tensor:
-        """A matrix of the target in the layout of this layer's weight."""
+        """Return a matrix of the target in the layout of this layer's weight."""
         return matrix.T if isinstance(self.module, Conv1D) != self.flipped else matrix
 
 
@@ -78,7 +78,7 @@ class Use:
 class Target:
     """One adapted matrix.
 
-    Where several modules share a weight it is one target, under the first of its names.
+    A weight that several modules share is one target, under the first of its names.
 
     Attributes:
         name: its parameter name in the state dict of the (text) model.
@@ -87,7 +87,7 @@ class Target:
         transposed: the layer stores in × out (GPT-2's ``Conv1D``) instead of out × in.
         form: how its weight is quantised, ``int8``, ``nf4`` or ``fp4``; None where it holds the matrix itself.
         aliases: further names of the same weight.
-        shared: further layers that hold it.
+        shared: further layers that use it.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Target:
 
     @property
     def uses(self) -> tuple[Use, ...]:
-        """Every layer that computes with it."""
+        """Every layer that uses the matrix."""
         return (Use(self.module), *self.shared)
 
     @property
@@ -146,9 +146,9 @@ class Ranks(dict[str, int]):
         digests: :func:`t2.adapters.basis.matrix_digest` of each.
 
     Attributes:
-        aliases: further names of matrices that several modules share, with the name that each matrix goes by.
-        fingerprint: of the model.
-        untied: fingerprint of a model with the same weights that shares none of them.
+        aliases: further names of shared matrices, mapped to the first name.
+        fingerprint: fingerprint of the model.
+        untied: fingerprint of an untied copy of the model.
     """
 
     def __init__(self, targets: Mapping[str, Target], digests: Mapping[str, str]) -> None:
@@ -159,7 +159,7 @@ class Ranks(dict[str, int]):
 
 
 def aliases_of(targets: Mapping[str, Target]) -> dict[str, str]:
-    """The further names of shared matrices, with the name that each of these goes by."""
+    """Map the further names of shared matrices to the first name."""
     return {alias: name for name, target in targets.items() for alias in target.aliases}
 
 
@@ -173,13 +173,13 @@ def find_targets(
     """The adaptable matrices of a model, by parameter name, in the order of the model's modules.
 
     These are the linear layers of its attention and feed-forward modules, and the other linear layers of the same
-    decoder layers. Of a model that also sees images or hears, these are the matrices of its language half, under the
+    decoder layers. Of a model that also takes images or audio, these are the matrices of its language half, under the
     names that they have in the text model of that architecture. A weight that several of these layers share is one
-    matrix; one that a module elsewhere holds too, such as the output embedding, is left out.
+    matrix. A weight that any other module uses too, such as the output embedding, is left out.
 
     Args:
         model: a decoder-only language model, or one with such a half.
-        targets: ``mlp``, ``attn`` or ``all`` (every one).
+        targets: ``mlp``, ``attn`` or ``all``.
         layers: keep these decoder layers only; None keeps all.
         moe: ``refuse`` a model with mixture-of-experts layers, or ``skip`` their routers and routed experts and adapt
             the rest: attention, shared experts, and the layers that have no experts.
@@ -218,17 +218,17 @@ def find_targets(
                 "moe=skip adapts the rest of it: attention, shared experts and dense layers"
             )
         found = {name: target for name, target in found.items() if not set(name.split(".")).intersection(_ROUTED)}
-    found = _united(model, found)
+    found = _merge_shared(model, found)
     if not found:
         raise ModelError(
-            f"{type(model).__name__} has no linear layers under an 'mlp' or 'attn' module, nor others in its decoder "
+            f"{type(model).__name__} has no linear layers under an 'mlp' or 'attn' module or elsewhere in its decoder "
             "layers, so there is nothing to adapt"
         )
-    return _chosen(found, targets, layers)
+    return _select(found, targets, layers)
 
 
-def _united(model: nn.Module, found: Mapping[str, Target]) -> dict[str, Target]:
-    """Targets of which each weight is one, without those that modules hold which are not among them."""
+def _merge_shared(model: nn.Module, found: Mapping[str, Target]) -> dict[str, Target]:
+    """Merge targets that share a weight; drop weights that other modules use too."""
     groups: dict[object, list[Target]] = {}
     for target in found.values():
         groups.setdefault(weight_identity(target.parameter), []).append(target)
@@ -252,7 +252,7 @@ def _united(model: nn.Module, found: Mapping[str, Target]) -> dict[str, Target]:
 
 
 def _is_flipped(first: Target, other: Target) -> bool:
-    """Whether a layer multiplies by the transpose of the matrix that another one multiplies by."""
+    """Whether two layers share a weight and one of them multiplies by its transpose."""
     if first.form is not None:
         return False
     one, two = first.matrix, other.matrix
@@ -260,7 +260,7 @@ def _is_flipped(first: Target, other: Target) -> bool:
 
 
 def weight_identity(parameter: torch.Tensor) -> object:
-    """A key that parameters have in common where they are one weight: the object, or the numbers that they view."""
+    """Return a key that is equal for parameters that are one weight or view the same memory."""
     plain = type(parameter.data) is torch.Tensor and not parameter.is_meta and parameter.numel() > 0
     if not plain:
         return id(parameter)
@@ -268,7 +268,7 @@ def weight_identity(parameter: torch.Tensor) -> object:
 
 
 def parameter_names(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, tuple[str, ...]]:
-    """Every name that the weights of targets have in the state dict of the whole model, by target."""
+    """Return every state-dict name of each target's weight in the whole model."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(f"{name}.weight")
@@ -279,9 +279,9 @@ def parameter_names(model: nn.Module, targets: Mapping[str, Target]) -> dict[str
 
 
 def left_out(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, int]:
-    """The number of weights of a model's decoder layers that are not adapted, by their place in a layer.
+    """Count the weights of decoder layers that are not adapted, by their path in a layer.
 
-    Vectors, such as those of norms, do not count.
+    Vectors, such as the weights of norms, are not counted.
 
     Args:
         model: a language model.
@@ -306,27 +306,27 @@ def left_out(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, int]:
 
 
 def warn_left_out(base_id: str, places: Mapping[str, int]) -> None:
-    """Log what :func:`left_out` found in a model, if anything."""
+    """Log the result of :func:`left_out`, if it is not empty."""
     if places:
         _log.warning("%s: these weights of its decoder layers are not adapted: %s", base_id, format_left_out(places))
 
 
 def format_left_out(places: Mapping[str, int]) -> str:
-    """What :func:`left_out` found, in one line."""
+    """Format the result of :func:`left_out` in one line."""
     return ", ".join(f"{count} × {place}" for place, count in places.items())
 
 
 def choose(found: Mapping[str, Target], targets: str = "all", layers: Sequence[int] | None = None) -> dict[str, Target]:
-    """Those of a model's adaptable matrices that are in a set and in some layers; at least one.
+    """Select the adaptable matrices of a set and of some layers; at least one.
 
-    A matrix that several layers share is in that of its first name.
+    A shared matrix belongs to the layer of its first name.
 
     Raises:
-        ArgumentError: an unknown target set, layers that the model does not have, or none are in both.
+        ArgumentError: an unknown target set, layers that the model does not have, or no matrix matches both.
     """
-    chosen = _chosen(found, targets, layers)
+    chosen = _select(found, targets, layers)
     if not chosen:
-        there = sorted({target.kind for target in _chosen(found, "all", layers).values()})
+        there = sorted({target.kind for target in _select(found, "all", layers).values()})
         where = "" if layers is None else f" in layers {'+'.join(map(str, layers))}"
         only = f", only {' and '.join(there)}" if there else ""
         more = "" if layers is None else " or other layers"
@@ -334,7 +334,7 @@ def choose(found: Mapping[str, Target], targets: str = "all", layers: Sequence[i
     return chosen
 
 
-def _chosen(found: Mapping[str, Target], targets: str, layers: Sequence[int] | None) -> dict[str, Target]:
+def _select(found: Mapping[str, Target], targets: str, layers: Sequence[int] | None) -> dict[str, Target]:
     if targets not in TARGET_SETS:
         raise ArgumentError(f"targets={targets} is not a set of matrices{nearest(targets, TARGET_SETS)}")
     if layers is not None:
@@ -352,8 +352,8 @@ def _chosen(found: Mapping[str, Target], targets: str, layers: Sequence[int] | N
 def language_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model's language half, under the names that they have in the text model of its architecture.
 
-    Of a text model these are all its modules, under their own names, but for models inside it that take no text. A
-    module of several names comes under each.
+    Of a text model these are all modules, under their own names, except models inside it that take no text. A module
+    with several names appears under each.
     """
     config = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if isinstance(model, PreTrainedModel) and config is not None else None
@@ -372,17 +372,17 @@ def language_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _takes_no_text(module: nn.Module) -> bool:
-    """Whether a module is a model of images or sounds."""
+    """Whether a module is a model of images or audio only."""
     return isinstance(module, PreTrainedModel) and "text" not in getattr(module, "input_modalities", "text")
 
 
 def _holds_experts(parts: Sequence[str], module: nn.Module, counts: Collection[int]) -> bool:
-    """Whether a module holds the routed experts of a layer: in one tensor with a dimension for them, or as a list.
+    """Whether a module holds the routed experts of a layer, as one tensor or as a list.
 
     Args:
         parts: its path.
         module: the module.
-        counts: numbers of experts in the model's configuration; other tensors have three dimensions too.
+        counts: numbers of experts in the model's configuration. Not every tensor of three dimensions holds experts.
     """
     if parts[-1] == "experts":
         return True
@@ -392,7 +392,7 @@ def _holds_experts(parts: Sequence[str], module: nn.Module, counts: Collection[i
 
 
 def _expert_counts(model: nn.Module) -> set[int]:
-    """The numbers above one that a model's configuration has of experts."""
+    """Numbers of experts in a model's configuration, those above one."""
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
         return set()
@@ -402,18 +402,21 @@ def _expert_counts(model: nn.Module) -> set[int]:
 
 
 def _depth(parts: Sequence[str]) -> int:
-    """Where a path has its first number, that of the layer; its length where it has none."""
+    """Index of the first number in a path, that of the layer; the path's length without one."""
     return next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
 
 
 def _stack(parts: Sequence[str]) -> str | None:
-    """The list of layers that a module is inside of; None where it is in none, or an item of one."""
+    """Path of the list of layers around a module; None outside such a list and for its items."""
     depth = _depth(parts)
     return ".".join(parts[:depth]) if depth + 1 < len(parts) else None
 
 
 def _stacks(model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> set[str]:
-    """The lists of decoder layers: those with attention or feed-forward parts, else those as long as the model is."""
+    """Paths of the lists of decoder layers.
+
+    These are the lists with attention or feed-forward parts, else the lists of ``num_hidden_layers`` items.
+    """
     linear = [name.split(".") for name, module in modules if _is_linear(module)]
     known = {stack for parts in linear if _kind(parts) is not None and (stack := _stack(parts)) is not None}
     config = getattr(model, "config", None)
@@ -424,7 +427,7 @@ def _stacks(model: nn.Module, modules: Sequence[tuple[str, nn.Module]]) -> set[s
 
 
 def _may_be_adapted(parts: Sequence[str], module: nn.Module) -> bool:
-    """Whether a linear layer outside of attention and feed-forward modules is one whose matrix can be adapted."""
+    """Whether a linear layer outside attention and feed-forward modules can be adapted."""
     known = isinstance(module, (nn.Linear, Conv1D)) and (is_plain(module) or quantised_form(module) is not None)
     return known and not set(parts).intersection(_CROSS) and parts[-1] not in _READ_DIRECTLY
 
@@ -436,7 +439,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _set_above(parts: Sequence[str]) -> str | None:
-    """The set of matrices that an attention or feed-forward module in a path puts it in."""
+    """Set of the attention or feed-forward module in a path, if any."""
     return next((kind for kind, words in _KINDS.items() if any(part in words for part in parts)), None)
 
 

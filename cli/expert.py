@@ -100,12 +100,12 @@ def _show(
 def _verify(
     experts: Annotated[list[str], typer.Argument(help="Files, or references to a registry.")],
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write files whose layout is not canonical anew; their digests change.")
+        bool, typer.Option("--fix", help="Rewrite files whose layout is not canonical; their digests change.")
     ] = False,
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check experts as a registry checks uploads. Exits with 2 when one breaks the strict profile."""
+    """Check experts as a registry checks uploads; exits with 2 if one breaks the strict profile."""
     checked = [_check(expert, registry_, fix) for expert in experts]
     if as_json:
         print_json([entry for entry, _ in checked])
@@ -279,7 +279,7 @@ def _row(expert: Expert) -> Sequence[object]:
 
 
 def _aliases(expert: Expert, latest: Version) -> Sequence[str]:
-    """The aliases of an expert, each with its version where that is not the latest."""
+    """Aliases of an expert; an alias of an older version is shown with the version."""
     if expert.aliases is None:
         return latest.aliases
     return [
@@ -308,8 +308,8 @@ def _read_files(paths: Sequence[Path], failed: list[str]) -> Iterator[tuple[Path
                 failed.append(str(error))
 
 
-def _write_anew(file: Path) -> None:
-    """Give a file the canonical layout, if it has another."""
+def _rewrite(file: Path) -> None:
+    """Rewrite a file in the canonical layout if it has another."""
     data = read_bytes(file)
     rewritten = rewrite_expert(data, str(file))
     if rewritten != data:
@@ -321,11 +321,11 @@ def _check(text: str, where: str | None, fix: bool) -> tuple[dict[str, Any], str
         file = local_file(text)
         if file is not None:
             if fix:
-                _write_anew(file)
+                _rewrite(file)
             expert, path = read_expert(file, canonical=True), str(file)
         else:
             if fix:
-                raise ArgumentError(f"{text} is not a file: --fix writes files anew; what a registry holds stays")
+                raise ArgumentError(f"--fix: not a file: {text}; pull the expert first, a registry never rewrites one")
             with registry(where) as client:
                 version = find(client, parse_reference(text))
                 data = client.download(version.digest)
@@ -474,7 +474,7 @@ def _print_lineage(tree: Lineage) -> None:
     references = {node.digest: ", ".join(node.references) for node in tree.nodes}
 
     def name(digest: str) -> str:
-        # A newer registry may have experts of a kind that this t2 leaves out.
+        # A newer registry may have kinds of experts that this t2 leaves out of the nodes.
         return references.get(digest) or f"@sha256:{digest}"
 
     print()

@@ -12,7 +12,7 @@ from t2.core.errors import ArgumentError, DependencyError
 
 @contextlib.contextmanager
 def needs_eval(command: str) -> Iterator[None]:
-    """Import the ``eval`` extra: a missing module is one line with the install command, and Ctrl-C ends at once.
+    """Import the ``eval`` extra; report a missing module in one line, exit at once on Ctrl-C.
 
     Args:
         command: what the user ran, for the message.

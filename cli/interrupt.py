@@ -1,7 +1,7 @@
-"""Ctrl-C while modules are imported ends the program at once: there is nothing to undo, and no traceback to show.
+"""Exit at once, without a traceback, on Ctrl-C during imports.
 
-Raising KeyboardInterrupt there, as Python does, prints the import in progress, and libraries turn it into other errors.
-Before this module is imported there is only Python's own start.
+A KeyboardInterrupt there would print the import in progress, and some libraries turn it into another error. Nothing has
+to be undone during imports. Before this module is imported only Python itself has started.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from types import FrameType
 from typing import NoReturn
 
 STATUS = 130
-"""Exit status of a program that Ctrl-C stopped, as shells have it."""
+"""Exit status after Ctrl-C, as shells report it."""
 
 
-def t2_exit(number: int, frame: FrameType | None) -> NoReturn:
-    """End the process; a handler of signals."""
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    """End the process; a signal handler."""
     os._exit(STATUS)
 
 
 def exit_on_interrupt() -> None:
-    """From now on Ctrl-C ends the process at once. No effect in threads, and where Ctrl-C is ignored."""
+    """Let Ctrl-C end the process at once; no effect in threads or if Ctrl-C is ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGINT, t2_exit)
+            signal.signal(signal.SIGINT, _exit)
 
 
 def raise_on_interrupt() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt again."""
-    if signal.getsignal(signal.SIGINT) is t2_exit:
+    """Let Ctrl-C raise KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is _exit:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -140,8 +140,8 @@ def _board(
 ) -> None:
     """Show the runs of a task by a base model, the best first, with 95% intervals.
 
-    A score that the run's samples do not confirm is marked, and stands after those that they do. Only runs of one
-    version of the task, with as many shots and on the same documents, are on one board.
+    Scores that the run's samples do not confirm are marked and follow the confirmed ones. A board has only runs of one
+    version of the task, with the same number of shots and the same documents.
     """
     given = {"metric": metric, "filter": filter_, "task_version": task_version, "n_shot": shots}
     with registry(registry_) as client:
@@ -159,7 +159,7 @@ def _board(
 
         entries, more = _first(page, limit, everything)
         board = pages[0]
-        _tell_namesakes(client, board.board)
+        _report_namesakes(client, board.board)
     if as_json:
         print_json({**board.model_dump(mode="json"), "items": [entry.model_dump(mode="json") for entry in entries]})
         return
@@ -271,8 +271,8 @@ def _tell_more(more: bool, limit: int) -> None:
         typer.echo(f"t2: there are more than these {limit}; give --limit or --all", err=True)
 
 
-def _tell_namesakes(client: RegistryClient, shown: Board) -> None:
-    """Tell of boards that differ from the one shown in nothing but the model, which has the same name."""
+def _report_namesakes(client: RegistryClient, shown: Board) -> None:
+    """Report boards that differ from the shown one only in a model of the same name."""
     others = [
         str(board.base_identity)
         for board in every(
@@ -284,8 +284,7 @@ def _tell_namesakes(client: RegistryClient, shown: Board) -> None:
     ]
     if others:
         typer.echo(
-            f"t2: other models of the name {shown.base} have boards of their own; give --base, one of: "
-            f"{', '.join(others)}",
+            f"t2: other models named {shown.base} have separate boards; choose one with --base: {', '.join(others)}",
             err=True,
         )
 
@@ -341,7 +340,7 @@ def _print_runs(runs: Sequence[Run], more: Sequence[tuple[str, Sequence[str]]] =
 
 
 def _score(score: RunScore, docs: int = 0) -> str:
-    """A score for people; one of fewer than ``docs`` documents says of how many."""
+    """Format a score; show the number of documents if it is below ``docs``."""
     if score.score is None:
         return "-"
     text = f"{score.score:.4g}"

@@ -1,8 +1,8 @@
 """The program ``t2``: its commands, and what all of them share.
 
 Exit codes: 0 done, 1 a defect of t2 or of a program it runs, 2 a mistake that the user can mend (one line on standard
-error, no traceback), 130 stopped by Ctrl-C, 141 the reader of the output is gone. ``t2 leaderboard check`` answers with
-0, 1 and 3 besides.
+error, no traceback), 130 stopped by Ctrl-C, 141 the reader of the output is gone. ``t2 leaderboard check`` has its own
+meanings of 0, 1 and 3.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     except KeyboardInterrupt:
         status = interrupt.STATUS
     except SystemExit as stop:
-        # typer replaces the streams and exits with 1 where a reader is gone.
+        # typer replaces the streams and exits with 1 if the reader is gone.
         status = stop.code if sys.stdout is output else BROKEN_PIPE
     except OSError:
         status = flush_output(output, "\n")

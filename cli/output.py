@@ -42,7 +42,7 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 def print_error(message: str) -> None:
     """Print one line to standard error, as the program does when it ends in an error."""
-    with contextlib.suppress(OSError):  # nobody reads it, and the exit status says it too
+    with contextlib.suppress(OSError):  # standard error may be closed; the exit status still reports the error
         print(f"t2: error: {printable(message)}", file=sys.stderr)
 
 

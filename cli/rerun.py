@@ -30,7 +30,7 @@ def _rerun(
 ) -> None:
     """Repeat results, and compare their samples.
 
-    Results of lm_eval --model t2 or hf are repeated with the flags that they hold; exit code 1 if a sample differs.
+    Results of lm_eval --model t2 or hf are repeated with their recorded flags; exit code 1 if a sample differs.
     """
     with needs_eval("t2 rerun"):
         from t2.harness.rerun import find_results, read_stored, rerun

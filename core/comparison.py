@@ -1,7 +1,7 @@
 """Two sets of results, paired document by document and judged.
 
 Documents are paired by the hash of their content, never by their place. A document that the data set repeats is one
-pair, of the means of its scores: a repeat is no further evidence. Results are compared only where everything but the
+pair, with the means of its scores: a repeat is no further evidence. Results are compared only if everything except the
 model is the same: task version, shots, documents, prompts, right answers, metric and filter.
 """
 
@@ -48,7 +48,7 @@ class Comparison:
         tasks: sorted by name.
         margin: in the unit of the scores.
         level, power: shares.
-        unpaired: tasks that were left out: the score of the baseline is no mean over documents.
+        unpaired: skipped tasks, whose score in the baseline is not a mean over documents.
     """
 
     verdict: Verdict
@@ -80,17 +80,17 @@ def compare_results(
         margin: the largest drop that does not matter, in the unit of the scores.
         noise: at least two repeats of one evaluation of the same documents, for the noise floor; or none.
         tasks: those to compare; all if empty, and then both sides must have the same.
-        metric, filter: what to compare by; each task's first where not told.
-        skip_unpaired: without ``tasks``, leave out those whose score in the baseline, or in the only side that has the
-            task, is no mean over documents, where another is there.
+        metric, filter: the score to compare; by default each task's first.
+        skip_unpaired: without ``tasks``, skip tasks whose score is not a mean over documents, unless all are such. The
+            baseline's score decides, or the candidate's if the baseline lacks the task.
         level: of the intervals, and 1 − level the risk of a false verdict.
         power: of the smallest drop that is told.
         seed: of the bootstrap.
 
     Raises:
         ResultsError: the two cannot be paired: another task version, number of shots, documents, prompts, answers,
-            metric or filter; a task or a score is missing, or the first one is another; documents have a score on one
-            side alone; or the repeats are none of one evaluation.
+            metric or filter; a task or a score is missing; the first metrics differ; documents have a score on one side
+            only; or the repeats are not of one evaluation.
         ArgumentError: a margin, level or power is out of range, or the margin is all that scores of 0 to 1 can drop.
     """
     ours, theirs = _by_task(candidate, "candidate"), _by_task(baseline, "baseline")
@@ -161,14 +161,14 @@ def _find(results: Mapping[str, TaskResult], task: str, whose: str, wanted: Sequ
 
 
 def _check(one: TaskResult, baseline: TaskResult, whose: str) -> None:
-    """Refuse to pair what differs in more than the experts, or in more than the model where one side has none."""
+    """Refuse results that differ in more than the experts or, if one side has none, the model."""
     task = baseline.run.task
     ours, theirs = one.run.base, baseline.run.base
-    stated = None not in (ours.identity, theirs.identity)
-    if one.run.experts and baseline.run.experts and stated and ours.identity != theirs.identity:
+    are_known = None not in (ours.identity, theirs.identity)
+    if one.run.experts and baseline.run.experts and are_known and ours.identity != theirs.identity:
         raise ResultsError(
-            f"{task}: the {whose} was scored on another model ({_model(ours)}) than the baseline ({_model(theirs)}); "
-            "evaluate both on one, loaded the same way"
+            f"{task}: the {whose} was scored on another model ({_describe(ours)}) than the baseline "
+            f"({_describe(theirs)}); evaluate both on one model, loaded the same way"
         )
     for what, here, there in (
         ("version", one.run.task_version, baseline.run.task_version),
@@ -179,7 +179,7 @@ def _check(one: TaskResult, baseline: TaskResult, whose: str) -> None:
                 f"{task}: the {whose} has {what} {here} and the baseline {there}; evaluate both with the same"
             )
     count = len(baseline.samples)
-    missing, more = _apart(one, baseline, "doc_hash"), _apart(baseline, one, "doc_hash")
+    missing, more = _count_unmatched(one, baseline, "doc_hash"), _count_unmatched(baseline, one, "doc_hash")
     if missing or more:
         raise ResultsError(
             f"{task}: the {whose} lacks {missing} of the baseline's {count} documents and has {more} others; "
@@ -189,9 +189,9 @@ def _check(one: TaskResult, baseline: TaskResult, whose: str) -> None:
         (
             "prompts",
             "few-shot examples, chat template or instructions",
-            _apart(one, baseline, "doc_hash", "prompt_hash"),
+            _count_unmatched(one, baseline, "doc_hash", "prompt_hash"),
         ),
-        ("right answers", "the task or its data", _apart(one, baseline, "doc_hash", "target_hash")),
+        ("right answers", "the task or its data", _count_unmatched(one, baseline, "doc_hash", "target_hash")),
     ):
         if changed:
             raise ResultsError(
@@ -200,12 +200,12 @@ def _check(one: TaskResult, baseline: TaskResult, whose: str) -> None:
             )
 
 
-def _model(base: EvaluatedBase) -> str:
+def _describe(base: EvaluatedBase) -> str:
     return f"{base.id}, identity {str(base.identity)[:12]}"
 
 
-def _apart(one: TaskResult, other: TaskResult, *fields: str) -> int:
-    """How many samples of the other have no counterpart with the same fields, each being the counterpart of one."""
+def _count_unmatched(one: TaskResult, other: TaskResult, *fields: str) -> int:
+    """Count the samples of ``other`` without a match in ``one``; each sample matches at most one."""
     content = attrgetter(*fields)
     return (Counter(map(content, other.samples)) - Counter(map(content, one.samples))).total()
 
@@ -223,10 +223,10 @@ def _is_mean(result: TaskResult, metric: str | None, filter: str | None) -> bool
 
 
 def _score(candidate: TaskResult, baseline: TaskResult, metric: str | None, filter: str | None) -> Score:
-    """What a task is compared by.
+    """Return the score by which a task is compared.
 
     Raises:
-        ResultsError: the baseline has no such score, or no metric is named and the first one of the two differs.
+        ResultsError: the baseline has no such score, or no metric is named and the two sides have other first metrics.
     """
     score = baseline.run.score(metric, filter)
     if metric is None:
@@ -241,7 +241,7 @@ def _score(candidate: TaskResult, baseline: TaskResult, metric: str | None, filt
 
 
 def _scored(result: TaskResult, score: Score, whose: str) -> dict[str, list[float]]:
-    """The scores of each document that has any, by its hash, of a score that is a mean of them."""
+    """Return the values of a mean score by document hash; only documents that have any."""
     found = next((each for each in result.run.scores if each.key == score.key), None)
     if found is None:
         known = ", ".join(each.key for each in result.run.scores)
@@ -273,17 +273,17 @@ def _values(
     score: Score,
     whose: str,
 ) -> list[float]:
-    """The mean score of each document by its hash; those that have none on either side are left out.
+    """Return the mean value of each scored document, sorted by document hash.
 
     Raises:
-        ResultsError: some documents have a score on the other side alone.
+        ResultsError: some documents have a score on the other side only.
     """
     lacking = sum(len(scored.get(doc, ())) < len(values) for doc, values in other.items())
     if lacking:
         count = len({sample.doc_hash for sample in result.samples})
         raise ResultsError(
-            f"{result.run.task}: {lacking} of {count} documents of the {whose} have no score {score.key}, and have one "
-            "in the results to compare with; evaluate them, or choose another metric"
+            f"{result.run.task}: {lacking} of {count} documents of the {whose} have no score {score.key}, but have one "
+            "in the results to compare with; evaluate them or choose another metric"
         )
     return [math.fsum(values) / len(values) for _, values in sorted(scored.items())]
 

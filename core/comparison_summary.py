@@ -103,7 +103,7 @@ def notes(comparison: Comparison) -> list[str]:
     floors = ", ".join(f"{task.task} {task.said.noise:.4f}" for task in comparison.tasks if task.said.noise)
     lines = [line, f"Noise floor: {floors}."] if floors else [line]
     if comparison.unpaired:
-        lines.append(f"Left out: {', '.join(comparison.unpaired)}; the baseline's score is no mean over documents.")
+        lines.append(f"Left out: {', '.join(comparison.unpaired)}; the baseline's score is not a mean over documents.")
     return lines
 
 

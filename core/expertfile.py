@@ -10,8 +10,8 @@ ranks as in the manifest.
 
 The layout is canonical too, so that one expert has one digest: the header is JSON without spaces, metadata first, then
 the tensors by type (F32, BF16, F16) and name, in the order of their data, and spaces pad it to a multiple of 8 bytes.
-That is how the safetensors library writes. What is uploaded or written must have it; what has a digest already can be
-read without.
+The safetensors library writes the same layout. Uploads and written files must have it; files that have a digest already
+can be read without it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ MAX_HEADER_BYTES = 1024 * 1024
 """Room for the four hashes each of 30,000 training documents, and for the names of 500 matrices."""
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_LABEL = 200
-"""Characters of the texts in a manifest by which experts are searched: they become indexed columns."""
+"""Most characters of manifest fields that are indexed columns of the registry."""
 _NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
-"""A NUL character in JSON text, which PostgreSQL does not store."""
+"""Matches a NUL character in JSON text, which PostgreSQL cannot store."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-"""Bytes of a value by type, in the canonical order of the types."""
+"""Bytes per value by type; the order is the canonical order of types."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -89,7 +89,7 @@ def decode_expert(data: bytes, source: str, *, canonical: bool = True) -> Expert
     Args:
         data: the whole file.
         source: what to call it in an error.
-        canonical: also refuse another layout than the canonical one.
+        canonical: refuse any layout except the canonical one.
 
     Raises:
         ExpertFileError: the bytes break the strict profile; the message names ``source`` and the rule.
@@ -136,13 +136,13 @@ def decode_expert(data: bytes, source: str, *, canonical: bool = True) -> Expert
     if canonical and data[: 8 + size] != _header_of(manifest, header):
         raise fail(
             "its header is not canonical (other white space, padding or order), which would give one expert several "
-            "digests; t2 expert verify --fix writes a file anew"
+            "digests; rewrite the file with t2 expert verify --fix"
         )
     return ExpertFile(manifest, vectors, sha256(data))
 
 
 def rewrite_expert(data: bytes, source: str) -> bytes:
-    """The bytes of an expert's file in the canonical layout: the same manifest, types and values.
+    """Rewrite an expert's file in the canonical layout, with the same manifest and values.
 
     Raises:
         ExpertFileError: the bytes break another rule of the strict profile.
@@ -162,7 +162,7 @@ def read_expert(path: Path, *, canonical: bool = False) -> ExpertFile:
     """Read an expert's file from disk.
 
     Args:
-        canonical: as of :func:`decode_expert`.
+        canonical: see :func:`decode_expert`.
 
     Raises:
         ExpertFileError: it cannot be read, or breaks the strict profile.
@@ -247,7 +247,7 @@ def _manifest(metadata: Any, fail: Any) -> Manifest:
 
 
 def _header_of(manifest: Manifest, tensors: Mapping[str, Any]) -> bytes:
-    """The canonical header of a file with these checked entries, whatever their order and offsets."""
+    """Build the canonical header from the checked entries of any header."""
     return _canonical_header(manifest.canonical(), _types(tensors))
 
 
@@ -261,10 +261,10 @@ def _canonical_order(types: Mapping[str, tuple[str, int]]) -> list[str]:
 
 
 def _canonical_header(text: str, types: Mapping[str, tuple[str, int]]) -> bytes:
-    """The first bytes of an expert's file, up to its data.
+    """Build the first bytes of an expert's file, up to its data.
 
     Args:
-        text: the manifest.
+        text: the manifest's canonical JSON.
         types: type and length of each tensor.
     """
     header: dict[str, Any] = {"__metadata__": {METADATA_KEY: text}}

@@ -69,7 +69,7 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(bytes(4096))  # a full disk still takes an empty file
+            file.write(bytes(4096))  # a full disk still accepts an empty file
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -16,7 +16,7 @@ Kind = Literal["expert", "classifier", "mixture"]
 
 
 NO_FINGERPRINT = "0" * 64
-"""The fingerprint of a model that has nothing to adapt; such models share it."""
+"""Fingerprint of every model that has nothing to adapt."""
 
 
 class _Frozen(BaseModel):

@@ -27,18 +27,18 @@ class _Frozen(BaseModel):
 
 
 class ModelRef(BaseModelRef):
-    """The model that answered.
+    """The model that gave the answers.
 
     Attributes:
-        identity: digest of all that decides its answers: weights, buffers, configuration, tokenizer and arguments. The
-            fingerprint says which experts fit it. None in records that are older than identities.
+        identity: digest of everything that determines its answers: weights, buffers, configuration, tokenizer and
+            arguments. (The fingerprint says which experts fit it.) None in records that are older than identities.
     """
 
     identity: Hex | None = None
 
     @model_serializer(mode="wrap")
-    def _without_what_is_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Older records keep their digests.
+    def _omit_unknown_identity(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # So that older records keep their digests.
         return {name: value for name, value in dump(self).items() if name != "identity" or value is not None}
 
     @property

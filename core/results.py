@@ -31,12 +31,13 @@ _MEANS = ("acc", "acc_norm", "exact_match")
 _NEITHER = ("device", "batch_size", "max_batch_size")
 """Arguments of a model that decide where and how fast it answers, and not what."""
 _LARGEST_EXPONENT = 700.0
+"""Largest exponent whose exponential is a finite float, rounded down."""
 _HASH = re.compile(DIGEST_PATTERN)
 NO_METRIC = "bypass"
-"""lm-eval's metric that stands for none, with the score 999: ``--predict_only`` puts it in the place of all others."""
+"""lm-eval's placeholder for all metrics under ``--predict_only``; its score is 999."""
 
 MAX_SAMPLE_SCORE = 1e100
-"""In size: sums of these and of their squares stay finite."""
+"""Largest absolute score of a sample, so that sums of scores and of their squares stay finite."""
 
 Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
@@ -93,10 +94,10 @@ class Score(_Frozen):
         return f"{self.metric},{self.filter}"
 
     def agrees_with(self, values: Sequence[float]) -> bool:
-        """Whether the score can be computed from the samples' scores and is what they give.
+        """Whether the score follows from the samples' scores.
 
-        Means can, and lm-eval's ``perplexity``, exp(−mean), which is known by the metric's name. Of other aggregations
-        the samples do not hold the parts (weights, texts), or the function is not known.
+        This can be computed for means and for lm-eval's ``perplexity``, exp(−mean), which is recognised by name. For
+        other aggregations the samples lack the inputs (weights, texts), or the function is not known.
         """
         if self.score is None or not values or len(values) != self.n:
             return False
@@ -108,12 +109,12 @@ class Score(_Frozen):
 
 
 class EvaluatedBase(_Frozen):
-    """The base model; only t2 tells a fingerprint and an identity.
+    """The base model; only results of t2 have a fingerprint and an identity.
 
     Attributes:
         id: the name it was loaded by; see :func:`model_name`.
-        fingerprint: of its adapted matrices: which experts fit it.
-        identity: of all that decides its answers: which runs asked the same model.
+        fingerprint: digest of its adapted matrices; says which experts fit it.
+        identity: digest of everything that determines its answers; equal for runs of the same model.
     """
 
     id: Label
@@ -122,8 +123,8 @@ class EvaluatedBase(_Frozen):
     identity: Digest | None = None
 
     @pydantic.model_serializer(mode="wrap")
-    def _without_what_is_unknown(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Runs without an identity keep their digests.
+    def _omit_unknown_identity(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # So that runs without an identity keep their digests.
         return {name: value for name, value in dump(self).items() if name != "identity" or value is not None}
 
 
@@ -224,7 +225,7 @@ class TaskResult:
         return [sample.scores[score.key] for sample in self.samples if score.key in sample.scores]
 
     def by_document(self, score: Score) -> dict[str, list[float]]:
-        """The scores of each document that has any, by its hash: several where the data set repeats the document."""
+        """Return a score's values by document hash; several if the data set repeats the document."""
         found: dict[str, list[float]] = {}
         for sample in self.samples:
             if score.key in sample.scores:
@@ -233,12 +234,12 @@ class TaskResult:
 
 
 def first_metric(listed: Sequence[str], computed: Sequence[str]) -> str:
-    """A task's first metric: that by which it is searched, ranked and compared where none is named.
+    """Return a task's first metric, the default for searching, ranking and comparing.
 
     Args:
-        listed: the metrics that the task names, in its order (``metric_list``).
-        computed: those that it computed, in the order of its ``process_results``; not empty. A listed metric may be
-            computed under other names: ``pass_at_k`` gives ``pass@1``.
+        listed: the metrics that the task lists, in the order of its ``metric_list``.
+        computed: the metrics that the task computed, in the order of its ``process_results``; not empty. A listed
+            metric may be computed under other names: ``pass_at_k`` gives ``pass@1``.
     """
     known = set(listed)
     if listed and listed[0] not in computed and computed[0] not in known:
@@ -247,9 +248,9 @@ def first_metric(listed: Sequence[str], computed: Sequence[str]) -> str:
 
 
 def in_order(samples: Iterable[Sample]) -> list[Sample]:
-    """Samples in the order of a run's file: by document, and a repeated document by prompt, answer and scores.
+    """Sort samples as in a run's file: by document, then prompt, right answer and line.
 
-    The place in the data set does not count: it is no part of a sample.
+    The position in the data set is not used, because it is not part of a sample.
     """
     content = attrgetter("doc_hash", "prompt_hash", "target_hash")
     ordered = sorted(samples, key=content)
@@ -294,7 +295,7 @@ def read_results(path: Path) -> list[TaskResult]:
 
     Raises:
         ResultsError: there is none or more than one; it is cut or none of lm-eval's; samples are missing, or are not
-            those of the results; a sample is there twice; or it was evaluated with ``--predict_only``.
+            those of the results; a sample is repeated; or it was evaluated with ``--predict_only``.
     """
     found = find_results(path)
     if len(found) > 1:
@@ -338,7 +339,7 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
             f"{where}: its samples are not those of its results, by lm-eval's task hash; let lm_eval write both again"
         )
     if listed == [NO_METRIC] or {metric.removesuffix(_STDERR) for _, metric, _ in wanted} == {NO_METRIC}:
-        raise ResultsError(f"{where}: it was evaluated with --predict_only, so it has no score; evaluate it without")
+        raise ResultsError(f"{where}: evaluated with --predict_only, so it has no score; evaluate without the flag")
     scores: dict[str, list[Score]] = {}
     counts = [0]
     for key, metric, filter_ in wanted:
@@ -373,7 +374,9 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
         )
     effective = _mapping(_mapping(results.get("n-samples") or {}).get(task) or {}).get("effective")
     if effective is not None and effective != max(counts):
-        raise ResultsError(f"{where}: {max(counts)} samples are there, and {effective} documents were scored")
+        raise ResultsError(
+            f"{where}: {max(counts)} samples, but {effective} documents were scored; let lm_eval write both again"
+        )
     docs, prompts, digest = samples_digests(merged)
     try:
         run = TaskRun(
@@ -384,7 +387,7 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
             docs_digest=docs,
             prompts_digest=prompts,
             samples_digest=digest,
-            scores=tuple(score for some in scores.values() for score in _first_first(some, listed)),
+            scores=tuple(score for some in scores.values() for score in _sort_first_metric_first(some, listed)),
             evaluation=_evaluation(results, config),
             versions=_versions(results),
             evaluated_at=_time(results.get("date")),
@@ -397,16 +400,16 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
 
 
 def _listed(metric_list: Sequence[Mapping[str, Any]], directions: Mapping[str, Any]) -> list[str]:
-    """The metrics that a task names, in its order.
+    """Return the metrics that a task lists, in its order.
 
-    lm-eval writes a metric that is a function by its source, and no list for a task that takes the metrics of its
-    output type; the directions have the names then, in the same order.
+    lm-eval writes a metric that is a function as its source, and writes no list for a task with the default metrics of
+    its output type. In these cases ``directions`` has the names in the same order.
     """
     names = [str(entry.get("metric")) for entry in metric_list]
     return names if names and set(names) <= directions.keys() else list(directions)
 
 
-def _first_first(scores: Sequence[Score], listed: Sequence[str]) -> list[Score]:
+def _sort_first_metric_first(scores: Sequence[Score], listed: Sequence[str]) -> list[Score]:
     first = first_metric(listed, [score.metric for score in scores])
     return sorted(scores, key=lambda score: score.metric != first)
 
@@ -442,7 +445,7 @@ def _read_samples(file: Path, task: str, stamp: str) -> list[Any]:
 
 
 def _merge(samples: Sequence[Any], where: str) -> list[Sample]:
-    """Samples by document and its place in the data set, which may repeat it: lm-eval tells one for each filter."""
+    """Merge lm-eval's samples, one per filter, by document and position in the data set."""
     merged: dict[tuple[str, int | None], dict[str, Any]] = {}
     for number, sample in enumerate(samples, start=1):
         hashes = {name: _hash(sample, name, f"{where}, sample {number}") for name in _HASHES}
@@ -454,8 +457,8 @@ def _merge(samples: Sequence[Any], where: str) -> list[Sample]:
         one = merged.setdefault(key, {**hashes, "answers": {}, "scores": {}})
         if filter_ in one["answers"]:
             raise ResultsError(
-                f"{where}: the document {hashes['doc_hash'][:12]} is there twice, the second time as sample {number}, "
-                f"with the same doc_id {place}; let lm_eval write the samples again"
+                f"{where}: the document {hashes['doc_hash'][:12]} appears twice with doc_id {place}, again as sample "
+                f"{number}; let lm_eval write the samples again"
             )
         if any(one[name] != value for name, value in hashes.items()):
             raise ResultsError(f"{where}: the document {hashes['doc_hash'][:12]} has another prompt under {filter_}")
@@ -551,10 +554,10 @@ def _identity(results: Mapping[str, Any], config: Mapping[str, Any], task: str) 
 
 
 def model_name(pretrained: str, gguf_file: str | None = None) -> str:
-    """The name of a base model for people: of a path its last part, else ``pretrained`` as it is.
+    """Return the display name of a base model: the last part of a path, or a Hub name unchanged.
 
-    It depends on the text alone: a results file is read where the folder may be absent. So ``models/llama``, which may
-    be a name of the Hub, keeps both parts.
+    The result depends only on the text, since a results file may be read on a machine without the folder. So
+    ``models/llama``, which may be a Hub name, keeps both parts.
     """
     if pretrained.startswith(("/", "./", "../", "~")) or pretrained.count("/") > 1:
         pretrained = Path(pretrained).name or pretrained

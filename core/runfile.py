@@ -30,9 +30,9 @@ class RunFile:
         run: what the first line tells.
         header: that line.
         samples: the other lines.
-        values: what the documents scored, by ``metric,filter``; of a repeated one the mean. Those without a number are
-            not in it.
-        confirmed: the scores, by ``metric,filter``, that were computed from the samples and agree with them.
+        values: scores of the documents, by ``metric,filter``; the mean for a repeated document. Documents without a
+            number are left out.
+        confirmed: the scores, as ``metric,filter``, that follow from the samples.
     """
 
     run: TaskRun
@@ -71,7 +71,7 @@ def decode_run(data: bytes, source: str) -> RunFile:
         source: for errors.
 
     Raises:
-        ResultsError: it is cut or not of this form, or what it tells is not what its samples say.
+        ResultsError: it is cut or malformed, or its first line contradicts its samples.
     """
     header, newline, samples = data.partition(b"\n")
     if not newline:
@@ -91,14 +91,14 @@ def decode_run(data: bytes, source: str) -> RunFile:
     confirmed = set()
     for score in run.scores:
         if score.n > len(docs):
-            raise ResultsError(f"{source}: {score.key} has {score.n} documents, and {len(docs)} were scored")
+            raise ResultsError(f"{source}: {score.key} has {score.n} documents, but only {len(docs)} samples")
         if score.agrees_with(values.get(score.key, [])):
             confirmed.add(score.key)
         elif score.aggregation == "mean":
             raise ResultsError(f"{source}: {score.key} is not the mean of its samples")
     record = run.record
-    told = (run.task, run.base.fingerprint, run.base.identity)
-    if record is not None and told != (record.task, record.base.fingerprint, record.base.identity):
+    stated = (run.task, run.base.fingerprint, run.base.identity)
+    if record is not None and stated != (record.task, record.base.fingerprint, record.base.identity):
         raise ResultsError(f"{source}: its record is of another task or base model")
     if any(one == other for one, other in pairwise(docs)):
         values = _document_means(samples)
@@ -106,10 +106,10 @@ def decode_run(data: bytes, source: str) -> RunFile:
 
 
 def read_samples(samples: bytes) -> tuple[Sample, ...]:
-    """The samples of a run's file that was checked.
+    """Parse the samples of a run's file that was checked before.
 
     Raises:
-        ResultsError: it was checked by an older t2, which accepted larger scores.
+        ResultsError: an older t2 checked it, which accepted larger scores.
     """
     try:
         return tuple(Sample.model_validate_json(line) for line in samples.splitlines())
@@ -164,7 +164,7 @@ def _read_samples(data: bytes, source: str) -> tuple[dict[str, list[float]], lis
 
 
 def _document_means(data: bytes) -> dict[str, list[float]]:
-    """The mean score of each document, by ``metric,filter``, from lines that were checked."""
+    """Return the mean score of each document, by ``metric,filter``, from checked lines."""
     means: dict[str, list[float]] = {}
     samples = (Sample.model_validate_json(line) for line in _lines(data))
     for _, repeats in groupby(samples, key=attrgetter("doc_hash")):

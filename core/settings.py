@@ -94,5 +94,5 @@ def _path(name: str, default: Path = Path()) -> Path:
     value = os.environ.get(name)
     try:
         return Path(value).expanduser() if value else default
-    except RuntimeError as error:  # ~ of a user whom the system does not know
-        raise ArgumentError(f"{name}: no such home folder: {value}; write the folder's whole path") from error
+    except RuntimeError as error:  # ~user of an unknown user
+        raise ArgumentError(f"{name}: no such home folder: {value}; write an absolute path") from error

@@ -1,4 +1,4 @@
-"""Points in time that the project accepts from outside."""
+"""The type of times in external data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _check_calendar(value: datetime) -> datetime:
     try:
         value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("in UTC it lies outside the years 1 to 9999; give a time within them") from None
+        raise ValueError("the time is outside the years 1 to 9999 in UTC; give a time within them") from None
     return value
 
 

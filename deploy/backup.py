@@ -10,7 +10,7 @@ there, of the server's version or a newer one; an SQLite database needs nothing.
 ``save`` may run beside uploads and as often as one likes into the same folder: the database is dumped first, then the
 files that the folder lacks are copied. A file is written before the row that refers to it and never changes, so every
 row of the dump has its file. The other way round an upload in between would be a row without a file. Only ``t2 registry
-gc`` must not run meanwhile. A dump replaces the one before when it is whole.
+gc`` must not run meanwhile. A dump replaces the previous one only when it is complete.
 
 ``load`` fills an empty database and a store. Run ``t2 registry doctor --deep`` after it, then start the server.
 """
@@ -62,7 +62,7 @@ def main() -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         _fail("interrupted; run it again", INTERRUPTED)
-    except BrokenPipeError:  # nobody reads what is printed
+    except BrokenPipeError:  # the reader of the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
     except T2Error as error:
@@ -74,23 +74,23 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Save or load what the arguments name."""
+    """Save or load the parts that the arguments select."""
     settings = load_settings(args.config)
     folder: Path = args.folder
     if args.action == "save":
         folder.mkdir(parents=True, exist_ok=True)
         copies = LocalBlobs(folder / "blobs")
         if args.only != "blobs":
-            save_database(settings, args.output or dump_of(settings, folder))
+            save_database(settings, args.output or dump_path(settings, folder))
         if args.only != "database":
             print(f"{copy(open_blobs(settings), copies)} files copied to {copies.location}")
         return
-    dump = args.input or dump_of(settings, folder)
+    dump = args.input or dump_path(settings, folder)
     if args.only != "blobs" and not dump.is_file():
-        raise ArgumentError(f"{dump}: there is no such dump; give the folder of a backup, or --input DUMP")
+        raise ArgumentError(f"{dump}: no such dump; give the folder of a backup, or --input DUMP")
     if args.only != "database":
         if not (folder / "blobs").is_dir():
-            raise ArgumentError(f"{folder / 'blobs'}: there is no such folder; give the folder of a backup")
+            raise ArgumentError(f"{folder / 'blobs'}: no such folder; give the folder of a backup")
         store = open_blobs(settings)
         print(f"{copy(LocalBlobs(folder / 'blobs'), store)} files copied to {store.location}")
     if args.only != "blobs":
@@ -102,13 +102,13 @@ def _fail(message: str, status: int = 2) -> None:
     sys.exit(status)
 
 
-def dump_of(settings: ServerSettings, folder: Path) -> Path:
-    """Where the dump of a database lies in a folder."""
+def dump_path(settings: ServerSettings, folder: Path) -> Path:
+    """Path of the database's dump in a folder."""
     return folder / ("registry.db" if _url(settings).get_backend_name() == "sqlite" else "registry.dump")
 
 
 def save_database(settings: ServerSettings, target: Path) -> None:
-    """Dump the database as it is at one moment; the dump before stays until this one is whole."""
+    """Dump a snapshot of the database; keep the previous dump until this one is complete."""
     url = _url(settings)
     with _replacing(target) as partial:
         if url.get_backend_name() == "sqlite":
@@ -127,24 +127,24 @@ def load_database(settings: ServerSettings, dump: Path) -> None:
     url = _url(settings)
     if url.get_backend_name() == "sqlite":
         target = Path(str(url.database))
-        if target.exists() and _tables(url):
-            raise _not_empty()
+        if target.exists() and _list_tables(url):
+            raise _not_empty_error()
         target.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(target) as partial:
             _copy_sqlite(dump, partial)
     else:
-        if _tables(url):
-            raise _not_empty()
+        if _list_tables(url):
+            raise _not_empty_error()
         options = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-comments")
         _run(url, "pg_restore", *options, str(dump))
     print("database restored")
 
 
-def _not_empty() -> ArgumentError:
-    return ArgumentError("the database is not empty; restore into a new one, and point the server to it")
+def _not_empty_error() -> ArgumentError:
+    return ArgumentError("the database is not empty; restore into a new one and point the server to it")
 
 
-def _tables(url: URL) -> list[str]:
+def _list_tables(url: URL) -> list[str]:
     engine = sqlalchemy.create_engine(_driver(url))
     try:
         return sqlalchemy.inspect(engine).get_table_names()
@@ -154,7 +154,7 @@ def _tables(url: URL) -> list[str]:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A file beside the target that replaces it when the block ends; where the block fails the target stays."""
+    """Yield a file beside the target, which replaces the target if the block succeeds."""
     partial = target.with_name(f"{target.name}.partial")
     partial.unlink(missing_ok=True)
     try:
@@ -190,7 +190,7 @@ def copy(source: BlobStore, target: BlobStore) -> int:
 def _copy_sqlite(source: Path, target: Path) -> None:
     """Copy a database as it is at one moment, also while others write to it."""
     if not source.is_file():
-        raise StorageError(f"{source}: there is no such database")
+        raise StorageError(f"{source}: no such database; check database_url")
     try:
         with (
             closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as original,
@@ -205,9 +205,9 @@ def _url(settings: ServerSettings) -> URL:
     try:
         url = sqlalchemy.make_url(settings.database_url.get_secret_value())
     except SQLAlchemyError:  # its message holds the URL, and so the password
-        raise ArgumentError("database_url cannot be read; write postgresql://user:password@host/name") from None
+        raise ArgumentError("database_url: cannot be read; write postgresql://user:password@host/name") from None
     if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ArgumentError(f"database_url: the database is SQLite or PostgreSQL, got {url.get_backend_name()}")
+        raise ArgumentError(f"database_url: must be of SQLite or PostgreSQL, got {url.get_backend_name()}")
     return url
 
 
@@ -232,8 +232,8 @@ def _run(url: URL, program: str, *options: str) -> None:
     except FileNotFoundError:
         raise ArgumentError(f"{program} is not installed; it comes with PostgreSQL's client programs") from None
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise RegistryError(f"{program} failed: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise RegistryError(f"{program} failed: {lines[-1]}")
     print(done.stderr, end="", file=sys.stderr)
 
 

@@ -11,13 +11,14 @@ MAX_NUMBER = 2**31 - 1
 """Of versions and identifiers: what the database's integers hold."""
 
 MAX_VERSION = 999_999_999
-"""The highest number that an upload gives to a version: the highest that a reference can name."""
+"""Highest version number of an upload, which is the highest that a reference can name."""
 
 MAX_TAGS = 50
+"""Most tags of one expert."""
 MAX_ALIASES = 100
-"""Of one expert, as :data:`MAX_TAGS`: they are in the answer for each of its versions."""
+"""Most aliases of one expert; every answer about one of its versions lists them."""
 MAX_METRICS = 100
-"""Of one version."""
+"""Most metrics of one version."""
 MAX_POINTS_A_CALL = 10_000
 
 MAX_NOTE_BYTES = 2000

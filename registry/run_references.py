@@ -56,7 +56,7 @@ def parse_expert(text: str) -> Reference | None:
 def runs_of(runs: RunLister, text: str) -> list[Run]:
     """A run, or the newest runs of an expert by itself, one of each task, sorted by task.
 
-    A run whose first score its samples do not confirm counts only where the task has no other.
+    A run with an unconfirmed first score is used only if the task has no other.
 
     Args:
         text: a run as :func:`find_run` takes it, or an expert: ``team/math@production``, ``team/math@3``, or

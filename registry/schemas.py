@@ -21,7 +21,7 @@ Tag = Annotated[str, StringConstraints(pattern=TAG_PATTERN)]
 MetricName = Annotated[str, StringConstraints(pattern=METRIC_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
 NO_NUL = r"^[^\x00]*$"
-"""PostgreSQL stores no NUL character."""
+"""Pattern of text without NUL, which PostgreSQL cannot store."""
 Text = Annotated[str, StringConstraints(max_length=4000, pattern=NO_NUL)]
 ShortText = Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)]
 MatrixName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=NO_NUL)]
@@ -29,7 +29,7 @@ BaseId = MatrixName
 
 
 def _whole(value: object) -> object:
-    """JSON has one kind of number: 3.0 is 3."""
+    """Convert 3.0 to 3: JSON does not distinguish them."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -321,7 +321,7 @@ class RunScore(_Frozen):
         score, stderr: as lm-eval told them; None where that is no number.
         low, high: 95% interval of the score; None where neither samples nor a standard error tell one.
         n: documents it was computed from.
-        confirmed: whether it was computed from the run's samples and agrees with them; else it is only claimed.
+        confirmed: whether the registry computed the same score from the run's samples.
     """
 
     metric: str
@@ -339,9 +339,9 @@ class RunExpert(_Frozen):
     """An expert that took part in a run.
 
     Attributes:
-        references: the versions that have its content, as ``namespace/name@version``, twenty at most; none where it is
-            not here. First the one that was asked about, then the one by which the run named it, then those of the
-            run's namespace, then the newest.
+        references: the versions with its content, as ``namespace/name@version``, twenty at most; empty if the registry
+            does not have it. Those of the queried expert come first, then the one by which the run named it, then those
+            of the run's namespace, then the newest.
     """
 
     name: str
@@ -360,8 +360,8 @@ class Run(_Frozen):
         samples_digest, samples_size: SHA-256 and bytes of the file of samples.
         model: lm-eval's name of the model, such as ``t2`` or ``hf``.
         base, base_revision: the base model's name and revision.
-        base_fingerprint, base_identity: of the base model; only t2 tells them. Experts are matched by the one, runs by
-            the other.
+        base_fingerprint, base_identity: digests of the base model, only of runs of t2. Experts are matched by
+            fingerprint, runs by identity.
         strategy, control, seed: how it was adapted, and the seed of that.
         record_digest: of t2's adaptation record.
         scores: by metric and filter, the task's first one first.
@@ -434,8 +434,8 @@ class Board(_Frozen):
 
     Attributes:
         base: the model's name.
-        base_identity: the model's identity; None where no run states one. Runs that state none, such as those of other
-            models of lm-eval, are on every board of their model's name.
+        base_identity: the model's identity; None if no run has one. Runs without one, such as those of other models of
+            lm-eval, are on every board of their model's name.
         runs: how many there are.
     """
 
@@ -453,7 +453,7 @@ class BoardQuery(_Frozen):
     """Which board, and by which metric; what is None is chosen.
 
     Of several boards that one is taken that has most documents, and of these the one with the newest run. Without a
-    metric the first one of its newest run is taken, of those whose first score is confirmed where there are any.
+    metric the first one of its newest run is taken, of runs with a confirmed first score if there are any.
 
     Attributes:
         base: a base model's name, identity or fingerprint.
@@ -479,8 +479,8 @@ class BoardPage(_Frozen):
     """A page of a board.
 
     Attributes:
-        items: the best first, by the metric's own direction, confirmed scores before the others; runs without a number
-            are left out.
+        items: confirmed scores before the others, the best first by the metric's direction; runs without a number are
+            left out.
         next: as of :class:`Page`.
     """
 
@@ -589,7 +589,7 @@ class Judgement(_Frozen):
         reason: what it means, for people.
         margin, level, power: as asked.
         tasks: sorted by name.
-        unpaired: tasks that were left out, because the baseline's score is no mean over documents.
+        unpaired: skipped tasks, whose score in the baseline is not a mean over documents.
     """
 
     verdict: VerdictName

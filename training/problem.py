@@ -109,7 +109,7 @@ class Setup:
 
     def _unit(self, metrics: Mapping[str, Any]) -> float:
         if not self.docs.has_value(metrics):
-            return 0.0  # an answer without the metric earns what a wrong one does
+            return 0.0  # an answer without the metric gets the reward of a wrong one
         number = self.docs.number(metrics)
         objective = self.docs.objective
         if number is None:  # a metric that has a value only when aggregated, here over this one answer
@@ -121,10 +121,10 @@ class Setup:
         return unit_score(score, higher)
 
     def score(self, metrics: Sequence[Mapping[str, Any]]) -> float:
-        """The task's metric over the documents that have it, higher is better.
+        """The task's metric over the documents that have it, signed so that higher is better.
 
         Raises:
-            TaskError: none of the validation documents has it.
+            TaskError: no validation document has the metric.
         """
         if len(metrics) < len(self.validation) and not any(self.docs.has_value(found) for found in metrics):
             return LOWEST

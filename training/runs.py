@@ -27,7 +27,7 @@ from t2.training.trainer import Trainer
 
 @dataclass
 class Workplace:
-    """What all runs of a training share.
+    """The objects that all runs of a training share.
 
     Attributes:
         model: identity of the base model (:func:`t2.harness.identity.identity_of`).

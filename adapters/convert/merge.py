@@ -29,7 +29,7 @@ ORIGIN = "t2_merge.json"
 """Beside the model's own files: what was merged."""
 
 _GENERATION = "generation_config.json"
-_OF_TOKENIZERS = (
+_TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -43,7 +43,7 @@ _OF_TOKENIZERS = (
     "additional_chat_templates/*",
     "*processor_config.json",
 )
-"""Files that a tokenizer, or what prepares pictures beside it, may be loaded from."""
+"""Patterns of the files that a tokenizer or an image processor may be loaded from."""
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -81,12 +81,12 @@ def write_merged(
 
     Args:
         engine: the base model; as it was afterwards.
-        tokenizer: its tokenizer, written where ``source`` does not hold it.
+        tokenizer: its tokenizer, written when ``source`` has no tokenizer files.
         z: the mixture; None is the base.
         folder: the checkpoint's folder.
         origin: what was merged, as JSON.
         overwrite: replace a merged checkpoint that is there.
-        source: the folder of the base model, whose tokenizer and generation configuration are copied as they are.
+        source: the folder of the base model. Its tokenizer and generation configuration are copied unchanged.
 
     Raises:
         ArgumentError: the folder is taken.
@@ -106,8 +106,8 @@ def write_merged(
         held = os.open(temporary, os.O_RDONLY)
         with contextlib.suppress(OSError):  # not every network file system has locks
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with engine.applied(z), _savable(engine.model), _generation_aside(engine.model, source):
-            engine.model.save_pretrained(temporary, state_dict=_separated(engine.model))
+        with engine.applied(z), _savable(engine.model), _without_generation_config(engine.model, source):
+            engine.model.save_pretrained(temporary, state_dict=_untied_state(engine.model))
         if source is None or not _copy_tokenizer(source, temporary, tokenizer):
             tokenizer.save_pretrained(temporary)
         if source is not None:
@@ -183,10 +183,13 @@ def _savable(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _generation_aside(model: Any, source: Path | None) -> Iterator[None]:
-    """Inside the context a generation configuration that is copied is not saved: some published ones are refused."""
-    kept = getattr(model, "generation_config", None)
-    if source is None or kept is None:
+def _without_generation_config(model: Any, source: Path | None) -> Iterator[None]:
+    """Replace the generation configuration by the default one if the source's file is copied.
+
+    ``save_pretrained`` refuses some published generation configurations.
+    """
+    original = getattr(model, "generation_config", None)
+    if source is None or original is None:
         yield
         return
     default: Any = transformers.GenerationConfig
@@ -194,16 +197,16 @@ def _generation_aside(model: Any, source: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        model.generation_config = kept
+        model.generation_config = original
 
 
 def _copy_tokenizer(source: Path, folder: Path, tokenizer: Any) -> bool:
-    """Copy a tokenizer's files, and say whether there are any."""
+    """Copy a tokenizer's files; return whether there are any."""
     names = getattr(tokenizer, "vocab_files_names", None) or {}
     own = {str(name) for name in names.values() if name}
     config = source / "tokenizer_config.json"
     code = ["*.py"] if config.exists() and b'"auto_map"' in config.read_bytes() else []
-    found = {path for pattern in (*_OF_TOKENIZERS, *own, *code) for path in source.glob(pattern)}
+    found = {path for pattern in (*_TOKENIZER_FILES, *own, *code) for path in source.glob(pattern)}
     for path in sorted(found):
         if path.is_file():
             target = folder / path.relative_to(source)
@@ -213,10 +216,13 @@ def _copy_tokenizer(source: Path, folder: Path, tokenizer: Any) -> bool:
     return any(path.name in vocabularies for path in found)
 
 
-def _separated(model: Any) -> dict[str, Any] | None:
-    """A model's state in which only those names share a weight that its configuration ties; None where no others do.
+def _untied_state(model: Any) -> dict[str, Any] | None:
+    """State dict in which only the names that the configuration ties share a weight.
 
-    ``from_pretrained`` ties no others, so each of them needs numbers of its own in the files.
+    ``from_pretrained`` ties no other names, so every other name of a shared weight needs a copy in the files.
+
+    Returns:
+        None if no other names share a weight.
     """
     state: dict[str, Any] = model.state_dict()
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", {})

@@ -174,8 +174,8 @@ def extract(
         for other in others:
             if not (torch.equal(tuned[first], tuned[other]) or torch.equal(tuned[first], tuned[other].T)):
                 raise ExpertMismatchError(
-                    f"{tuned_id} is not {engine.base.id} with other singular values: {first} and {other} differ, which "
-                    f"are one weight in {engine.base.id}; no expert can stand for such a change"
+                    f"{tuned_id} is not {engine.base.id} with other singular values: {first} and {other} differ, but "
+                    f"they are one weight in {engine.base.id}; no expert can express this change"
                 )
     fits = {name: fit(engine, name, tuned[first]) for name, (first, *_) in places.items()}
     differing = {name: found for name, found in fits.items() if found.change}

@@ -140,9 +140,9 @@ def effective_z(z: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def public_targets(engine: TransformersEngine) -> list[str]:
-    """The matrices that the public code adapts: those with ``mlp`` in their name, in the order of the state dict.
+    """Names of the matrices that the public code adapts, those with ``mlp``, in model order.
 
-    It adapts a weight that several layers share under each of its names.
+    The public code adapts a shared weight under each of its names, so all of them are listed.
     """
     every = {*engine.targets, *aliases_of(engine.targets)}
     names = (f"{name}.weight" for name, _ in language_modules(engine.model))
@@ -159,8 +159,8 @@ def import_public(checkpoint: PublicCheckpoint, engine: TransformersEngine, max_
 
     Raises:
         ArgumentError: ``max_mult`` is not above zero.
-        ExpertMismatchError: number, names or ranks of its vectors are not those of the model's MLP matrices, or it has
-            different ones for two names of one weight.
+        ExpertMismatchError: number, names or ranks of its vectors are not those of the model's MLP matrices, or two
+            names of one weight have different vectors.
         ExpertFileError: a vector takes its matrix to norm zero.
     """
     if not (math.isfinite(max_mult) and max_mult > 0):

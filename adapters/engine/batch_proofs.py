@@ -1,9 +1,9 @@
-"""Proofs that a model gives a batch the logits that it gives each text alone, at the lengths at hand.
+"""Probes that check that a model returns the same logits for a batch as for each text alone.
 
-A model may compute otherwise in a batch: it may ignore the mask of padding (recurrent layers), count a window by places
-in a row, hold a table for so many places and no more, or scale its positions by the longest row. No list of models
-knows them all, so a probe of random tokens compares both ways of computing. It is as long as the texts at hand, since
-a window only shows beyond its end.
+A model may compute differently in a batch: it may ignore the padding mask (recurrent layers), count a window by
+positions in the row, hold a position table of limited size, or scale its positions by the longest row. No list of
+models is complete, so a probe of random tokens compares the batch with single texts. The probe is as long as the texts
+to be answered, because a window has no effect below its size.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from t2.adapters.engine.decoding import Decoder
 
 _log = logging.getLogger(__name__)
 _SHORTEST = 16
-"""Shortest length of a probe that is not a length of the model's own."""
+"""Smallest power of two that is used as the length of a probe."""
 _SHORT = 3
+"""Most tokens of the short text beside the long one of a probe."""
 _STEPS = 4
 """Tokens that a probe of generation generates."""
 _WINDOW = re.compile(r"window|sliding|local|chunk|block|attention_types|position|max_seq|n_ctx", re.IGNORECASE)
 _FLOAT32_ERROR = 1e-4
-"""Largest relative error of logits in float32; other dtypes have a multiple of their rounding error."""
+"""Largest relative error of float32 logits; other dtypes use a multiple of their epsilon."""
 
 
 def integers(config: object, name: str = "") -> Iterator[tuple[str, int]]:
-    """Every integer of a configuration with its name, those in lists and parts of it included."""
+    """Yield every integer of a configuration with its name, nested parts and lists included."""
     if isinstance(config, transformers.PretrainedConfig):
         config = vars(config)
     if isinstance(config, Mapping):
@@ -47,38 +48,39 @@ def integers(config: object, name: str = "") -> Iterator[tuple[str, int]]:
 
 
 class Lengths:
-    """Lengths at which a model may begin to compute otherwise.
+    """Lengths at which a model may begin to compute differently.
 
     Args:
         model: the model.
 
     Attributes:
-        windows: those whose name in the configuration is that of a window or limit, ascending.
+        windows: lengths that the configuration names as a window or a limit, ascending.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         named = [(name, value) for name, value in integers(model.config) if value > 1]
         self.windows = sorted({value for name, value in named if _WINDOW.search(name)})
-        # Tables of masks and positions may have a size that no configuration names.
+        # Mask and position tables may have sizes that no configuration names.
         sizes = {size for buffer in model.buffers() for size in buffer.shape if size > 1}
         self._all = sorted(sizes | {value for _, value in named})
 
     def probe(self, length: int) -> int:
-        """Length of the probe for texts of at most ``length``: the next power of two, or the model's own next length.
+        """Return the length of the probe for texts of at most ``length`` tokens.
 
-        A probe never crosses a length that the texts at hand do not cross.
+        This is the next power of two or the next of the model's lengths, whichever is smaller, so that a probe never
+        crosses a length that the texts do not cross.
         """
         power = max(_SHORTEST, 1 << max(0, length - 1).bit_length())
         return min([power, *(own for own in self._all if own >= length)])
 
 
 class Proofs:
-    """Results of a probe by lengths, in memory.
+    """In-memory results of a probe, by lengths.
 
     Args:
-        what: what is proven, for the log.
-        probe: runs it at some lengths.
-        ordered: what holds at some lengths holds at shorter ones.
+        what: name of the property, for the log.
+        probe: runs the probe at the given lengths.
+        ordered: whether a result at some lengths implies the same result at short_length ones.
     """
 
     def __init__(self, what: str, probe: Callable[..., bool], ordered: bool = True) -> None:
@@ -89,7 +91,7 @@ class Proofs:
         self._failed: list[tuple[int, ...]] = []
 
     def hold(self, *lengths: int) -> bool:
-        """Whether the probe holds at these lengths; runs it where that does not follow from earlier ones."""
+        """Whether the probe passes at these lengths; run only if earlier results do not imply it."""
         if any(self._implied_by(lengths, held) for held in self._held):
             return True
         if any(self._implied_by(failed, lengths) for failed in self._failed):
@@ -102,14 +104,14 @@ class Proofs:
     def _run(self, lengths: tuple[int, ...]) -> bool:
         try:
             return self._probe(*lengths)
-        except Exception as error:  # noqa: BLE001 (models raise anything where a mask or a cache does not suit them)
+        except Exception as error:  # noqa: BLE001 (models raise any exception for a mask or cache they do not support)
             level = logging.WARNING if out_of_memory(error) else logging.DEBUG
-            _log.log(level, "no %s at lengths %s: %r", self._what, lengths, error)
+            _log.log(level, "probe of %s failed at lengths %s: %r", self._what, lengths, error)
             return False
 
 
 class ProbeTokens:
-    """Random tokens of a model's vocabulary, always the same, without those that its configuration names."""
+    """Reproducible random tokens of a model's vocabulary, without its special tokens."""
 
     def __init__(self, model: Any) -> None:
         named = {value for name, value in integers(model.config) if "token" in name}
@@ -118,18 +120,18 @@ class ProbeTokens:
         self._generator = torch.Generator().manual_seed(0)
 
     def draw(self, count: int) -> tuple[int, ...]:
-        """So many tokens; the next call draws others."""
+        """Draw ``count`` tokens; every call returns different ones."""
         index = torch.randint(len(self._tokens), (count,), generator=self._generator)
         return tuple(self._tokens[i] for i in index.tolist())
 
 
-def shorter(length: int) -> int:
-    """Length of a short text beside one of ``length``."""
+def short_length(length: int) -> int:
+    """Length of the short text in a probe whose long text has ``length`` tokens."""
     return max(1, min(_SHORT, length // 2))
 
 
 def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits, shape (…, vocabulary), give the same probabilities up to the rounding of a model's dtype."""
+    """Whether logits, shape (…, vocabulary), give equal probabilities up to rounding in a dtype."""
     one, other = (torch.log_softmax(logits.float(), dim=-1).clamp_min(-60) for logits in (found, expected))
     spread = (other - other.mean(dim=-1, keepdim=True)).norm()
     tolerance = _FLOAT32_ERROR if dtype in (torch.float32, torch.float64) else 8 * torch.finfo(dtype).eps
@@ -137,10 +139,10 @@ def agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bo
 
 
 class GenerationProofs:
-    """Proofs that prompts in one batch are continued as each of them alone.
+    """Probes that check that a batch of prompts gets the same continuations as single prompts.
 
     Args:
-        decoder: continues batches; its model is asked under whatever mixture is active.
+        decoder: continues batches, under the mixture that is active.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -148,15 +150,15 @@ class GenerationProofs:
         self._lengths = Lengths(decoder.model)
         self._padded = Proofs("batch with padding", lambda length: self._probe_prompts(length, True))
         self._equal = Proofs("batch", lambda length: self._probe_prompts(length, False))
-        # Beside the probes of whole prompts: answers that grow over a window of the model.
-        self._crossing: dict[bool, Proofs] = {True: self._crossed(True), False: self._crossed(False)}
+        # In addition to the prompts: answers that grow past one of the model's windows.
+        self._crossing: dict[bool, Proofs] = {True: self._window_proofs(True), False: self._window_proofs(False)}
 
     def hold(self, prompts: Iterable[int], new_tokens: int) -> bool:
         """Whether prompts of these lengths may share a batch.
 
         Args:
             prompts: number of tokens of each.
-            new_tokens: number of tokens generated at most.
+            new_tokens: largest number of generated tokens.
         """
         sizes = set(prompts)
         longest = max(sizes, default=0)
@@ -166,16 +168,16 @@ class GenerationProofs:
         windows = [own for own in self._lengths.windows if _STEPS <= own < longest + new_tokens]
         return all(self._crossing[padded].hold(own) for own in windows)
 
-    def _crossed(self, padded: bool) -> Proofs:
-        return Proofs("answers over a window", lambda w: self._probe(w - _STEPS // 2, padded), ordered=False)
+    def _window_proofs(self, padded: bool) -> Proofs:
+        return Proofs("answers that cross a window", lambda w: self._probe(w - _STEPS // 2, padded), ordered=False)
 
     def _probe_prompts(self, length: int, padded: bool) -> bool:
-        # Neither the prompt nor its answer crosses a window that the prompts at hand do not cross.
+        # Neither the prompt nor its answer may cross a window that the real prompts do not cross.
         return self._probe(max(2, length - _STEPS) if length in self._lengths.windows else length, padded)
 
     def _probe(self, length: int, padded: bool) -> bool:
         model = self._decoder.model
-        other = shorter(length) if padded else length
+        other = short_length(length) if padded else length
         tokens = ProbeTokens(model)
         prompts = [tokens.draw(length), tokens.draw(other)]
         together = self._logits(prompts)
@@ -184,26 +186,26 @@ class GenerationProofs:
             for (token, found), (wanted, expected) in zip(own, alone, strict=False):
                 if not agree(found, expected, model.dtype):
                     return False
-                if token != wanted:  # two tokens as likely as each other up to rounding
+                if token != wanted:  # the two most likely tokens differ only by rounding
                     break
         return True
 
     def _logits(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, torch.Tensor]]]:
-        """Tokens of the answer to each prompt, and the logits that each comes from, shape (vocabulary,)."""
+        """Return each answer as pairs of a token and its logits, shape (vocabulary,)."""
         order = list(range(len(prompts)))
         found: list[list[torch.Tensor]] = [[] for _ in prompts]
 
-        def note(_: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def record_logits(_: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
             for row, logits in zip(order, output.logits[:, -1].float().clone(), strict=True):
                 found[row].append(logits)
 
-        def leave(index: torch.Tensor) -> None:
+        def drop_rows(index: torch.Tensor) -> None:
             order[:] = [order[i] for i in index.tolist()]
 
-        handle = self._decoder.model.register_forward_hook(note)
+        handle = self._decoder.model.register_forward_hook(record_logits)
         try:
             requests = [GenerateRequest(prompt, _STEPS, (), {"do_sample": False}) for prompt in prompts]
-            answers = self._decoder.run(requests, [0] * len(prompts), leave)
+            answers = self._decoder.run(requests, [0] * len(prompts), drop_rows)
         finally:
             handle.remove()
         return [list(zip(answer, logits, strict=False)) for answer, logits in zip(answers, found, strict=True)]

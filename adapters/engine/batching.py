@@ -1,4 +1,4 @@
-"""How many rows fit into a batch: by the memory that a device has, and fewer when it runs out."""
+"""Batch sizes: as many rows as the device's memory holds, and fewer when it runs out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from t2.adapters.engine.memory import free_bytes, total_bytes
 from t2.core.errors import ModelError
 
 _SHARE = (0.25, 0.7)
-"""Share of the memory beside the weights that a batch may take: of a machine, which others use too, and of a GPU."""
+"""Share of the memory besides the weights that a batch may take: on a CPU and on a GPU.
+
+Other programs use a machine's memory too, so its share is smaller.
+"""
 _DEFAULT_ROWS = (32, 512)
 """Most rows where the user names no bound: on a CPU more of them are no faster, on a GPU they are up to about here."""
 
@@ -21,9 +24,9 @@ _DEFAULT_ROWS = (32, 512)
 class Budget:
     """Rows of a batch that memory holds.
 
-    A token of a row is taken to need its keys, values and activations as the configuration gives them. What a device
-    has counts, not what is free: the rows of a batch move answers in low precision by rounding. Where less is free than
-    a batch needs, a warning says so.
+    The memory of a token is estimated from the configuration: its keys, values and activations. The limit is a share of
+    the device's total memory, not of the free memory: the number of rows changes the rounding in low precision, and the
+    same work must give the same answers. A warning says when less memory is free than a batch needs.
 
     Args:
         model: the model.
@@ -44,14 +47,14 @@ class Budget:
         return max(1, min(self.most, int(self._room / row)))
 
     def fitting(self, batch: Sequence[int], tokens: int, what: str) -> int:
-        """How many of a batch's rows the memory that is free holds: all, or fewer with a warning; at least 1."""
+        """Return how many rows of a batch fit into the free memory, at least 1; warn if not all do."""
         row = self._token_bytes * tokens + self._row_bytes
         count = max(1, int(free_bytes(self._device) / row))
         if count >= len(batch):
             return len(batch)
         warnings.warn(
-            f"{what}: {len(batch)} rows need more memory than is free on {self._device}, going on with {count}; in "
-            "low precision answers may differ by rounding",
+            f"{what}: {len(batch)} rows need more memory than is free on {self._device}, going on with {count}; "
+            "in low precision answers may differ by rounding",
             stacklevel=2,
         )
         return count

@@ -1,4 +1,7 @@
-"""Which form costs less, by the shapes of a model and of the work alone, so that the same work always has one form."""
+"""Cost model that chooses between weight form and activation form.
+
+Costs depend only on the shapes of the model and of the work, so the same work always gets the same form.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ class _Machine:
     """Costs on one kind of device in one precision, in multiplications.
 
     Attributes:
-        read: reading a weight from memory.
-        layer: starting the work of one decoder layer, whatever its size.
-        hook: starting the correction of one matrix, or the change of one.
+        read: reading one weight from memory.
+        layer: fixed overhead of one decoder layer.
+        hook: fixed overhead of correcting or changing one matrix.
         elementwise: one element of the correction.
-        composed: a multiplication of composing weights, which is done in float32.
-        moved: a weight read and written in a change of the weights.
+        composed: one multiplication when weights are composed, which happens in float32.
+        moved: reading and writing one weight when the weights change.
     """
 
     read: float
@@ -46,10 +49,10 @@ _MACHINES = {
     ("cuda", 4): _Machine(read=40, layer=5e9, hook=1e9, elementwise=40, composed=1, moved=40),
     ("cuda", 2): _Machine(read=300, layer=5e10, hook=1e10, elementwise=300, composed=10, moved=300),
 }
-"""By the kind of device and the bytes of a weight.
+"""Costs by kind of device and bytes of a weight.
 
-Those of a CPU fit what ``python -m benchmarks.speed forms`` prints. Those of a GPU follow from the data sheet of an
-H100 (67 and 990·10¹² operations and 3.35·10¹² bytes a second, 10 µs to start a kernel) and have not been measured.
+CPU costs are fitted to ``python -m benchmarks.speed forms``. GPU costs are derived from the data sheet of an H100 (67
+and 990·10¹² operations and 3.35·10¹² bytes per second, 10 µs to start a kernel) and are not measured.
 """
 
 
@@ -71,9 +74,9 @@ class Load:
 class CostModel:
     """Cost of a piece of work in either form, in multiplications.
 
-    A pass over m tokens costs m multiplications for each weight, reading every weight once, and starting its layers.
-    Activation form adds two products with Q, of shape (r, r), for each matrix that moves. Weight form adds a change of
-    the weights for each mixture.
+    A pass over m tokens costs m multiplications for each weight, one read of every weight, and the overhead of its
+    layers. Activation form adds two products with Q, of shape (r, r), for each matrix that a mixture changes. Weight
+    form adds one change of the weights for each mixture.
 
     Args:
         model: the model.
@@ -83,17 +86,17 @@ class CostModel:
     def __init__(self, model: Any, targets: Mapping[str, Target]) -> None:
         self._targets = targets
         kind = "cuda" if torch.device(model.device).type == "cuda" else "cpu"
-        # A quantised weight is read in fewer bytes, and multiplied in the model's dtype.
+        # A quantised weight has fewer bytes to read, but is multiplied in the model's dtype.
         self._machine = _MACHINES[kind, 4 if model.dtype.itemsize >= 4 else 2]
         self._weights: int = sum(parameter.numel() for parameter in model.parameters())
         inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings()
         if outputs is not None and outputs.weight is not inputs:
-            self._weights -= inputs.numel()  # only looked up
+            self._weights -= inputs.numel()  # a lookup, no product
         self._layers = len({target.layer for target in targets.values()})
         self._ranks = {name: target.rank for name, target in targets.items()}
 
     def forward(self, tokens: int, moving: Collection[str] = ()) -> float:
-        """A pass over so many tokens, in activation form where matrices move."""
+        """Cost of a pass over ``tokens`` tokens, with the matrices ``moving`` in activation form."""
         machine = self._machine
         cost = self._weights * (tokens + machine.read) + self._layers * machine.layer
         for name in moving:
@@ -102,18 +105,18 @@ class CostModel:
         return cost
 
     def composing(self) -> float:
-        """A change of the weights to any mixture."""
+        """Cost of changing the weights to a mixture composed from its singular values."""
         sizes = [(target.rank, max(target.shape)) for target in self._targets.values()]
         products = sum(r**3 + r**2 * longest for r, longest in sizes)
         return self._machine.composed * products + self._machine.hook * len(sizes) + self.summing(0)
 
     def summing(self, directions: int) -> float:
-        """A change of the weights to a sum of directions that are in memory."""
+        """Cost of changing the weights to a sum of ``directions`` that are in memory."""
         moved = sum(target.parameter.numel() for target in self._targets.values())
         return self._machine.moved * moved * (2 + directions) + self._machine.hook * len(self._targets)
 
     def choose(self, mixtures: Sequence[Z | None], in_turn: Sequence[Load], in_one: Sequence[Load]) -> FormName:
-        """The form that costs less for some work; the activation form where nothing moves.
+        """Return the cheaper form for some work; activation form if no matrix changes.
 
         Args:
             mixtures: the mixtures that move something.
@@ -137,7 +140,7 @@ class CostModel:
 
 
 def spanning(mixtures: Sequence[Z | None]) -> list[Z]:
-    """Few of some mixtures of which, with z = 1, all others seem to be sums.
+    """Return a few mixtures that, together with z = 1, span all given mixtures.
 
     Returns:
         Nothing where there would be more than half of them or more than a dozen. What is in the span is decided by the
@@ -147,12 +150,12 @@ def spanning(mixtures: Sequence[Z | None]) -> list[Z]:
     name = next((name for z in some for name, vector in z.items() if bool((vector != 1).any())), None)
     if name is None:
         return []
-    found = _independent(name, some, _SPAN + 1)
+    found = _find_independent(name, some, _SPAN + 1)
     return found if len(found) <= min(_SPAN, len(some) // 2) else []
 
 
-def _independent(name: str, mixtures: Sequence[Z], most: int) -> list[Z]:
-    """Mixtures outside the span of z = 1 and of those found before them, at most so many."""
+def _find_independent(name: str, mixtures: Sequence[Z], most: int) -> list[Z]:
+    """Return at most ``most`` mixtures, each outside the span of z = 1 and of those before it."""
     directions: list[torch.Tensor] = []
     found: list[Z] = []
     first = next(z[name] for z in mixtures if name in z)

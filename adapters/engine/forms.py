@@ -55,8 +55,8 @@ class Forms:
 
     *Training form* (:meth:`trained`): W′ as two factors, for one z that gets gradients.
 
-    A weight that several layers share has one z, which acts in all of them, in every form. It may be given under any of
-    the weight's names.
+    A weight that several layers share has one z, which acts in all of these layers and in every form. Mixtures may use
+    any of the weight's names.
 
     All hold :attr:`lock`, so threads that ask one model under several mixtures take turns.
 
@@ -66,7 +66,7 @@ class Forms:
         digests: :func:`t2.adapters.basis.matrix_digest` of each.
 
     Attributes:
-        factors: whether :meth:`trained` holds factors; None leaves it to the device's memory when it is first used,
+        factors: whether :meth:`trained` holds factors; None decides by the device's memory at first use,
             and what was found then stays.
     """
 
@@ -129,7 +129,7 @@ class Forms:
                     own, *others = self.targets[name].uses
                     originals += _replace(own.parameter, weight)
                     for use in others:
-                        if use.parameter is not own.parameter:  # another view of the same numbers
+                        if use.parameter is not own.parameter:  # another view of the same memory
                             originals += _replace(use.parameter, use.stored(own.stored(weight)))
                 with self.activation([hooked]):
                     yield
@@ -181,7 +181,7 @@ class Forms:
         if last is None or len(last.experts) != len(experts) or any(map(operator.is_not, last.experts, experts)):
             named = [self._by_weight(expert) for expert in experts]
             last = Directions(self.targets, lambda names: self.bases(names, progress=False), named)
-        # Whether directions are in memory already does not count: no answer depends on what was asked before.
+        # Ignores whether the directions are in memory already: answers must not depend on earlier requests.
         own = sum(1 for z in mixtures if z and last.coefficients(self._moving(self._by_weight(z))) is not None)
         if own <= len(experts):
             return None
@@ -241,14 +241,14 @@ class Forms:
                     if rows is not None:
                         shift = shift[rows.to(shift.device)]
                     active.shifts[name] = shift
-                    handles += self._hooks(name, bases[name], active)
+                    handles += self._register_hooks(name, bases[name], active)
                 yield active
             finally:
                 for handle in handles:
                     handle.remove()
 
-    def _hooks(self, name: str, basis: Basis, active: ActiveRows) -> list[torch.utils.hooks.RemovableHandle]:
-        """Hooks on every layer that computes with a matrix."""
+    def _register_hooks(self, name: str, basis: Basis, active: ActiveRows) -> list[torch.utils.hooks.RemovableHandle]:
+        """Register hooks on every layer that uses a matrix."""
 
         def move(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             shift = active.shifts[name]
@@ -304,7 +304,7 @@ class Forms:
                         use.module.__dict__["forward"] = _spectral_forward(use, shift, *pairs[name])
                 else:
                     alike = ActiveRows(False, {name: shift[: rank or len(shift)].unsqueeze(0)})
-                    for handle in self._hooks(name, bases[name], alike):
+                    for handle in self._register_hooks(name, bases[name], alike):
                         stack.callback(handle.remove)
             yield
 
@@ -331,13 +331,13 @@ class Forms:
             device = wanted[0].parameter.device
             free = free_bytes(device)
             if self.factors is None:
-                # Not by what is free: hooks and factors round otherwise.
+                # By total memory, not free memory: hooks and factors round differently.
                 self.factors = size <= total_bytes(device) // 4
                 if self.factors and size > free:
                     self.factors = False
                     _log.warning(
-                        "the factors of the weights take %.2f GB and %.2f GB are free on %s; the training runs by "
-                        "hooks, which are slower and round otherwise",
+                        "factors of the weights need %.2f GB, and %.2f GB are free on %s; training uses hooks instead, "
+                        "which are slower and round differently",
                         size / 1e9,
                         free / 1e9,
                         device,
@@ -371,14 +371,14 @@ def _moves(vector: torch.Tensor | None) -> bool:
 
 
 def _replace(parameter: nn.Parameter, weight: torch.Tensor) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """Give a parameter other numbers, and return it with those that it had."""
+    """Replace a parameter's data; return the parameter with its original data."""
     original = parameter.data
     parameter.data = weight
     return [(parameter, original)]
 
 
 def _is_plain_layer(target: Target) -> bool:
-    """Whether its layers compute x·Wᵀ + b and nothing else."""
+    """Whether all layers of a target compute x·Wᵀ + b and nothing else."""
     modules = [use.module for use in target.uses]
     plain = all(type(module).forward in (nn.Linear.forward, Conv1D.forward) for module in modules)
     return plain and target.form is None and not any("forward" in module.__dict__ for module in modules)

@@ -19,15 +19,15 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from t2.adapters.engine.batch_proofs import Lengths, ProbeTokens, Proofs, agree, shorter
+from t2.adapters.engine.batch_proofs import Lengths, ProbeTokens, Proofs, agree, short_length
 
 Layout = Literal["packed", "padded", "alone"]
-"""Many texts in a row by a mask, a row for each text, or a pass for each text."""
+"""Layout of a pass: several texts per row, one text per row, or one text per pass."""
 
 _PAD = 0
 _ROW = 256
 """Tokens of a packed row: long enough to pad little, short enough that attention to masked tokens costs little."""
-_SHORT = 3
+_COMPARED = 3
 """Positions that a probe compares at each end of a continuation."""
 _LOGITS = 1 << 26
 """Most logits held in float32 at once: 256 MB."""
@@ -104,13 +104,13 @@ class Prefix:
 class LikelihoodModel:
     """Runs :class:`Branches` through a causal language model under whatever mixture is active.
 
-    Contexts are packed into rows as above, else rows of one text each are padded to one length, else each text has a
-    pass of its own, as lm-eval computes it at a batch size of 1. Which of these a piece of work gets is proven by a
-    probe of its length; see :mod:`t2.adapters.engine.batch_proofs`.
+    Contexts are packed into rows as above; else rows of one text each are padded to the same length; else each text is
+    computed in a separate pass, as lm-eval does at batch size 1. A probe as long as the texts selects the layout; see
+    :mod:`t2.adapters.engine.batch_proofs`.
 
     Args:
         model: a ``transformers`` causal language model.
-        share: False packs no contexts.
+        share: whether contexts may be packed.
     """
 
     def __init__(self, model: Any, share: bool = True) -> None:
@@ -123,31 +123,32 @@ class LikelihoodModel:
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
 
     def layout(self, items: Sequence[Branches], prefix: int = 0) -> Layout:
-        """How some work is laid out in one pass; a probe may run, under the mixture that is active.
+        """Return the layout of some work in one pass; may run a probe under the active mixture.
 
         Args:
             items: the work.
-            prefix: length of the :class:`Prefix` that all contexts begin with; above 0 only where :meth:`reuses`.
+            prefix: length of the :class:`Prefix` that all contexts begin with; above 0 only if :meth:`reuses` is true.
         """
         if prefix:
             return "packed"
-        return self._layout(max(map(_longest, items)), max(item.inputs for item in items))
+        return self._choose_layout(max(map(_longest, items)), max(item.inputs for item in items))
 
-    def _layout(self, text: int, row: int) -> Layout:
+    def _choose_layout(self, text: int, row: int) -> Layout:
+        """Return the layout of texts and packed rows of at most these lengths."""
         if self._share and self._packs.hold(self._lengths.probe(text), self._lengths.probe(max(_ROW, row))):
             return "packed"
         return "padded" if self._pads.hold(self._lengths.probe(text)) else "alone"
 
     def packs(self, item: Branches) -> bool:
-        """Whether the continuations of a context share it, next to other contexts in their row."""
-        return self._layout(_longest(item), item.inputs) == "packed"
+        """Whether a context is computed once for all its continuations, packed with other contexts."""
+        return self._choose_layout(_longest(item), item.inputs) == "packed"
 
     def reuses(self, items: Sequence[Branches], prefix: int) -> bool:
-        """Whether a :class:`Prefix` may be used for contexts that begin with ``prefix`` common tokens.
+        """Whether contexts may use a :class:`Prefix` of their first ``prefix`` tokens.
 
         Args:
-            items: the work, with these tokens.
-            prefix: their number.
+            items: the work, with the tokens of the prefix.
+            prefix: number of tokens that all contexts begin with.
         """
         row = prefix + max(_ROW, *(item.inputs - prefix for item in items))
         lengths = self._lengths.probe(max(map(_longest, items))), self._lengths.probe(row)
@@ -160,15 +161,15 @@ class LikelihoodModel:
         return text > 1 and self._packing_agrees(text, row, text // 2)
 
     def _packing_agrees(self, text: int, row: int, prefix: int) -> bool:
-        """Compare a row that is full with the same texts alone.
+        """Whether a full row gives the logits of the same texts alone.
 
-        A long text is in the row's first context and its last branch, so that its parts are as far apart as can be.
-        Short texts before and after it see whether anything leaks into them.
+        The long text is split between the row's first context and its last branch, so that its parts are as far apart
+        as possible. Short texts before and after it show whether anything leaks into them.
 
         Args:
             text: input tokens of the long text.
-            row: tokens of the row, with those of the prefix.
-            prefix: number of tokens that all texts begin with and that are computed before.
+            row: tokens of the row, including the prefix.
+            prefix: number of common first tokens, which are computed beforehand.
         """
         tokens = ProbeTokens(self.model)
         long = tokens.draw(text + 1)
@@ -178,10 +179,10 @@ class LikelihoodModel:
         around = sum(item.inputs - prefix for item in short)
         items, rows = list(short), [[0, 1]]
         if row >= text + around:
-            items.append(_filled(long, size, row - around, tokens))
+            items.append(_fill_row(long, size, row - around, tokens))
             rows = [[0, 2, 1]]
         else:
-            items.append(_filled(long, size, row, tokens))
+            items.append(_fill_row(long, size, row, tokens))
             rows = [[2]]
             if row - around > size:
                 items.append(Branches(long[:size], (long[size : row - around + 1],)))
@@ -193,7 +194,7 @@ class LikelihoodModel:
             packed = self._packed(rest, rows, self.prefix(begin), [0] * len(rows))
         else:
             packed = self._packed(items, rows)
-        # The short texts come last: a model whose positions grew with the long one is then as it was.
+        # The short texts come last: some models scale positions by the longest text so far.
         expected = self._single(long, size)
         spans = iter(torch.split(packed.logits, packed.lengths))
         pairs = []
@@ -204,33 +205,34 @@ class LikelihoodModel:
                     pairs.append((found, self._single(whole, len(item.context))))
                 elif whole == long[: len(whole)]:
                     pairs.append((found, expected[: len(continuation)]))
-        return self._agree(pairs)
+        return self._all_agree(pairs)
 
     def _probe_padded(self, text: int) -> bool:
         tokens = ProbeTokens(self.model)
-        texts = [tokens.draw(text + 1), tokens.draw(shorter(text) + 1)]
+        texts = [tokens.draw(text + 1), tokens.draw(short_length(text) + 1)]
         found = self._rows([Branches(own[:1], (own[1:],)) for own in texts])
         pairs = list(
             zip(torch.split(found.logits, found.lengths), [self._single(own, 1) for own in texts], strict=True)
         )
-        return self._agree(pairs)
+        return self._all_agree(pairs)
 
-    def _agree(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    def _all_agree(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
         dtype = self.model.get_input_embeddings().weight.dtype
         return all(
             agree(one, other, dtype)
             for found, wanted in pairs
-            for one, other in zip(_ends(found), _ends(wanted), strict=True)
+            for one, other in zip(_first_and_last(found), _first_and_last(wanted), strict=True)
         )
 
     def _alone(self, batch: Sequence[Branches]) -> Spans:
+        """Run each text in a separate pass."""
         texts = [(item.context, continuation) for item in batch for continuation in item.continuations]
         logits = [self._single((*context, *continuation), len(context)).float() for context, continuation in texts]
         return _spans(torch.cat(logits), [continuation for _, continuation in texts])
 
     def _single(self, tokens: Sequence[int], context: int) -> torch.Tensor:
-        """Logits at a continuation's positions as lm-eval asks for them, shape (tokens − context, vocabulary)."""
-        # Activations that are computed again for a gradient would be put into a cache twice.
+        """Logits of a continuation computed as in lm-eval, shape (tokens − context, vocabulary)."""
+        # Gradient checkpointing computes activations again and would append them to the cache twice.
         cached = torch.is_grad_enabled() and "use_cache" in inspect.signature(self.model.forward).parameters
         kwargs = {"use_cache": False} if cached else {}
         ids = torch.tensor([list(tokens[:-1])], device=self.model.get_input_embeddings().weight.device)
@@ -266,20 +268,20 @@ class LikelihoodModel:
         most_units: int | None = None,
         prefix: int = 0,
     ) -> list[list[int]]:
-        """Cut work into forward passes, with units of like layout and length together, the longest first.
+        """Cut work into forward passes, grouped by layout and length, the longest first.
 
         Args:
             units: the work; what is in one unit stays in one pass.
             micro_tokens: at most so many tokens in one pass; a single unit may exceed it.
             most_units: at most so many units in one pass.
-            prefix: as for :meth:`layout`.
+            prefix: see :meth:`layout`.
         """
         longest = sorted(range(len(units)), key=lambda i: (-max(map(_longest, units[i])), i))
         of_layout: dict[Layout, list[int]] = {"packed": [], "padded": [], "alone": []}
         for i in longest:
             unit = units[i]
             row = max(item.inputs for item in unit)
-            of_layout["packed" if prefix else self._layout(max(map(_longest, unit)), row)].append(i)
+            of_layout["packed" if prefix else self._choose_layout(max(map(_longest, unit)), row)].append(i)
         cut: list[list[int]] = [[i] for i in of_layout["alone"]]
         for layout in ("padded", "packed"):
             cut = self._cut(units, of_layout[layout], layout, micro_tokens, most_units) + cut
@@ -319,12 +321,12 @@ class LikelihoodModel:
         return sum(_tokens(unit, layout, width) for unit in units)
 
     def rows(self, batch: Sequence[Branches], groups: Sequence[int], prefix: int = 0) -> list[list[int]]:
-        """Items that :meth:`run` may put into one row each: of one group; where nothing is packed, every item alone.
+        """Return the items of each row: packed by group, or one item per row without packing.
 
         Args:
-            batch: the work of one pass; where nothing is packed each item has one continuation.
+            batch: the work of one pass; without packing each item has one continuation.
             groups: for each item its group, for example its mixture.
-            prefix: as for :meth:`layout`.
+            prefix: see :meth:`layout`.
         """
         if self.layout(batch, prefix) != "packed":
             return [[i] for i in range(len(batch))]
@@ -341,12 +343,12 @@ class LikelihoodModel:
         prefix: Prefix | None = None,
         copies: Sequence[int] | None = None,
     ) -> Spans:
-        """One pass; differentiable in z where gradients are enabled.
+        """Run one pass; differentiable in z if gradients are enabled.
 
         Args:
             batch: the work.
             rows: the items of each row, from :meth:`rows`; None packs them all alike.
-            prefix: what all contexts begin with, and do not hold; only where :meth:`reuses` is true.
+            prefix: tokens removed from the start of all contexts; only if :meth:`reuses` is true.
             copies: for each row the prefix's copy; None means the first.
         """
         layout = self.layout(batch, prefix.length if prefix is not None else 0)
@@ -463,7 +465,7 @@ def _spans(logits: torch.Tensor, continuations: Sequence[tuple[int, ...]]) -> Sp
 
 
 def _longest(item: Branches) -> int:
-    """Input tokens of the longest text of a context and one continuation."""
+    """Input tokens of the context with its longest continuation."""
     return len(item.context) + max(map(len, item.continuations)) - 1
 
 
@@ -477,8 +479,11 @@ def _tokens(unit: Sequence[Branches], layout: Layout, width: int) -> int:
     return width * sum(len(item.continuations) for item in unit)
 
 
-def _filled(long: tuple[int, ...], size: int, row: int, tokens: ProbeTokens) -> Branches:
-    """A context of ``size`` tokens whose branches fill a row, the last of them the rest of the long text."""
+def _fill_row(long: tuple[int, ...], size: int, row: int, tokens: ProbeTokens) -> Branches:
+    """Build a context of ``size`` tokens with branches that fill a row.
+
+    The last branch is the rest of the long text.
+    """
     last = long[size:]
     branch = len(last) - 1
     left = row - size - branch
@@ -489,6 +494,6 @@ def _filled(long: tuple[int, ...], size: int, row: int, tokens: ProbeTokens) -> 
     return Branches(long[:size], (*others, last))
 
 
-def _ends(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits at the first and at the last few positions: what leaks shows in these, a window in those."""
-    return logits[:_SHORT], logits[-_SHORT:]
+def _first_and_last(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits at the first and at the last positions: leaks and windows show there."""
+    return logits[:_COMPARED], logits[-_COMPARED:]

@@ -21,7 +21,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def total_bytes(device: torch.device) -> int:
-    """Bytes that a device has, used or not: of a CUDA device, else of machine and container."""
+    """Total memory of a device in bytes; for a CPU that of the machine or its container."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     total = int(psutil.virtual_memory().total)
@@ -54,7 +54,7 @@ def cgroup_bytes(root: Path = Path("/"), used: bool = False) -> int | None:
 
     Args:
         root: of the file system.
-        used: count what is in use as left too: the limit itself.
+        used: also count the bytes in use, so that the result is the limit itself.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()

@@ -72,8 +72,8 @@ class PeftEngine(TransformersEngine):
         self.adapter = adapter
         self._adapted = {name: self.targets[name] for name in matrices}
         inner = [target for target in self._adapted.values() if target.kind == "mlp" and _narrows(target)]
-        # An adapter belongs to a layer: layers that share a weight have one each.
-        self._modules, self._inner = _named(*map(_every_name, (self.targets.values(), self._adapted.values(), inner)))
+        # Each layer has its own adapter, also layers that share a weight.
+        self._modules, self._inner = _named(*map(_all_names, (self.targets.values(), self._adapted.values(), inner)))
         transposed = any(target.transposed for target in self._adapted.values())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "peft"))
@@ -190,7 +190,7 @@ def _named(targets: Collection[str], *groups: Collection[str]) -> list[list[str]
     return [sorted(name.removesuffix(".weight") for name in group) for group in groups]
 
 
-def _every_name(targets: Iterable[Target]) -> list[str]:
+def _all_names(targets: Iterable[Target]) -> list[str]:
     return [name for target in targets for name in (target.name, *target.aliases)]
 
 

@@ -45,8 +45,8 @@ class TransformersEngine:
         moe: what to do with mixture-of-experts layers; see :func:`t2.adapters.targets.find_targets`.
 
     Attributes:
-        budget: bounds batches by the memory that they may take.
-        costs: tells which form costs less.
+        budget: limits batches by memory.
+        costs: chooses the cheaper form.
         form: the form of :meth:`generate` and :meth:`score`; None leaves it to ``costs``.
 
     Raises:
@@ -168,8 +168,8 @@ class TransformersEngine:
     ) -> list[Generated]:
         """Continue prompts; see :class:`t2.adapters.engine.Engine`.
 
-        Mixtures come in turn, in weight form, or all in one batch, in activation form, whichever costs less by
-        :attr:`costs`; in float32 the tokens are the same. Greedy answers and plain samples do not depend on which
+        Mixtures are applied one after another in weight form, or share batches in activation form, whichever costs less
+        by :attr:`costs`; in float32 the tokens are the same. Greedy answers and plain samples do not depend on which
         requests share a batch, but for rounding; a request without a seed samples from one derived from ``seed`` and
         its place in the call.
 
@@ -227,7 +227,7 @@ class TransformersEngine:
         rows: Sequence[int],
         batch: int | None = None,
     ) -> bool:
-        """Whether :meth:`generate` costs less by rows with their own mixtures than one mixture after another elsewhere.
+        """Whether one batch of many mixtures costs less than one mixture after another elsewhere.
 
         Args:
             requests: the prompts.
@@ -250,18 +250,18 @@ class TransformersEngine:
             prompt, new = len(requests[left[0]].context), requests[left[0]].max_new_tokens
             part = left[: batch or self._batch([requests[i] for i in left])]
             del left[: len(part)]
-            found.append(Load(len(part), len(part) * prompt, _expected(new)))
+            found.append(Load(len(part), len(part) * prompt, _expected_tokens(new)))
         return found
 
     def pads(self, requests: Sequence[GenerateRequest]) -> bool:
-        """Whether :meth:`generate` may answer requests of unlike lengths in one batch."""
+        """Whether :meth:`generate` may answer requests of different lengths in one batch."""
         return all(
             self._proofs.hold((len(requests[i].context) for i in group), requests[group[0]].max_new_tokens)
             for group in _alike(requests)
         )
 
     def _batch(self, waiting: Sequence[GenerateRequest]) -> int:
-        """Number of prompts in the next batch; those that wait come with the longest first."""
+        """Number of prompts in the next batch; ``waiting`` is sorted, the longest first."""
         prompts, new = [len(request.context) for request in waiting], waiting[0].max_new_tokens
         count = min(len(prompts), self._rows(waiting[0]))
         if count == 1 or self._proofs.hold(prompts[:count], new):
@@ -270,7 +270,7 @@ class TransformersEngine:
         return alike if alike == 1 or self._proofs.hold(prompts[:alike], new) else 1
 
     def _rows(self, request: GenerateRequest) -> int:
-        """Rows of a batch of such prompts: by memory, and by the prompt tokens that are worth a pass."""
+        """Rows of a batch of such prompts, limited by memory and by the tokens of one pass."""
         if self._decoder.rows_of(request) > 1:
             return 1
         prompt = len(request.context)
@@ -318,7 +318,7 @@ class TransformersEngine:
         return [answer for answer in answers if answer is not None]
 
     def _units(self, requests: Sequence[ScoreRequest], indices: Sequence[int]) -> list[list[int]]:
-        """Requests that are computed together: those of one context, where that one can be shared."""
+        """Group requests that share a context, if the context can be computed once."""
         shared: dict[tuple[int, ...], list[int]] = {}
         for i in indices:
             shared.setdefault(requests[i].context, []).append(i)
@@ -400,8 +400,8 @@ class TransformersEngine:
         return list(logits.clone())
 
 
-def _expected(most: int) -> int:
-    """Tokens that an answer of at most so many is taken to have: most end before their limit."""
+def _expected_tokens(most: int) -> int:
+    """Estimated tokens of an answer of at most ``most``: most answers end before their limit."""
     return (most + 1) // 2
 
 
@@ -419,7 +419,7 @@ def _alike(requests: Sequence[GenerateRequest]) -> list[list[int]]:
 
 
 def _branches(requests: Sequence[ScoreRequest], unit: Sequence[int]) -> Branches:
-    """Requests of one context."""
+    """Build one item from requests that share a context."""
     return Branches(requests[unit[0]].context, tuple(requests[i].continuation for i in unit))
 
 

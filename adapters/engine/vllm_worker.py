@@ -36,7 +36,7 @@ class Place:
     """Where an adapted matrix comes from.
 
     Attributes:
-        keys: its tensors in the checkpoint: one, or a copy for each layer that shares it.
+        keys: names of its tensors in the checkpoint: one, or one for each layer that shares it.
         digest: :func:`t2.adapters.basis.matrix_digest`, by which its basis is found.
         rank: r.
         transposed: the tensor holds in × out.

@@ -15,7 +15,7 @@ from t2.adapters.expert import Z
 from t2.adapters.targets import Target
 
 SHARE = 0.25
-"""Share of the free memory that kept weights may take, and of all memory that directions may take."""
+"""Share of memory: of the free memory for kept weights, of the total for directions."""
 _CHUNK = 1 << 22
 """Elements that are summed at a time on a GPU: few enough that the float32 sum stays in its cache."""
 _SEEN = 16
@@ -176,7 +176,7 @@ class Directions:
         return found
 
     def build(self) -> bool:
-        """Compute ΔW of every expert, where a share of the device's memory holds it.
+        """Compute ΔW of every expert if a share of the device's memory holds them.
 
         Returns:
             Whether it is in memory now.
@@ -187,7 +187,7 @@ class Directions:
                 return False
             if self.size > free_bytes(device):
                 warnings.warn(
-                    f"{self.size / 1e9:.2f} GB for the directions of experts are more than is free on {device}; "
+                    f"directions of experts need {self.size / 1e9:.2f} GB, which is more than is free on {device}; "
                     "weights are composed without them, and in low precision answers may differ by rounding",
                     stacklevel=2,
                 )

@@ -1,9 +1,9 @@
-"""What the cost model counts, beside what it costs: the data behind the constants of ``adapters/engine/costs.py``.
+"""Measured costs beside the cost model: the data for the constants of ``adapters/engine/costs.py``.
 
-Passes of the base and passes in activation form, with a mixture for each row or one for all, take turns at several
-numbers of tokens; so do a pass and a change of the weights. Each figure is a ratio to the base's pass of one token, and
-beside it stands what :class:`t2.adapters.engine.costs.CostModel` says. On a CPU processor time is taken, by one thread
-(``OMP_NUM_THREADS=1``): other programs move it less than a clock. The model has random weights, as in ``switch``.
+Passes of the base and passes in activation form, with up to 32 mixtures in a batch, alternate at several numbers of
+tokens; so do a pass and a change of the weights. Each figure is a ratio of two such costs, next to the same ratio by
+:class:`t2.adapters.engine.costs.CostModel`. On a CPU, processor time of one thread (``OMP_NUM_THREADS=1``) is measured,
+because other programs affect it less than elapsed time. The model has random weights, as in ``switch``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Z, mix
 
 _TOKENS = ((1, 1), (4, 1), (16, 1), (32, 1), (128, 1), (1, 64), (1, 256))
-"""Rows and tokens of each: steps of generation, and prompts."""
+"""Rows and tokens per row: steps of generation, then prompts."""
 
 
 def run(args: argparse.Namespace) -> Iterator[Row]:
@@ -50,7 +50,7 @@ def _rows(args: argparse.Namespace, engine: TransformersEngine, dtype: str) -> I
             forward(ids)
 
         def activation(ids: torch.Tensor = ids, used: list[Z] = used) -> None:
-            # Entering is not what a step of a batch costs: several passes share it.
+            # The cost of entering the context is subtracted below: several passes of a batch share it.
             with engine.activation(used, torch.arange(len(ids)) % len(used)):
                 for _ in range(2):
                     forward(ids)
@@ -59,12 +59,12 @@ def _rows(args: argparse.Namespace, engine: TransformersEngine, dtype: str) -> I
             with engine.activation(used, torch.arange(len(ids)) % len(used)):
                 pass
 
-        least, plain, moved, entering = _least([one, base, activation, entered], args)
+        single, plain, moved, entering = _least([one, base, activation, entered], args)
         moved = (moved - entering) / 2
-        known = engine.costs.forward(rows * width) / engine.costs.forward(1)
-        yield _row(f"base, {rows} × {width}, {dtype}", plain / least, known, plain)
-        known = engine.costs.forward(rows * width, engine.targets) / engine.costs.forward(rows * width)
-        yield _row(f"activation / base, {rows} × {width}, {dtype}", moved / plain, known, moved)
+        predicted = engine.costs.forward(rows * width) / engine.costs.forward(1)
+        yield _row(f"base, {rows} × {width}, {dtype}", plain / single, predicted, plain)
+        predicted = engine.costs.forward(rows * width, engine.targets) / engine.costs.forward(rows * width)
+        yield _row(f"activation / base, {rows} × {width}, {dtype}", moved / plain, predicted, moved)
 
     def composed() -> None:
         with engine.applied(mixtures.pop()):
@@ -76,20 +76,22 @@ def _rows(args: argparse.Namespace, engine: TransformersEngine, dtype: str) -> I
 
     others = [mix(experts, [0.3, 0.01 * k, 0.1], "paper", "none") for k in range(40)]
     ids = torch.zeros(1, 64, dtype=torch.long, device=engine.device)
-    anew, prompt = _least([composed, lambda: forward(ids)], args)
+    composing, prompt = _least([composed, lambda: forward(ids)], args)
     unit = engine.costs.forward(64)
-    yield _row(f"weights composed / base, 1 × 64, {dtype}", anew / prompt, engine.costs.composing() / unit, anew)
+    predicted = engine.costs.composing() / unit
+    yield _row(f"weights composed / base, 1 × 64, {dtype}", composing / prompt, predicted, composing)
     with engine.switching(experts, others):
-        again, prompt = _least([summed, lambda: forward(ids)], args)
-    yield _row(f"weights summed / base, 1 × 64, {dtype}", again / prompt, engine.costs.summing(3) / unit, again)
+        summing, prompt = _least([summed, lambda: forward(ids)], args)
+    predicted = engine.costs.summing(3) / unit
+    yield _row(f"weights summed / base, 1 × 64, {dtype}", summing / prompt, predicted, summing)
 
 
-def _row(what: str, measured: float, known: float, seconds: float) -> Row:
-    return Row(what, "its cost", measured, f"the cost model: {known:.2f}", None, "below", f"{1e3 * seconds:.2f} ms")
+def _row(what: str, measured: float, predicted: float, seconds: float) -> Row:
+    return Row(what, "its cost", measured, f"the cost model: {predicted:.2f}", None, "below", f"{1e3 * seconds:.2f} ms")
 
 
 def _least(sides: Sequence[Callable[[], None]], args: argparse.Namespace) -> list[float]:
-    """Least seconds of each side; the sides take turns."""
+    """Return the least seconds of each side; the sides alternate."""
     cuda = args.device.startswith("cuda")
     clock = time.perf_counter if cuda else time.process_time
     taken: list[list[float]] = [[] for _ in sides]

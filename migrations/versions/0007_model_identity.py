@@ -1,8 +1,8 @@
-"""Boards by the identity of the base model: runs of two models with one name are no longer ranked beside each other.
+"""Separate boards of models that share a name, by the identity of the base model.
 
-``base`` becomes what tells the models of boards apart: the model's identity where a run states it, else its name as
-before. ``base_name`` holds the name in both cases. Runs that a server of the version before makes meanwhile have none,
-and are found by ``base``.
+``base`` becomes the key of a board's model: the identity if the run has one, else the name as before. ``base_name`` is
+always the name. Runs that a server of the previous version inserts meanwhile have no ``base_name`` and are found by
+``base``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The highest version number of each purged name, in a table of its own.
+"""Add a table of the highest version number of each purged name.
 
-It stood in the audit log alone, which an archive brings only into an empty registry: versions of the name then got the
-purged numbers again.
+Only the audit log had these numbers, and an import takes the audit log only into an empty registry. After any other
+import, new versions of the name got the purged numbers again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def upgrade() -> None:
     found: dict[str, int] = {}
     for path, detail in op.get_bind().execute(purged):
         last = detail.get("last") if isinstance(detail, dict) else None
-        # An imported log may hold anything.
+        # An imported log may contain any JSON.
         if type(last) is int and 0 <= last <= _MAX and len(path) <= 129:
             found[path] = max(found.get(path, 0), last)
     if found:

@@ -1,7 +1,7 @@
-"""Whether a run's samples confirm a score, and the reference by which a run named an expert.
+"""Add the confirmation of scores and the references by which runs name experts.
 
-What the runs of before say is taken from their headers: their means were checked against the samples when they were
-pushed. The score of a metric that stands for none (lm-eval's ``bypass``) is dropped.
+The values of existing runs come from their headers: their means were checked against the samples when the runs were
+pushed. Scores of lm-eval's placeholder metric ``bypass`` are dropped.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class S3Blobs:
     """A :class:`~t2.registry.blobs.base.BlobStore` in a bucket; safe to share between threads.
 
     The store checks what it receives against MD5 and SHA-256 and creates each object once, as far as it knows these
-    headers; what it does not know is left out from then on. Nothing is acknowledged by its size: the store's checksum
-    of an object has to be right, and where it tells none the object is read back.
+    headers; headers that it rejects are not sent again. An upload is acknowledged only if the store's checksum of the
+    object is right; without a checksum the object is read back.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class S3Blobs:
         there = self._head(digest)
         if there is not None and self._holds(digest, len(data), there):
             return False
-        # An object of other bytes is the rest of an accident, and is replaced.
+        # An object with other bytes is left over from a failed upload and is replaced.
         md5 = hashlib.md5(data, usedforsecurity=False)
         headers: dict[str, Any] = {
             "ContentMD5": base64.b64encode(md5.digest()).decode(),
@@ -127,7 +127,7 @@ class S3Blobs:
                 if _code(error) not in _PRESENT:
                     raise
             else:
-                # An ETag that is the MD5 says what the store received, as its checksum does.
+                # An ETag that equals the MD5 confirms the received bytes, as the checksum does.
                 if answer.get("ChecksumSHA256") != _checksum(digest) and answer.get("ETag") != f'"{md5.hexdigest()}"':
                     self._check_stored(digest, len(data))
                 return True
@@ -204,7 +204,7 @@ class S3Blobs:
             self._prober.head_object(Bucket=self._bucket, Key=key)
 
     def _head(self, digest: str) -> dict[str, Any] | None:
-        """The headers of an object, with its checksum where the store keeps one; None where there is no object."""
+        """Return an object's headers, with the checksum if the store has one; None if it is missing."""
         parameters = {"Bucket": self._bucket, "Key": self._key(digest)}
         with self._translated():
             try:
@@ -212,7 +212,7 @@ class S3Blobs:
                     try:
                         return dict(self._client.head_object(**parameters, ChecksumMode="ENABLED"))
                     except ClientError as error:
-                        if _code(error) not in {*_REFUSED, "400"}:  # an answer to HEAD has no body with a code
+                        if _code(error) not in {*_REFUSED, "400"}:  # a response to HEAD has no body with an error code
                             raise
                 answer = dict(self._client.head_object(**parameters))
                 self._left_out |= {"ChecksumMode"}
@@ -223,7 +223,7 @@ class S3Blobs:
                 raise
 
     def _holds(self, digest: str, size: int, head: dict[str, Any]) -> bool:
-        """Whether an object is the blob of a digest: by the store's checksum, else by reading it."""
+        """Whether an object has the content of a digest: by the store's checksum, else by reading it."""
         if head["ContentLength"] != size:
             return False
         checksum = head.get("ChecksumSHA256")
@@ -238,20 +238,23 @@ class S3Blobs:
         return True
 
     def _check_stored(self, digest: str, size: int) -> None:
-        """Check that the blob which was just put, here or by another upload, is there.
+        """Check that the store holds a blob that was just put, here or by another upload.
 
         Raises:
-            UnavailableError: it is not, or with other bytes.
+            UnavailableError: the object is missing or has other bytes.
         """
         head = self._head(digest)
         if head is None or not self._holds(digest, size, head):
             raise UnavailableError(
                 f"the store {self.location} does not hold the bytes that were just put at {self._key(digest)}; try "
-                "again, and if it stays so check the store"
+                "again, and check the store if this repeats"
             )
 
     def _put(self, key: str, data: bytes, headers: dict[str, Any]) -> dict[str, Any]:
-        """Put with the headers that the store takes; which these are is learnt once. Returns the store's answer."""
+        """Put an object with the headers that the store accepts; return the store's response.
+
+        Rejected headers are remembered and not sent again.
+        """
         headers = {name: value for name, value in headers.items() if name not in self._left_out}
         dropped: set[str] = set()
         while True:
@@ -287,7 +290,7 @@ class S3Blobs:
 
 
 def _checksum(digest: str) -> str:
-    """A digest as S3 writes it."""
+    """Encode a digest as S3 does, in base64."""
     return base64.b64encode(bytes.fromhex(digest)).decode()
 
 

@@ -1,7 +1,7 @@
-"""Checks that what a registry answers is about what it was asked for.
+"""Checks that a registry's answer belongs to the request.
 
-A registry, or a proxy before it, may answer with another expert, version or content. What a request determines of its
-answer is compared here, so that a wrong answer is an error and not a result.
+A registry or a proxy may answer with another expert, version or content. The fields of the answer that the request
+determines are compared here, so that a wrong answer is an error and not a result.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from t2.core.references import Reference
 from t2.registry.schemas import Version
 
 
-def check_answer(location: str, asked: str, answer: object, expected: Mapping[str, object]) -> None:
+def check_answer(location: str, request: str, answer: object, expected: Mapping[str, object]) -> None:
     """Check the fields of an answer that follow from the request.
 
     Args:
-        location: of the registry, for the message.
-        asked: the request, for the message.
+        location: URL or folder of the registry, for the message.
+        request: description of the request, for the message.
         answer: an object with these fields.
-        expected: their values, by name.
+        expected: the right values, by field name.
 
     Raises:
         RegistryError: a field has another value.
@@ -29,16 +29,16 @@ def check_answer(location: str, asked: str, answer: object, expected: Mapping[st
         got = getattr(answer, field)
         if got != value:
             raise RegistryError(
-                f"{location}: asked for {asked}, it answers with {field} {_shown(got)} instead of {_shown(value)}; its "
-                "answer was not used: check the URL, and ask who runs this registry"
+                f"{location}: asked for {request}, it answers with {field} {_format(got)} instead of {_format(value)}; "
+                "its answer was not used: check the URL, and ask who runs this registry"
             )
 
 
 def check_resolved(location: str, reference: Reference, version: Version) -> None:
-    """Check that a version is one that a reference can mean: its name, number and digest.
+    """Check that a version matches a reference: its name, number and digest.
 
     Raises:
-        RegistryError: it is not.
+        RegistryError: it does not match.
     """
     expected: dict[str, object] = {}
     if reference.digest is not None:
@@ -50,6 +50,6 @@ def check_resolved(location: str, reference: Reference, version: Version) -> Non
     check_answer(location, str(reference), version, expected)
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     text = str(value)
     return text if text.isprintable() and len(text) <= 150 else f"{text[:150]!r}…"

@@ -185,7 +185,7 @@ class RegistryClient(Protocol):
     def list_boards(
         self, *, task: str | None = None, base: str | None = None, cursor: str | None = None, limit: int = 50
     ) -> Page[Board]:
-        """Boards with runs on them, the newest board first; ``base`` is a model's name, identity or fingerprint."""
+        """Boards that have runs, newest first; ``base`` is a name, identity or fingerprint."""
         ...
 
     def board(self, query: BoardQuery, *, cursor: str | None = None, limit: int = 50) -> BoardPage:

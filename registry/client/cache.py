@@ -1,10 +1,10 @@
 """What was fetched from registry servers, kept under ``T2_CACHE_DIR/experts``: runs repeat without the network.
 
-Contents lie under their digest and are checked against it each time they are read, so that a damaged one is fetched
-anew. Beside them lies, for each server, what references meant when it last said so, and which digest each version had
-when it was first used: a version never changes, so another digest later is an error. Everything here can be deleted at
-any time; by themselves only the oldest of more than :data:`MOST_REFERENCES` remembered references of a server are.
-Any number of processes may use one cache.
+Contents are stored by digest and checked against it each time they are read, so that a damaged one is fetched again.
+For each server the cache also holds the last known meaning of each reference, and the digest that each version had at
+first use: a version never changes, so another digest later is an error. Everything here can be deleted at any time. The
+cache itself deletes only the oldest of more than :data:`MOST_REFERENCES` references of a server. Any number of
+processes may use one cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from t2.registry.schemas import Digest, Version, VersionDetail
 
 _log = logging.getLogger(__name__)
 MOST_REFERENCES = 10_000
-"""References remembered of one server, and as many digests of versions."""
+"""Most references, and most digests of versions, that are stored for one server."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ExpertCache:
         Raises:
             NotFoundError: the registry has none such.
             UnavailableError: it cannot be reached, and has never been asked for this.
-            RegistryError: it answered with another version than the one asked for, or the version has changed.
+            RegistryError: it answered with a version that does not match, or the version's digest has changed.
         """
         try:
             version = client.resolve(reference)
@@ -148,10 +148,10 @@ class ExpertCache:
         return Resolved(version)
 
     def confirm(self, client: RegistryClient, version: Version) -> None:
-        """Check that a version has the digest that it had when a server first named it here; remember a new one.
+        """Check that a version still has the digest of its first use; store the digest of a new one.
 
         Raises:
-            RegistryError: it had another, although versions never change.
+            RegistryError: it had another digest, although versions never change.
         """
         if not _is_server(client):
             return
@@ -160,16 +160,16 @@ class ExpertCache:
             raise RegistryError(f"{server}: {version.name[:150]!r} is not an expert's name; its answer was not used")
         reference = Reference(parse_name(version.name), version=version.version)
         path = self._path(server, reference, "versions")
-        known = self._pinned(path, server, reference, version.digest)
+        known = self._read_pin(path, server, reference, version.digest)
         if known not in (None, version.digest):
             raise RegistryError(
                 f"{server}: {reference} is sha256:{version.digest} now and was sha256:{known} before, and a version "
                 f"never changes: ask who runs this registry, use {reference.expert}@sha256:{known}, or delete {path} "
-                "if the registry was set up anew"
+                "if the registry was replaced by a new one"
             )
         if known is None or not path.exists():
             pin = _Pin(server=server, reference=str(reference), digest=version.digest)
-            self._keep(path, pin, f"the digest of {reference}")
+            self._store(path, pin, f"the digest of {reference}")
 
     def download(self, client: RegistryClient, digest: str) -> bytes:
         """The file with a digest, out of the cache or from the registry.
@@ -183,7 +183,7 @@ class ExpertCache:
             return data
         data = client.download(digest)
         if sha256(data) != digest:
-            raise RegistryError(f"{client.location} gave other bytes than those of the digest {digest}")
+            raise RegistryError(f"{client.location}: asked for sha256:{digest}, it answers with other bytes; try again")
         if _is_server(client):
             try:
                 self._contents.put(digest, data)
@@ -205,10 +205,10 @@ class ExpertCache:
 
     def _remember(self, server: str, reference: Reference, version: VersionDetail) -> None:
         memory = _Memory(server=server, reference=str(reference), at=datetime.now(UTC), version=version)
-        self._keep(self._path(server, reference), memory, f"what {reference} means")
+        self._store(self._path(server, reference), memory, f"what {reference} means")
 
-    def _keep(self, path: Path, value: BaseModel, what: str) -> None:
-        """Write a file, and delete the oldest of its folder where it holds too many."""
+    def _store(self, path: Path, value: BaseModel, what: str) -> None:
+        """Write a file; delete the oldest files of its folder if there are too many."""
         new = not path.exists()
         try:
             atomic_write(path, value.model_dump_json(indent=1).encode())
@@ -219,8 +219,8 @@ class ExpertCache:
             with contextlib.suppress(OSError):
                 _delete_oldest(path.parent)
 
-    def _pinned(self, path: Path, server: str, reference: Reference, digest: str) -> str | None:
-        """The digest that a version had before; None where it is new here."""
+    def _read_pin(self, path: Path, server: str, reference: Reference, digest: str) -> str | None:
+        """Return the digest that a version had at first use; None if it is new."""
         try:
             pin = _Pin.model_validate_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
@@ -231,9 +231,9 @@ class ExpertCache:
         if pin is not None and (pin.server, pin.reference) == (server, str(reference)):
             return pin.digest
         _log.warning(
-            "which digest %s had before is not known, because %s is damaged; from now on it is sha256:%s",
-            reference,
+            "%s: the stored digest of %s is damaged and replaced by sha256:%s",
             path,
+            reference,
             digest,
         )
         return None
@@ -266,7 +266,7 @@ def fetch(client: RegistryClient, reference: Reference) -> Fetched:
 
 
 def _delete_oldest(folder: Path) -> None:
-    """Delete a tenth of the files of a folder, those written longest ago, where there are too many."""
+    """Delete the oldest tenth of a folder's files if there are too many."""
     files = [entry for entry in os.scandir(folder) if entry.name.endswith(".json")]
     if len(files) > MOST_REFERENCES:
         files.sort(key=lambda entry: entry.stat().st_mtime)

@@ -66,7 +66,7 @@ from t2.registry.schemas import (
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _LISTS = frozenset({"items", "points", "nodes"})
-"""Members of an answer whose items can be left out one by one."""
+"""Lists in answers whose items can be left out individually."""
 
 
 class HttpRegistry:
@@ -340,39 +340,39 @@ class HttpRegistry:
             shape, self._transport.send(method, path, content=content, headers=headers, repeatable=repeatable)
         )
 
-    def _checked(self, asked: str, answer: T, **expected: object) -> T:
-        check_answer(self.location, asked, answer, expected)
+    def _checked(self, request: str, answer: T, **expected: object) -> T:
+        check_answer(self.location, request, answer, expected)
         return answer
 
-    def _checked_items(self, asked: str, page: Page[T], **expected: object) -> Page[T]:
+    def _checked_items(self, request: str, page: Page[T], **expected: object) -> Page[T]:
         for item in page.items:
-            check_answer(self.location, asked, item, expected)
+            check_answer(self.location, request, item, expected)
         return page
 
     def _read(self, shape: type[T], answer: Answer) -> T:
         adapter = TypeAdapter(shape)
         try:
             try:
-                # A newer server may tell more than this client knows.
+                # A newer server may send fields that this client does not know.
                 return adapter.validate_json(answer.content, extra="ignore")
             except pydantic.ValidationError as error:
-                understood = self._without_unknown(answer.content, error)
-                if understood is None:
+                remaining = self._drop_unknown_items(answer.content, error)
+                if remaining is None:
                     raise
-                return adapter.validate_json(understood, extra="ignore")
+                return adapter.validate_json(remaining, extra="ignore")
         except pydantic.ValidationError as error:
             raise RegistryError(
                 f"{self.location} answered what this t2 does not understand ({answer.status} for {answer.asked}): "
                 "it is no t2 registry, or a much newer one; check the URL, or upgrade t2"
             ) from error
 
-    def _without_unknown(self, content: bytes, error: pydantic.ValidationError) -> bytes | None:
-        """A list without the items that this client does not understand, each reason warned of once.
+    def _drop_unknown_items(self, content: bytes, error: pydantic.ValidationError) -> bytes | None:
+        """Drop the list items that this client cannot parse; warn of each reason once.
 
-        A newer server may have values where this client knows only some, such as kinds of experts.
+        A newer server may have values that this client does not know, such as kinds of experts.
 
         Returns:
-            None where something other than an item of a list is not understood.
+            None if anything except items of one list cannot be parsed.
         """
         dropped: dict[int, tuple[tuple[int | str, ...], object]] = {}
         places: set[str | None] = set()
@@ -393,18 +393,18 @@ class HttpRegistry:
         if not all(isinstance(items[index], dict) for index in dropped):
             return None
         for index, (where, value) in dropped.items():
-            self._warn_left_out(items[index], ".".join(map(str, where)), value)
+            self._warn_once(items[index], ".".join(map(str, where)), value)
         kept = [item for index, item in enumerate(items) if index not in dropped]
         return json.dumps(kept if place is None else {**answer, place: kept}).encode()
 
-    def _warn_left_out(self, item: Mapping[str, Any], field: str, value: object) -> None:
+    def _warn_once(self, item: Mapping[str, Any], field: str, value: object) -> None:
         shown = repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
         if (field, shown) in self._warned:
             return
         self._warned.add((field, shown))
         named = next((str(item[key]) for key in ("name", "alias", "digest", "id") if key in item), "an item")
         _log.warning(
-            "%s: %.150r is left out of its list, and others like it: this t2 does not know %s %.100s; upgrade t2",
+            "%s: left %.150r and similar items out of a list: this t2 does not know %s %.100s; upgrade t2",
             self.location,
             named,
             field or "it",

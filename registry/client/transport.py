@@ -83,11 +83,11 @@ class Transport:
                 f"the access token would go to {self.location} unencrypted; use an https URL, or on a network that you "
                 "trust set T2_REGISTRY_ALLOW_HTTP=1"
             )
-        self._proxied = not local  # a proxy of the environment has no business with this machine's own servers
+        self._proxied = not local  # requests to this machine never go through a proxy
         if self._proxied:
             _check_proxies()
-        # A local server may send downloads to a store elsewhere, so the authorities count there too.
-        trusted = _certificates(required=self._proxied or self._base.scheme == "https")
+        # A local server may redirect downloads to a remote store, so it needs the authorities too.
+        trusted = _load_certificates(required=self._proxied or self._base.scheme == "https")
         self._client = httpx2.Client(
             headers=headers,
             timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
@@ -276,18 +276,18 @@ def _server(url: str) -> httpx2.URL:
     return parsed
 
 
-def _certificates(*, required: bool) -> ssl.SSLContext:
-    """The authorities that are trusted: those of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else the system's.
+def _load_certificates(*, required: bool) -> ssl.SSLContext:
+    """Return the trusted authorities of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else the system's.
 
     Raises:
-        ArgumentError: the variable names none, and they are required.
+        ArgumentError: the variable names no certificates, and they are required.
     """
     name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), None)
     if name is None:
         return httpx2.create_ssl_context()
     try:
         if name == "SSL_CERT_DIR":
-            # OpenSSL takes any path for a folder, and finds no certificates in it.
+            # OpenSSL accepts any path as a folder, even one that does not exist.
             next(Path(os.environ[name]).iterdir(), None)
         return httpx2.create_ssl_context()
     except (OSError, ValueError) as error:
@@ -301,10 +301,10 @@ def _certificates(*, required: bool) -> ssl.SSLContext:
 
 
 def _check_proxies() -> None:
-    """Refuse proxies of the environment that the library would refuse, or could not connect to.
+    """Refuse proxies of the environment that the HTTP library cannot use.
 
     Raises:
-        ArgumentError: the variable, and what is wrong with it.
+        ArgumentError: a proxy cannot be used; the message names the variable.
     """
     proxies = getproxies_environment()
     if "*" in (host.strip() for host in proxies.get("no", "").split(",")):
@@ -325,13 +325,13 @@ def _check_proxies() -> None:
                 continue
             problem, remedy = "needs the package socksio", "run: pip install socksio, name a proxy by http://"
         else:
-            problem, remedy = "is no proxy that t2 can use", "write http://host:port"
-        shown = _plain(re.sub(r"//.*@", "//…@", text))  # without the password
+            problem, remedy = "is not a proxy that t2 can use", "write http://host:port"
+        shown = _plain(re.sub(r"//.*@", "//…@", text))  # hides the password
         raise ArgumentError(f"{_variable(scheme)}: {shown} {problem}; {remedy}, or unset it")
 
 
 def _proxy_variable(url: httpx2.URL) -> str | None:
-    """The variable whose proxy a request goes through."""
+    """Name of the variable whose proxy a request uses; None without a proxy."""
     proxies = getproxies_environment()
     if proxy_bypass_environment(url.host, proxies):
         return None
@@ -339,7 +339,7 @@ def _proxy_variable(url: httpx2.URL) -> str | None:
 
 
 def _variable(scheme: str) -> str:
-    # As urllib reads them, the lower-case name wins.
+    # urllib prefers the lower-case name.
     lower = f"{scheme}_proxy"
     return lower if os.environ.get(lower) else lower.upper()
 

@@ -43,8 +43,8 @@ class Database:
 
         Args:
             url: ``sqlite:////path/to/file.db`` or ``postgresql://user:password@host/name``.
-            pool: connections at most: two fifths for writes, the others for reads, so that writers that wait for each
-                other do not stop reads.
+            pool: most connections: two fifths for writes, the others for reads, so that writers that wait for each
+                other do not block reads.
             timeout: seconds to wait for a connection, a lock or a statement.
 
         Raises:
@@ -104,7 +104,7 @@ class Database:
         for each in (self.engine, self._writing):
             self._prepare(each, timeout)
         of_writers: dict[str, Any] = {"t2_write": True} if self.is_sqlite else {"isolation_level": "READ COMMITTED"}
-        # One moment's state for all queries, as SQLite gives it anyway: an alias and what it points to agree.
+        # One snapshot for all queries, as in SQLite: an alias and its version must agree.
         of_readers: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._writer = self._writing.execution_options(**of_writers)
         self._reader = self.engine.execution_options(**of_readers)
@@ -124,7 +124,7 @@ class Database:
                 return connection
 
             event.listen(engine, "do_connect", connect)
-            event.listen(engine, "do_execute", _plan_anew)
+            event.listen(engine, "do_execute", _replan)
             event.listen(engine, "checkin", _remember_use)
             event.listen(engine, "checkout", self._find_alive)
 
@@ -193,13 +193,13 @@ class Database:
             yield connection
 
     def check_writable(self) -> None:
-        """Return when the database takes writes, without waiting for other writers.
+        """Check that the database accepts writes, without waiting for other writers.
 
         Raises:
-            UnavailableError: it can only be read, or its disk is full.
+            UnavailableError: it is read-only, or its disk is full.
         """
         if self.is_sqlite:
-            # Not opened: closing the file would drop the locks of this process's own connections.
+            # Does not open the file: closing it would drop the locks of this process's own connections.
             file = Path(self.engine.url.database or "")
             if not os.access(file, os.W_OK):
                 raise UnavailableError(f"the database {self.location} can only be read; {_HINTS['SQLITE_READONLY']}")
@@ -263,7 +263,7 @@ VARIED = "t2_varied"
 """The execution option of a statement whose best plan depends on its values."""
 
 
-def _plan_anew(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+def _replan(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
     """Have PostgreSQL plan a varied statement for the values at hand.
 
     A statement that is often executed is prepared, and planned once for all values. That saves half the work of looking

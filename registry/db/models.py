@@ -49,7 +49,7 @@ class Utc(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        if value.tzinfo is None:  # astimezone would assume the time zone of this machine
+        if value.tzinfo is None:  # astimezone would assume the local time zone
             raise ValueError("a time without an offset from UTC")
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
@@ -178,9 +178,9 @@ class Expert(Table):
 
 
 class PurgedExpert(Table):
-    """A name whose expert was purged: ``last`` is the highest version number that it ever had.
+    """A name whose expert was purged; ``last`` is the highest version number it ever had.
 
-    No number up to it is given to a version again, or a reference such as ``team/math@3`` would change its meaning.
+    No new version gets a number up to ``last``, or a reference such as ``team/math@3`` would change its meaning.
     """
 
     __tablename__ = "purged_expert"
@@ -315,9 +315,9 @@ class CurvePoint(Table):
 
 
 class Board(Table):
-    """What can be compared: one version of a task, with as many shots, on the same documents, by one base model.
+    """Runs that can be compared: one task version, number of shots, set of documents and model.
 
-    ``base`` is the model's identity where its runs state it, else its name, and ``base_name`` the name.
+    ``base`` is the model's identity if its runs have one, else its name; ``base_name`` is the name.
     """
 
     __tablename__ = "board"
@@ -390,7 +390,7 @@ class Run(Table):
 
 
 class RunScore(Table):
-    """A score of a run: its board's index gives the best first, those that the samples confirm before the others."""
+    """A score of a run; an index sorts a board's scores, confirmed ones first, then the best."""
 
     __tablename__ = "run_score"
 
@@ -420,9 +420,9 @@ class RunScore(Table):
 
 
 class RunExpert(Table):
-    """An expert that took part in a run; its content may be unknown here, so it is named by digest.
+    """An expert of a run, by digest, since the registry may not have its content.
 
-    ``reference`` is how the run named it, where it named a version of a registry.
+    ``reference`` is the version of a registry by which the run named it, if any.
     """
 
     __tablename__ = "run_expert"
@@ -469,7 +469,7 @@ class AuditEntry(Table):
     object: Mapped[str]
     detail: Mapped[dict[str, Any]]
 
-    # For servers of an older t2, which look here for what PurgedExpert holds.
+    # Servers of an older t2 read the version numbers of PurgedExpert from here.
     __table_args__ = (Index("ix_audit_purged", "object", "id", postgresql_where=_PURGED, sqlite_where=_PURGED),)
 
 

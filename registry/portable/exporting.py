@@ -48,7 +48,7 @@ def export(database: Database, store: BlobStore, file: IO[bytes], *, namespace: 
 
     Raises:
         NotFoundError: there is no such namespace, or a blob is not in the store.
-        RegistryError: a blob is damaged, or a row is over a limit of the API, which another program wrote.
+        RegistryError: a blob is damaged, or a row that another program wrote exceeds a limit of the API.
         UnavailableError: database or store cannot be reached.
     """
     writer = Writer(file)

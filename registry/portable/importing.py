@@ -1,12 +1,12 @@
 """Import of an archive into a registry, empty or not.
 
-An archive is read three times. First all of it is checked: each record by itself, against the others, against the
-limits of the API, and against the registry. Where something breaks a rule or an immutable thing differs, nothing is
-written. Then the blobs are stored as an upload stores them, and last all records are written in one transaction. An
-import that is interrupted leaves at most blobs that nothing refers to, which the collection of garbage removes.
+An archive is read three times. The first pass checks each record by itself, against the others, against the limits of
+the API, and against the registry. Nothing is written if a record breaks a rule or contradicts immutable data. The
+second pass stores the blobs as uploads do. The third pass writes all records in one transaction. An interrupted import
+leaves at most unreferenced blobs, which garbage collection removes.
 
-The same import again changes nothing. What may change stays as the registry has it where the two disagree, and is
-reported: descriptions, metrics, deletion, and aliases unless the archive's history continues the registry's.
+The same import again changes nothing. Where mutable data differs, the registry keeps its own and reports it:
+descriptions, metrics, deletion, and aliases unless the archive's history continues the registry's.
 """
 
 from __future__ import annotations
@@ -82,20 +82,20 @@ def restore(
     """Import an archive.
 
     Args:
-        file: at its start; it can be sought.
+        file: seekable, positioned at its start.
         tokens: also take the access tokens of the archive; who holds one of them can use this registry then.
-        limits: of this registry.
+        limits: limits of this registry.
 
     Raises:
-        ArgumentError: the file cannot be sought.
-        InvalidRequestError: the archive is cut, damaged or no archive of a registry, or a record is over a limit of
-            the API; nothing was written.
+        ArgumentError: the file is not seekable.
+        InvalidRequestError: the archive is truncated, damaged or not of a registry, or a record exceeds a limit of the
+            API; nothing was written.
         TooLargeError: a file in it is over the limit; nothing was written.
         ConflictError: something immutable is another in the registry; nothing was written.
         UnavailableError: database or store cannot be reached; import again.
     """
     if not file.seekable():
-        raise ArgumentError("an archive is read three times; give a file that is not a pipe")
+        raise ArgumentError("the archive is not seekable, and it is read three times; give a file instead of a pipe")
     service = Service(database, store, actor, limits=limits)
     try:
         contents = _Contents(file)
@@ -115,7 +115,7 @@ def restore(
 
 
 class _Contents:
-    """The blobs of an archive, read from the file when they are needed; 250 bytes of memory for each."""
+    """The blobs of an archive, read on demand; each takes 250 bytes of memory."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -123,7 +123,7 @@ class _Contents:
         self._last: records.Content | None = None
 
     def add(self, content: records.Content) -> None:
-        """Take a blob."""
+        """Register a blob."""
         self._last = content
         self._places[content.is_expert, bytes.fromhex(content.digest)] = content.offset, len(content.data)
 
@@ -132,10 +132,10 @@ class _Contents:
         return self._read(True, digest)
 
     def samples(self, digest: str, where: str) -> bytes:
-        """The bytes of samples.
+        """The bytes of a run's samples.
 
         Raises:
-            InvalidRequestError: they were not added.
+            InvalidRequestError: they were not added before.
         """
         if (False, bytes.fromhex(digest)) not in self._places:
             raise InvalidRequestError(f"the samples of {where} are not in it before")
@@ -148,21 +148,21 @@ class _Contents:
         self._file.seek(offset)
         data = self._file.read(size)
         if sha256(data) != digest:
-            raise InvalidRequestError("the file is being changed; import it again")
+            raise InvalidRequestError("the file changed while it was read; import it again")
         self._last = records.Content(digest, data, offset, is_expert)
         return data
 
 
 @dataclass
 class _Expert:
-    """What the first reading remembers of the expert whose records it reads.
+    """State of the first pass about the expert whose records it reads.
 
     Attributes:
-        deleted: by number of a version, whether it is deleted.
-        digests: of its versions.
-        points: by number, the split and the step of the last point.
-        counts: by number, how many points the registry would have.
-        complete: whether its aliases were read, which come last.
+        deleted: whether a version is deleted, by number.
+        digests: digests of the versions.
+        points: split and step of the last point, by number.
+        counts: number of points that the registry would have, by number.
+        complete: whether the aliases, which come last, were read.
     """
 
     record: records.ExpertRecord
@@ -175,7 +175,7 @@ class _Expert:
 
 @dataclass(frozen=True)
 class _File:
-    """What the first reading remembers of an expert's file; ``targets`` is the digest of its manifest's targets."""
+    """Properties of an expert's file; ``targets`` is the digest of its manifest's targets."""
 
     kind: str
     base: str
@@ -183,7 +183,7 @@ class _File:
 
 
 class _Check:
-    """The first reading, which writes nothing."""
+    """The first pass, which only checks."""
 
     def __init__(self, service: Service, contents: _Contents) -> None:
         self._service = service
@@ -196,7 +196,7 @@ class _Check:
         self._files: dict[bytes, _File] = {}
         self._targets: dict[str, dict[str, int]] = {}
         self._bases: dict[str, dict[str, int]] = {}
-        self._used: dict[tuple[str, str], str] = {}  # base and targets of the versions, with one of them
+        self._used: dict[tuple[str, str], str] = {}  # base and targets, with the reference of one version
 
     def read(self, file: IO[bytes]) -> None:
         """Check an archive.
@@ -231,7 +231,7 @@ class _Check:
         self._contents.add(content)
 
     def _place(self, kind: str) -> None:
-        """Count a record or a blob, which come after the first record and before the last."""
+        """Count a record or a blob, and check that it comes after the first record and before the last."""
         if self._ended or (kind == "registry") != (not self._counts):
             raise InvalidRequestError("its records are out of order")
         self._counts[kind] = self._counts.get(kind, 0) + 1
@@ -264,7 +264,7 @@ class _Check:
             case records.AliasesRecord():
                 self._aliases(self._of_expert(record.expert), record)
             case records.RunRecord():
-                _run_of(self._service, record, self._contents)
+                _read_run(self._service, record, self._contents)
             case _:
                 pass
 
@@ -312,7 +312,7 @@ class _Check:
         expert.complete = True
 
     def _find_odd_ranks(self, session: Session) -> Iterator[str]:
-        """Versions that do not fit their base model, whose targets the archive or the registry has."""
+        """Yield versions that do not fit their base model, if the archive or the registry has its targets."""
         table = models.BaseModel
         for (fingerprint, targets), reference in self._used.items():
             ranks = self._bases.get(fingerprint) or session.scalar(
@@ -323,12 +323,12 @@ class _Check:
                 yield f"{reference} does not fit its base model {fingerprint[:12]}: {odd}"
 
 
-def _run_of(service: Service, record: records.RunRecord, contents: _Contents) -> RunFile:
-    """A run of an archive with its samples, checked as one that is pushed.
+def _read_run(service: Service, record: records.RunRecord, contents: _Contents) -> RunFile:
+    """Read a run of an archive with its samples, with the checks of a pushed run.
 
     Raises:
-        InvalidRequestError, ResultsError: it is no run, or disagrees with its samples.
-        TooLargeError: it is over the limit.
+        InvalidRequestError, ResultsError: it is not a run, or contradicts its samples.
+        TooLargeError: it exceeds the limit.
     """
     where = f"a run of {record.namespace}"
     samples = contents.samples(record.samples, where)
@@ -344,7 +344,7 @@ def _conflict(conflicts: list[str]) -> ConflictError:
 
 
 def _find_conflicts(session: Session, record: Record) -> Iterator[str]:
-    """What the registry holds otherwise and can never change, or what would be over a limit together with it."""
+    """Yield conflicts with immutable data of the registry, and limits exceeded together with it."""
     if isinstance(record, records.BaseModelRecord) and record.targets is not None:
         base = session.scalar(select(models.BaseModel).where(models.BaseModel.fingerprint == record.fingerprint))
         if base is not None and base.targets is not None and base.targets != record.targets:
@@ -392,7 +392,7 @@ def _find_conflicts(session: Session, record: Record) -> Iterator[str]:
 
 
 class _Importer:
-    """The second and the third reading."""
+    """The second and the third pass."""
 
     def __init__(self, service: Service, contents: _Contents, tokens: bool) -> None:
         self.result = Imported()
@@ -498,7 +498,7 @@ class _Importer:
         self._events, self._diverged = 0, False
 
     def _purged(self, session: Session, path: str, last: int) -> None:
-        """Keep the numbers of a purged name from being given again, here too."""
+        """Reserve the version numbers of a purged name."""
         if experts.last_of_purged(session, path) >= last:
             return
         experts.record_purged(session, path, last)
@@ -602,7 +602,7 @@ class _Importer:
         experts.refresh(session, expert, at=expert.updated_at)
 
     def _keep_alias(self, session: Session, expert: models.Expert, alias: str, here: int | None, deleted: int) -> None:
-        """Leave an alias where it is, as no alias points to a deleted version; its history says so."""
+        """Leave an alias unchanged whose new version is deleted here; record it in the history."""
         self.result.keep(f"{expert.path}@{alias}, whose version {deleted} is deleted here")
         session.add(
             models.AliasEvent(
@@ -622,7 +622,7 @@ class _Importer:
         new = runs.insert(
             session,
             namespaces.find(session, record.namespace).id,
-            _run_of(self._service, record, self._contents),
+            _read_run(self._service, record, self._contents),
             created_at=record.created_at,
             created_by=record.created_by,
         )
@@ -641,7 +641,7 @@ class _Importer:
 
     def _audit(self, session: Session, record: records.AuditRecord) -> None:
         if record.action == "expert.purge" and is_name(record.object):
-            # An archive of an older t2 has the numbers of purged names here alone.
+            # Archives of an older t2 have the numbers of purged names only in the audit log.
             last = record.detail.get("last")
             if type(last) is int and 0 <= last <= MAX_ARCHIVED_VERSION:
                 self._purged(session, str(parse_name(record.object)), last)

@@ -54,8 +54,8 @@ def _path(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
-def _refusing(check: Callable[[str], object]) -> Callable[[str], str]:
-    """A validator of a check that the API makes too."""
+def _validator_of(check: Callable[[str], object]) -> Callable[[str], str]:
+    """Build a validator from a check of the API, which raises InvalidRequestError."""
 
     def validate(text: str) -> str:
         try:
@@ -68,21 +68,21 @@ def _refusing(check: Callable[[str], object]) -> Callable[[str], str]:
 
 
 def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
-    canonical_json(value)  # raises ValueError for NaN and infinity, which no database takes
+    canonical_json(value)  # raises ValueError for NaN and infinity, which databases refuse
     return value
 
 
 MAX_ARCHIVED_VERSION = 900_000_000
-"""Below :data:`~t2.registry.names.MAX_VERSION`, so that a hundred million uploads can follow."""
+"""Below :data:`~t2.registry.names.MAX_VERSION`, to leave room for a hundred million uploads."""
 
 ExpertPath = Annotated[str, AfterValidator(_path)]
-Namespace = Annotated[Name, AfterValidator(_refusing(check_namespace))]
+Namespace = Annotated[Name, AfterValidator(_validator_of(check_namespace))]
 Number = Annotated[int, Field(ge=1, le=MAX_ARCHIVED_VERSION)]
 Last = Annotated[int, Field(ge=0, le=MAX_ARCHIVED_VERSION)]
 Source = Annotated[str, StringConstraints(max_length=16, pattern=NO_NUL)]
 Subject = Annotated[str, StringConstraints(max_length=100, pattern=NO_NUL)]
 Action = Annotated[str, StringConstraints(max_length=64, pattern=NO_NUL)]
-TokenName = Annotated[str, AfterValidator(_refusing(tokens.check_name))]
+TokenName = Annotated[str, AfterValidator(_validator_of(tokens.check_name))]
 
 
 class _Record(BaseModel):
@@ -147,7 +147,7 @@ class VersionRecord(_Record):
 
 
 class PurgedRecord(_Record):
-    """A name whose expert was purged, and the highest number that it ever gave to a version."""
+    """A name whose expert was purged, and its highest version number ever."""
 
     type: Literal["purged"] = "purged"
     path: ExpertPath
@@ -218,7 +218,7 @@ class TokenRecord(_Record):
     name: TokenName
     prefix: Annotated[str, StringConstraints(pattern=r"^t2r_[0-9a-f]{6}$")]
     hash: Digest
-    scopes: Annotated[str, AfterValidator(_refusing(tokens.parse_scopes))]
+    scopes: Annotated[str, AfterValidator(_validator_of(tokens.parse_scopes))]
     created_at: Time
     expires_at: Time | None
     last_used_at: Time | None
@@ -311,8 +311,8 @@ class Content:
     """A blob of an archive, whose digest was checked.
 
     Attributes:
-        offset: of its first byte in the archive.
-        is_expert: False for the samples of a run.
+        offset: offset of the first byte in the archive.
+        is_expert: whether it is an expert's file; else it is the samples of a run.
     """
 
     digest: str
@@ -327,7 +327,7 @@ def read(file: IO[bytes]) -> Iterator[Content | list[Record]]:
     One blob or one chunk is in memory at a time.
 
     Args:
-        file: at its start; it can be sought.
+        file: seekable, positioned at its start.
 
     Raises:
         InvalidRequestError: the archive is cut, damaged, or holds what no archive of a registry holds.
@@ -338,8 +338,8 @@ def read(file: IO[bytes]) -> Iterator[Content | list[Record]]:
             if sha256(data) != digest:
                 raise InvalidRequestError(f"the content of {name} is not that of its digest")
             end = file.tell()
-            yield Content(digest, data, end - tar.padded(len(data)), f"{folder}/" == BLOBS)
-            file.seek(end)  # whoever took the blob may have read another
+            yield Content(digest, data, end - tar.padded_size(len(data)), f"{folder}/" == BLOBS)
+            file.seek(end)  # the caller may have read another blob
         elif name.startswith(RECORDS) and len(data) <= MAX_RECORDS_BYTES:
             end = file.tell()
             yield [_parse(name, number, line) for number, line in enumerate(data.splitlines(), start=1)]
@@ -359,5 +359,5 @@ def _parse(name: str, number: int, line: bytes) -> Record:
 
 
 def _one_line(text: str) -> str:
-    """A message that may quote the archive, without line breaks and at most 500 characters long."""
+    """Escape and shorten a message that may quote the archive: one line of 500 characters."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:500])

@@ -26,11 +26,11 @@ def write_member(file: IO[bytes], name: str, data: bytes) -> None:
     info.mode = 0o644
     file.write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
     file.write(data)
-    file.write(bytes(padded(len(data)) - len(data)))
+    file.write(bytes(padded_size(len(data)) - len(data)))
 
 
-def padded(size: int) -> int:
-    """Bytes that the content of a file takes in an archive."""
+def padded_size(size: int) -> int:
+    """Bytes of a file of ``size`` bytes in an archive, padding included."""
     return size + -size % _BLOCK
 
 
@@ -63,7 +63,7 @@ def read_members(file: IO[bytes], limit: int) -> Iterator[tuple[str, bytes]]:
                 f"its member {info.name[:100]!r} of {info.size} bytes is over the limit of {limit}"
             )
         data = _exactly(file, info.size)
-        _exactly(file, padded(info.size) - info.size)
+        _exactly(file, padded_size(info.size) - info.size)
         yield info.name, data
 
 

@@ -43,7 +43,7 @@ def put(
 
     Raises:
         ConflictError: other ranks are known already, or a version is there that disagrees with these.
-        InvalidRequestError: there are none, or they are over a limit.
+        InvalidRequestError: ``targets`` is empty or exceeds a limit.
     """
     try:
         targets = _TARGETS.validate_python(dict(targets), strict=True)
@@ -67,7 +67,7 @@ def put(
 
 
 def find_odd_version(session: Session, row: models.BaseModel, targets: Mapping[str, int]) -> str | None:
-    """How a version of a base model disagrees with targets; None where all agree."""
+    """Describe the first version of a base model that disagrees with targets; None if all agree."""
     versions = select(models.Version.manifest).where(models.Version.base_model_id == row.id)
     for manifest in session.scalars(versions.execution_options(yield_per=500)):
         odd = find_disagreement(manifest["targets"], targets)

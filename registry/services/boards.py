@@ -20,12 +20,12 @@ from t2.registry.services.paging import Order, fetch_page
 
 _BOARD, _RUN, _SCORE = (columns(table) for table in (models.Board, models.Run, models.RunScore))
 _UNCONFIRMED = "unconfirmed."
-"""Before a cursor among unconfirmed scores; the dot is in no cursor."""
+"""Prefix of cursors into unconfirmed scores; no other cursor contains a dot."""
 _OTHER = models.Board.__table__.alias("other").c
 _NAME, _OTHER_NAME = func.coalesce(_BOARD.base_name, _BOARD.base), func.coalesce(_OTHER.base_name, _OTHER.base)
 _ALIKE = and_(*(_OTHER[name] == _BOARD[name] for name in ("task", "task_version", "n_shot", "docs_digest")))
 _SHOWN = select(_OTHER.id).where(_ALIKE, _OTHER.base.in_((_BOARD.base, _NAME)))
-"""The boards whose runs a board shows: its own, and those of its model's name that state no identity."""
+"""Boards whose runs a board shows: itself, and that of its model's name without an identity."""
 _RUNS = _RUN.board_id.in_(_SHOWN.correlate(models.Board.__table__))
 _COUNT = select(func.count()).where(_RUNS).correlate(models.Board.__table__).scalar_subquery()
 _NEWEST = select(func.max(_RUN.id)).where(_RUNS).correlate(models.Board.__table__).scalar_subquery()
@@ -42,7 +42,7 @@ _COVERED = (
     .correlate(models.Board.__table__)
     .exists()
 )
-"""Whether a board without an identity is a part of one with it."""
+"""Whether a board without an identity is included in a board with one."""
 _FIELDS = {
     "task": _BOARD.task,
     "task_version": _BOARD.task_version,
@@ -136,10 +136,10 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
 def _confirmed_first(
     page: Callable[[bool, str | None, int], tuple[Sequence[Any], str | None]], cursor: str | None, limit: int
 ) -> tuple[Sequence[Any], str | None]:
-    """A page of confirmed rows and, after the last of them, of the others: each an index's range of its own.
+    """Fetch a page of confirmed rows, followed by unconfirmed ones; each is a separate index range.
 
     Args:
-        page: fetches rows, confirmed or not, and the cursor of the page after them.
+        page: fetches rows, confirmed or not, and the next page's cursor.
     """
     if cursor is not None and cursor.startswith(_UNCONFIRMED):
         rows, after = page(False, cursor.removeprefix(_UNCONFIRMED) or None, limit)
@@ -171,7 +171,7 @@ def _choose(session: Session, query: BoardQuery) -> Any:
 
 
 def _of_base(session: Session, base: str) -> ColumnElement[bool]:
-    """The boards of a base model, by its identity, its fingerprint or its name."""
+    """Condition that selects the boards of a base model, by identity, fingerprint or name."""
     if not is_digest(base):
         return or_(_BOARD.base_name == base, and_(_BOARD.base_name.is_(None), _BOARD.base == base))
     of_base = select(_RUN.board_id).where(_RUN.base_model_id.in_(base_models.ids_of(session, base)))
@@ -179,7 +179,7 @@ def _of_base(session: Session, base: str) -> ColumnElement[bool]:
 
 
 def _boards() -> Select[*tuple[Any, ...]]:
-    """Boards with a run on them, but for those that are a part of another one."""
+    """Boards that have a run, except those that are included in another."""
     return select(_BOARD.id, *(column.label(name) for name, column in _FIELDS.items())).where(_OWN, not_(_COVERED))
 
 

@@ -3,8 +3,8 @@
 A list of fifty experts is then one query of fifty rows, and not the versions, metrics, aliases and tags of each.
 Whoever changes something of these writes the card anew, in the same transaction and with the expert's row locked. A
 card is good where its time is that of the expert's last change: one that a server of an older t2 left behind, while the
-database was at this schema already, is passed over, and what it would say is looked up. Aliases of older versions are
-not on a card: one query a page adds all aliases to the answer.
+database was at this schema already, is ignored, and its values are queried. Aliases of older versions are not on a
+card: one query per page adds all aliases to the answer.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _ALIASES = (
 
 
 def told(reader: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[str]:
-    """The cards of rows that have ``id`` and :data:`CARD`, with the experts' aliases."""
+    """Return the cards of rows that have ``id`` and :data:`CARD`, with the experts' aliases."""
     cards = {row.id: row.card for row in rows if row.card is not None}
     missing = [row.id for row in rows if row.card is None]
     if missing:
-        # An expert that was purged since its row was read is gone.
-        cards |= {expert_id: written(expert) for expert_id, expert in made(reader, missing).items()}
-    return with_aliases(reader, {row.id: cards[row.id] for row in rows if row.id in cards})
+        # Experts that were purged after their rows were read are missing.
+        cards |= {expert_id: dump_card(expert) for expert_id, expert in made(reader, missing).items()}
+    return add_aliases(reader, {row.id: cards[row.id] for row in rows if row.id in cards})
 
 
-def with_aliases(reader: Session | Connection, cards: Mapping[int, str]) -> list[str]:
-    """Cards, by the experts' ids, with the version that each alias points to."""
+def add_aliases(reader: Session | Connection, cards: Mapping[int, str]) -> list[str]:
+    """Add the aliases and their versions to cards, given by the experts' ids."""
     aliases: dict[int, dict[str, int]] = {expert_id: {} for expert_id in cards}
     if cards:
         for expert_id, alias, number in reader.execute(_ALIASES, {"ids": list(cards)}):
@@ -57,8 +57,8 @@ def with_aliases(reader: Session | Connection, cards: Mapping[int, str]) -> list
     ]
 
 
-def written(expert: Expert) -> str:
-    """The card of an expert, as it lies in its row."""
+def dump_card(expert: Expert) -> str:
+    """Serialise an expert as the card in its row."""
     return expert.model_dump_json(exclude={"aliases"})
 
 

@@ -106,7 +106,7 @@ def curve(reader: Session | Connection, version_id: int, split: str | None, poin
 
 
 def curve_json(reader: Session | Connection, version_id: int, split: str | None, points: int | None) -> bytes:
-    """:func:`curve` as JSON; a long one as objects would take ten times the memory."""
+    """Return :func:`curve` as JSON; a long curve of objects would take ten times the memory."""
     if points is None:
         pieces, total = _dump(reader.execute(*_query(version_id, split)))
     else:
@@ -116,7 +116,7 @@ def curve_json(reader: Session | Connection, version_id: int, split: str | None,
 
 
 def _dump(rows: Result[*tuple[Any, ...]]) -> tuple[list[bytes], int]:
-    """JSON of a few thousand points each, and the number of points."""
+    """Serialise rows in pieces of 2000 points; return the pieces and the number of points."""
     pieces, count = [], 0
     for part in rows.partitions(2000):
         pieces.append(_POINTS.dump_json(_points(part))[1:-1])
@@ -127,7 +127,7 @@ def _dump(rows: Result[*tuple[Any, ...]]) -> tuple[list[bytes], int]:
 def _choose(
     reader: Session | Connection, version_id: int, split: str | None, points: int
 ) -> tuple[dict[str, Any], int]:
-    """The parameters that select the points of a downsampled curve, and how many points there are."""
+    """Return the query parameters of a downsampled curve, and the total number of points."""
     outline = _outline(reader, version_id, split)
     kept = {name: [steps[i] for i in downsample(steps, rewards, points)] for name, steps, rewards in outline}
     chosen = {"version": version_id, **{name: kept.get(name, []) for name in _SPLITS}}

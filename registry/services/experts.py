@@ -130,13 +130,13 @@ def ensure(session: Session, actor: Actor, name: ExpertName, kind: str) -> model
 
 
 def last_of_purged(session: Session, path: str) -> int:
-    """The highest version number that a purged name ever had; 0 for a name that was never purged."""
+    """Highest version number that a purged name ever had; 0 for a name never purged."""
     row = session.get(models.PurgedExpert, path)
     return row.last if row is not None else 0
 
 
 def record_purged(session: Session, path: str, last: int) -> None:
-    """Keep the version numbers of a purged name from being given again."""
+    """Reserve the version numbers of a purged name."""
     if not insert_once(session, models.PurgedExpert, path=path, last=last):
         row = session.get_one(models.PurgedExpert, path, with_for_update=True, populate_existing=True)
         row.last = max(row.last, last)
@@ -167,7 +167,7 @@ def refresh(
     row.score = latest.metrics.get(VALIDATION_SCORE) if latest is not None else None
     row.search_text = " ".join(filter(None, (row.path, row.task, row.description))).lower()
     row.updated_at = row.carded_at = at or audit.now()
-    row.card = cards.written(cards.of(row, latest, tags))
+    row.card = cards.dump_card(cards.of(row, latest, tags))
     return latest
 
 
@@ -178,7 +178,7 @@ def describe(session: Session, actor: Actor, name: ExpertName, description: str)
     refresh(session, row)
     audit.record(session, actor, "expert.describe", str(name))
     assert row.card is not None
-    return cards.with_aliases(session, {row.id: row.card})[0]
+    return cards.add_aliases(session, {row.id: row.card})[0]
 
 
 def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[str], remove: Iterable[str]) -> str:
@@ -197,7 +197,7 @@ def change_tags(session: Session, actor: Actor, name: ExpertName, add: Iterable[
     audit.record(session, actor, "expert.tag", str(name), add=added, remove=removed)
     refresh(session, row)
     assert row.card is not None
-    return cards.with_aliases(session, {row.id: row.card})[0]
+    return cards.add_aliases(session, {row.id: row.card})[0]
 
 
 def list_experts(

@@ -75,15 +75,15 @@ _EXPERTS_OF = select(_EXPERT.run_id, _EXPERT.name, _EXPERT.digest, _EXPERT.domai
 
 
 def push(session: Session, actor: Actor, namespace: str, file: RunFile) -> Run:
-    """Make a run of a file whose samples are in the store already; the same one again is the one that is there.
+    """Insert a run whose samples are already in the store, or return the existing same run.
 
     Raises:
-        InvalidRequestError: it was evaluated with ``--predict_only``, so a score of it is none.
+        InvalidRequestError: it was evaluated with ``--predict_only``, so it has no score.
     """
     if any(score.metric == NO_METRIC for score in file.run.scores):
         raise InvalidRequestError(
-            f"a run of {namespace}: {file.run.task} was evaluated with --predict_only, so it has no score; evaluate it "
-            "without"
+            f"a run of {namespace}: {file.run.task} was evaluated with --predict_only, so it has no score; evaluate "
+            "without the flag"
         )
     owner = namespaces.ensure(session, actor, namespace)
     new = insert(session, owner.id, file, created_at=audit.now(), created_by=str(actor))
@@ -94,10 +94,9 @@ def push(session: Session, actor: Actor, namespace: str, file: RunFile) -> Run:
 
 
 def insert(session: Session, namespace_id: int, file: RunFile, *, created_at: datetime, created_by: str) -> bool:
-    """Make a run's row and those of its board, scores and experts; whether it is new.
+    """Insert the rows of a run, its board, scores and experts; return whether the run is new.
 
-    Of a run that is there already the scores are confirmed that the samples confirm: an older version of t2 may have
-    been able to confirm fewer.
+    For an existing run, scores that its samples confirm are marked: an older t2 may have confirmed fewer.
     """
     run = file.run
     key = {
@@ -185,7 +184,7 @@ def interval(score: Score, values: Sequence[float]) -> tuple[float | None, float
     the normal one, of the samples' own standard error or of the one that lm-eval told.
 
     Args:
-        values: of each document, of a repeated one the mean.
+        values: the score of each document; the mean for a repeated document.
     """
     if score.score is None:
         return None, None
@@ -196,7 +195,7 @@ def interval(score: Score, values: Sequence[float]) -> tuple[float | None, float
                 found = mean_interval(values)
             except DataError:  # a single score that is not 0 or 1
                 return None, None
-            # Of repeated documents the score is the mean of all samples, which the mean over documents need not be.
+            # With repeated documents the score, a mean over samples, can be outside the interval over documents.
             return min(found.low, score.score), max(found.high, score.score)
         mean = math.fsum(values) / len(values)
         stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
@@ -262,8 +261,8 @@ def list_runs(session: Session, query: RunQuery, *, cursor: str | None, limit: i
         limit=limit,
         position=lambda row: (row.id, row.id),
     )
-    asked = (query.expert or "").partition("@")[0] or None
-    return Page(items=shape(session, rows, asked=asked), next=next_cursor)
+    queried = (query.expert or "").partition("@")[0] or None
+    return Page(items=shape(session, rows, queried=queried), next=next_cursor)
 
 
 def alias_runs(session: Session, name: ExpertName, alias: str, *, cursor: str | None, limit: int) -> Page[AliasRun]:
@@ -297,7 +296,7 @@ def alias_runs(session: Session, name: ExpertName, alias: str, *, cursor: str | 
     )
     items = [
         AliasRun(version=row.number, since=row.since, current=row.number == now, run=run)
-        for row, run in zip(rows, shape(session, rows, asked=str(name)), strict=True)
+        for row, run in zip(rows, shape(session, rows, queried=str(name)), strict=True)
     ]
     return Page(items=items, next=next_cursor)
 
@@ -307,11 +306,11 @@ def joined() -> Select[*tuple[Any, ...]]:
     return _JOINED
 
 
-def shape(session: Session, rows: Sequence[Any], *, asked: str | None = None) -> list[Run]:
+def shape(session: Session, rows: Sequence[Any], *, queried: str | None = None) -> list[Run]:
     """Runs as clients see them, in three more queries however many they are.
 
     Args:
-        asked: the ``namespace/name`` of the expert that was asked about, if any.
+        queried: the ``namespace/name`` of the expert in the query, if any.
     """
     if not rows:
         return []
@@ -322,11 +321,11 @@ def shape(session: Session, rows: Sequence[Any], *, asked: str | None = None) ->
     took_part = session.execute(_EXPERTS_OF.where(any_of(_EXPERT.run_id, "runs")), ids).all()
     owners = {row.id: dict(zip(_FIELDS, row[1:], strict=False))["namespace"] for row in rows}
     named = {row.reference.partition("@")[0] for row in took_part if row.reference}
-    named |= {asked} if asked is not None else set()
+    named |= {queried} if queried is not None else set()
     references = _references(session, {row.digest for row in took_part}, named, set(owners.values()))
     of_runs: dict[int, list[RunExpert]] = {run_id: [] for run_id in ids["runs"]}
     for row in took_part:
-        known_as = _by_nearness(references.get(row.digest, ()), asked, row.reference, owners[row.run_id])
+        known_as = _sort_by_relevance(references.get(row.digest, ()), queried, row.reference, owners[row.run_id])
         of_runs[row.run_id].append(
             RunExpert(name=row.name, digest=row.digest, domain=row.domain, references=tuple(known_as))
         )
@@ -341,12 +340,12 @@ def shape(session: Session, rows: Sequence[Any], *, asked: str | None = None) ->
 def _references(
     session: Session, digests: set[str], named: set[str], namespaces: set[str]
 ) -> dict[str, list[tuple[str, int]]]:
-    """The live versions that have each content, by path and number.
+    """Find the live versions of each content, as pairs of path and number.
 
     Args:
-        digests: the contents.
-        named: paths of experts that come first, where there are more than :data:`REFERENCES`.
-        namespaces: names of namespaces whose experts come next; the others follow, newest first.
+        digests: digests of the contents.
+        named: paths of experts that are preferred if there are more than :data:`REFERENCES`.
+        namespaces: namespaces whose experts are preferred next; then the newest.
     """
     if not digests:
         return {}
@@ -370,19 +369,20 @@ def _references(
     return found
 
 
-def _by_nearness(
-    versions: Iterable[tuple[str, int]], asked: str | None, reference: str | None, namespace: str
+def _sort_by_relevance(
+    versions: Iterable[tuple[str, int]], queried: str | None, reference: str | None, namespace: str
 ) -> list[str]:
-    """Versions of one content, newest first before, by how near they are to what a reader of the run knows.
+    """Sort versions of one content, given newest first, by what a reader of the run knows best.
 
-    The asked expert's, the one that the run named, others of the expert that it named, those of the run's namespace.
+    The order is: versions of the queried expert, the version that the run named, other versions of that expert,
+    versions in the run's namespace, the rest.
     """
     named = (reference or "").partition("@")[0]
 
     def distance(version: tuple[str, int]) -> int:
         path, number = version
         conditions = (
-            path == asked,
+            path == queried,
             f"{path}@{number}" == reference,
             path == named,
             path.startswith(f"{namespace}/"),

@@ -144,7 +144,7 @@ class Service:
         raise ConflictError(f"{name} is being changed by others; try again") from changed
 
     def validate(self, data: bytes, source: str, *, canonical: bool = True) -> ExpertFile:
-        """Check an upload's bytes, or with ``canonical`` False those that another registry has under their digest.
+        """Check the bytes of an upload; ``canonical`` is False for files from another registry.
 
         Raises:
             TooLargeError: over the limit.
@@ -270,7 +270,7 @@ class Service:
             return curves.curve(session, versions.id_of(session, name, version), split, points)
 
     def curve_json(self, name: ExpertName, version: int, *, split: str | None, points: int | None) -> bytes:
-        """:meth:`curve` as the JSON of its answer."""
+        """Return :meth:`curve` as JSON."""
         curves.check_wanted(split, points)
         with self.database.glance() as connection:
             found = versions.live_id(connection, name, version)
@@ -354,16 +354,19 @@ class Service:
         return verdicts.judge(self, query, self._measured, limit=self.limits.compared_bytes)
 
     def _measured(self, run: Run) -> TaskResult:
-        """What a run measured, without its record, which may be long, and its time, which older t2 did not check."""
+        """Return the results of a run.
+
+        They lack the record, which may be long, and the time, which an older t2 did not check.
+        """
         header = self.get_run(run.namespace, run.digest).header
         try:
             samples = self.store.get(run.samples_digest)
         except NotFoundError as error:
             # A row points to it, so its absence is the registry's fault and not the client's.
             raise RegistryError(str(error)) from error
-        told = TaskRun.model_validate({**header, "record": None, "evaluated_at": None})
+        stated = TaskRun.model_validate({**header, "record": None, "evaluated_at": None})
         try:
-            return TaskResult(told, read_samples(samples))
+            return TaskResult(stated, read_samples(samples))
         except ResultsError as error:
             raise ConflictError(f"{run.reference} cannot be compared: {error}") from error
 

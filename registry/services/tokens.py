@@ -61,16 +61,20 @@ def create(session: Session, actor: Actor, name: str, scopes: Sequence[Scope], d
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidRequestError where a token cannot have this name."""
+    """Check the name of a token.
+
+    Raises:
+        InvalidRequestError: it is empty, too long or not printable.
+    """
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         raise InvalidRequestError(f"name: give the token a name of 1 to {MAX_NAME} printable characters")
 
 
 def parse_scopes(text: str) -> tuple[Scope, ...]:
-    """The scopes of a token's row.
+    """Parse the scopes in a token's row.
 
     Raises:
-        InvalidRequestError: they are not written as :func:`create` writes them.
+        InvalidRequestError: they are not in the form that :func:`create` writes.
     """
     scopes = tuple(scope for scope in SCOPES if scope in text.split(","))
     if not scopes or ",".join(scopes) != text:

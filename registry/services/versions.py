@@ -121,7 +121,7 @@ def publish(
 
     Raises:
         ConflictError: as :meth:`~t2.registry.client.base.RegistryClient.publish`.
-            Or the expert has used up its version numbers.
+            Also if the expert has used up its version numbers.
         InvalidRequestError: the ranks differ from the base model's.
     """
     expert = experts.ensure(session, actor, name, file.manifest.kind)
@@ -139,7 +139,7 @@ def publish(
     if same is None:
         number = expert.last + 1
         if number > MAX_VERSION:
-            raise ConflictError(f"{name} has given its last version number, {MAX_VERSION}; upload under another name")
+            raise ConflictError(f"{name} has used its last version number, {MAX_VERSION}; upload under another name")
         same = insert(
             session,
             expert,

@@ -324,7 +324,7 @@ def test_a_merged_checkpoint_computes_what_the_engine_computes(name: str, tmp_pa
         other = {n: v.clone() for n, v in plain.state_dict().items()}
         alias = next(iter(engine.ranks().aliases))
         other[alias] += 1
-        with pytest.raises(ExpertMismatchError, match=f"and {alias} differ, which are one weight in tiny"):
+        with pytest.raises(ExpertMismatchError, match=f"and {alias} differ, but they are one weight in tiny"):
             extract(engine, other, "merged")
 
 

@@ -100,7 +100,7 @@ def test_a_run_is_shown_pulled_read_back_and_deleted(home: Path, here: Here, eva
 def test_what_cannot_be_done_is_said_in_one_line(home: Path, here: Here, evaluated: Evaluated) -> None:
     broken = Path(shutil.copytree(evaluated.hf, home / "broken"))
     change_lines(broken, "tiny_text", lambda samples: samples.append(samples[0]))
-    with pytest.raises(ResultsError, match="is there twice"):
+    with pytest.raises(ResultsError, match="appears twice"):
         here("leaderboard", "push", broken)
     assert here.json("leaderboard", "list") == []
     with pytest.raises(ResultsError, match="is not there"):
@@ -139,6 +139,6 @@ def test_boards_of_two_models_of_one_name_are_told_apart(home: Path, here: Here,
     (first,) = identities - {"f" * 64}
     shown = here.json("leaderboard", "board", "tiny_choice")
     assert (shown["board"]["base_identity"], shown["board"]["runs"]) == ("f" * 64, 1)
-    assert f"have boards of their own; give --base, one of: {first}" in here.errors
+    assert f"have separate boards; choose one with --base: {first}" in here.errors
     shown = here.json("leaderboard", "board", "tiny_choice", "--base", first)
     assert (shown["board"]["base_identity"], shown["board"]["runs"]) == (first, 1)

@@ -78,7 +78,7 @@ def test_results_that_cannot_be_paired_end_in_one_line(evaluated: Evaluated, her
     change_json(copy, lambda results: results["n-shot"].update(tiny_choice=3))
     assert "number of few-shot examples 3 and the baseline 0" in refused(here, evaluated.hf, copy, *only)
     change_lines(copy, "tiny_choice", lambda lines: lines.append(lines[0]))
-    assert "is there twice" in refused(here, evaluated.hf, copy, *only)
+    assert "appears twice" in refused(here, evaluated.hf, copy, *only)
     change_lines(copy, "tiny_choice", lambda lines: lines.clear())
     assert "has no samples" in refused(here, evaluated.hf, copy, *only)
 

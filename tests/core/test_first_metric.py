@@ -121,7 +121,7 @@ def test_a_metric_of_some_documents_is_read_as_lm_eval_aggregated_it() -> None:
 
 
 def test_predict_only_has_no_score() -> None:
-    with pytest.raises(ResultsError, match="here, task t: it was evaluated with --predict_only, so it has no score"):
+    with pytest.raises(ResultsError, match="here, task t: evaluated with --predict_only, so it has no score"):
         lm_eval_results([{"bypass": 999.0}] * DOCS, listed=[{"metric": "bypass"}], directions={"bypass": True})
     # A task's own process_results computes its metrics all the same, but lm-eval no longer knows their directions.
     with pytest.raises(ResultsError, match="--predict_only"):

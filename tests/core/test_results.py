@@ -154,7 +154,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (
         "a sample twice",
         lambda folder: change_lines(folder, "tiny_choice", lambda lines: lines.append(lines[3])),
-        "is there twice, the second time as sample 13",
+        "appears twice with doc_id 3, again as sample 13",
     ),
     (
         "no hash",
