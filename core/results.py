@@ -24,6 +24,7 @@ from t2.core.errors import ResultsError
 from t2.core.record import AdaptationRecord, ExpertRef
 from t2.core.references import DIGEST_PATTERN
 from t2.core.times import Time
+from t2.core.validation import first_fault
 
 _STDERR = "_stderr"
 _MEANS = ("acc", "acc_norm", "exact_match")
@@ -37,7 +38,7 @@ NO_METRIC = "bypass"
 """lm-eval's placeholder for all metrics under ``--predict_only``; its score is 999."""
 
 MAX_SAMPLE_SCORE = 1e100
-"""Largest absolute score of a sample, so that sums of scores and of their squares stay finite."""
+"""Largest absolute score of a sample; sums of squares of such scores stay finite."""
 
 Digest = Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
@@ -394,8 +395,7 @@ def from_lm_eval(results: Mapping[str, Any], task: str, samples: Sequence[Any], 
             **_identity(results, config, task),
         )
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ResultsError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ResultsError(f"{where}: {first_fault(error)}") from error
     return TaskResult(run, tuple(merged))
 
 
@@ -472,8 +472,7 @@ def _merge(samples: Sequence[Any], where: str) -> list[Sample]:
     try:
         return in_order(Sample(**fields) for fields in merged.values())
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ResultsError(f"{where}, a sample: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ResultsError(f"{where}, a sample: {first_fault(error)}") from error
 
 
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")

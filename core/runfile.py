@@ -17,6 +17,7 @@ import pydantic
 from t2.core.digests import canonical_json, digest_of, sha256
 from t2.core.errors import ResultsError
 from t2.core.results import Sample, TaskResult, TaskRun, samples_bytes
+from t2.core.validation import first_fault
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 """Of the first line: a record lists the hashes of its adaptation docs and the history of its search."""
@@ -114,7 +115,7 @@ def read_samples(samples: bytes) -> tuple[Sample, ...]:
     try:
         return tuple(Sample.model_validate_json(line) for line in samples.splitlines())
     except pydantic.ValidationError as error:
-        raise ResultsError(f"samples: {error.errors(include_url=False, include_input=False)[0]['msg']}") from error
+        raise ResultsError(f"samples: {first_fault(error)}") from error
 
 
 def decode_header(header: bytes, source: str) -> TaskRun:
@@ -128,8 +129,7 @@ def decode_header(header: bytes, source: str) -> TaskRun:
     try:
         run = TaskRun.model_validate_json(header)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ResultsError(f"{source}: line 1: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ResultsError(f"{source}: line 1: {first_fault(error)}") from error
     if header_of(run).encode() != header:
         raise ResultsError(f"{source}: line 1 is not written as canonical JSON")
     return run
@@ -147,9 +147,7 @@ def _read_samples(data: bytes, source: str) -> tuple[dict[str, list[float]], lis
         try:
             sample = Sample.model_validate_json(line)
         except pydantic.ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ResultsError(f"{source}: line {number}: {where}: {first['msg']}") from error
+            raise ResultsError(f"{source}: line {number}: {first_fault(error)}") from error
         if sample.line.encode() != line:
             raise ResultsError(f"{source}: line {number} is not written as canonical JSON")
         place = sample.doc_hash, sample.prompt_hash, sample.target_hash, sample.line

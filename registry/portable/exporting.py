@@ -11,6 +11,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, undefer
 
 from t2.core.errors import NotFoundError, RegistryError
+from t2.core.validation import first_fault
 from t2.registry.blobs.base import BlobStore
 from t2.registry.db import migrate, models
 from t2.registry.db.database import Database
@@ -72,9 +73,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RegistryError(f"a row cannot be exported: {error.title}: {where}: {first['msg']}") from error
+        raise RegistryError(f"a row cannot be exported: {error.title}: {first_fault(error)}") from error
 
 
 def _namespaces(session: Session, writer: Writer, namespace: str | None) -> None:

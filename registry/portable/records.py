@@ -21,6 +21,7 @@ from t2.core.expertfile import MAX_FILE_BYTES
 from t2.core.manifest import Kind
 from t2.core.references import is_digest, parse_name
 from t2.core.times import Time
+from t2.core.validation import first_fault
 from t2.registry.names import MAX_ALIASES, MAX_POINTS_A_CALL, MAX_TAGS, check_namespace
 from t2.registry.portable import tar
 from t2.registry.schemas import (
@@ -352,10 +353,7 @@ def _parse(name: str, number: int, line: bytes) -> Record:
     try:
         return _ADAPTER.validate_json(line)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequestError(f"{name!r}, line {number}: {_one_line(f'{where}: {message}')}") from None
+        raise InvalidRequestError(f"{name!r}, line {number}: {_one_line(first_fault(error))}") from None
 
 
 def _one_line(text: str) -> str:

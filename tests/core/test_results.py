@@ -203,7 +203,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
                 t2={"base": {"id": "x"}, "dtype": "", "experts": [{"name": "a", "digest": "b"}]}
             ),
         ),
-        "experts: Value error, each has the SHA-256",
+        "experts: each has the SHA-256",
     ),
 ]
 
