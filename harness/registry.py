@@ -13,7 +13,7 @@ from typing import TypeVar
 from t2.core.digests import sha256_file
 from t2.core.errors import NotFoundError, RegistryError, StorageError, nearest
 from t2.core.expertfile import ExpertFile, decode_expert
-from t2.core.references import DEFAULT_NAMESPACE, ExpertName, Reference
+from t2.core.references import DEFAULT_NAMESPACE, Reference
 from t2.core.settings import experts_dir, registry_url
 from t2.harness.catalogue import known_experts, shipped_experts
 from t2.harness.seeding import seed
@@ -83,7 +83,7 @@ def fetch(reference: Reference, where: str | None = None) -> Fetched:
         NotFoundError: the registry has none such; the message names the nearest.
         UnavailableError: it cannot be reached, and the cache does not know the reference.
         ExpertFileError: what it holds is no expert.
-        RegistryError: it answers otherwise than it was asked, or did before, or than the file says of itself.
+        RegistryError: its answer does not match the request, an earlier answer or the file.
     """
     if reference.digest is not None:
         for path in shipped_experts().values():
@@ -100,18 +100,18 @@ def fetch(reference: Reference, where: str | None = None) -> Fetched:
 
 
 def read_version(data: bytes, version: Version, location: str) -> ExpertFile:
-    """Read the file of a version, and check what a registry says of it against the file.
+    """Read the file of a version, and check the registry's description of it.
 
-    A registry may hold files of another layout, uploaded before layouts were checked; they are read too.
+    Files with another layout, uploaded before layouts were checked, are accepted.
 
     Args:
-        data: its content.
-        version: what the registry says of it.
-        location: of the registry.
+        data: content of the file.
+        version: the registry's description of it.
+        location: URL or folder of the registry.
 
     Raises:
-        ExpertFileError: it is no expert.
-        RegistryError: the registry says otherwise than the file.
+        ExpertFileError: the file is not an expert.
+        RegistryError: the registry's description contradicts the file.
     """
     file = decode_expert(data, version.reference, canonical=False)
     manifest = file.manifest
@@ -133,7 +133,7 @@ def find(client: RegistryClient, reference: Reference) -> VersionDetail:
 
     Raises:
         NotFoundError: there is none; the message names the nearest.
-        RegistryError: the registry answers otherwise than it was asked, or did before.
+        RegistryError: its answer does not match the request or an earlier answer.
     """
     with with_nearest(client, reference):
         version = client.resolve(reference)
@@ -199,14 +199,3 @@ def _suggestion(client: RegistryClient, reference: Reference) -> str:
         if str(reference.expert) not in names:
             return nearest(str(reference.expert), names)
     return ""
-
-
-def name_of(reference: Reference) -> ExpertName:
-    """The name in a reference.
-
-    Raises:
-        NotFoundError: it is a bare digest.
-    """
-    if reference.expert is None:
-        raise NotFoundError(f"{reference}: name the expert too, as namespace/name")
-    return reference.expert
