@@ -205,7 +205,7 @@ def _describe(base: EvaluatedBase) -> str:
 
 
 def _count_unmatched(one: TaskResult, other: TaskResult, *fields: str) -> int:
-    """Count the samples of ``other`` without a match in ``one``; each sample matches at most one."""
+    """Count the samples of ``other`` without a match in ``one``; each matches at most one."""
     content = attrgetter(*fields)
     return (Counter(map(content, other.samples)) - Counter(map(content, one.samples))).total()
 

@@ -286,8 +286,8 @@ class TaskAdaptation:
             raise
         if self._scorer is not None and self._scorer.incomparable:
             _log.warning(
-                "%s: %d mixtures have the metric %s on other adaptation docs than the base and were left out; metric= "
-                "names one that every answer has",
+                "%s: left out %d mixtures, because they have the metric %s on other adaptation docs than the base; "
+                "choose one with metric= that every answer has",
                 self.name,
                 self._scorer.incomparable,
                 self._scorer.task.objective.metric,

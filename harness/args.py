@@ -53,7 +53,7 @@ class ArgSpec:
     """One ``model_arg`` of t2.
 
     Attributes:
-        kind: how its value is read; a ``level`` is a number or one of ``values``, a ``label`` a text that may be
+        kind: how its value is parsed; a ``level`` is a number or one of ``values``, a ``label`` is a text that may be
             ``none``.
         default: None means that there is none, or that it follows from elsewhere; ``help`` says which.
         help: what it does, for the documentation.
@@ -283,7 +283,7 @@ _NAMES = (
     "token",
     "variant",
 )
-"""Arguments of the base model that name something: a number or a truth value was a name before lm-eval read it."""
+"""Arguments of the base model that are names, although lm-eval may parse them as numbers."""
 _NOT_BEARING = ("record", "batch", "light", "mixed", "overlap", "registry", "workers", "peft")
 _ABSENT = object()
 
@@ -417,10 +417,10 @@ def check_hf_args(given: Mapping[str, Any], where: str) -> None:
 
 
 def split_args(text: str) -> dict[str, Any]:
-    """Split ``key=value,…`` as lm-eval does, but leave names and arguments of t2 as they were written.
+    """Split ``key=value,…`` as lm-eval does, but keep names and arguments of t2 as text.
 
-    lm-eval reads ``none`` as None, ``007`` as 7 and ``1e5`` as 100000.0, also where it is the name of a filter, an
-    expert or a revision.
+    lm-eval parses ``none`` as None, ``007`` as 7 and ``1e5`` as 100000.0, even if it is the name of a filter, an expert
+    or a revision.
     """
     found: dict[str, Any] = dict(simple_parse_args_string(text))
     for part in text.split(","):
@@ -436,7 +436,7 @@ def parse_args(given: Mapping[str, Any]) -> Settings:
     """Read ``model_args``, whichever of lm-eval's parsers they come from.
 
     lm-eval turns ``none`` into None, digits into numbers and ``true`` into a bool before it hands them over, on some
-    paths. Both forms are accepted, except a number or a bool where a name is wanted: what was written is lost.
+    paths. Both forms are accepted, except a number or a bool for a name, since its original text is lost.
 
     Raises:
         ArgumentError: an argument that does not exist, a value that is not allowed, or two that contradict each other.
@@ -601,7 +601,7 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
 def _check_text(name: str, value: Any) -> None:
     if isinstance(value, bool | int | float):
         raise ArgumentError(
-            f"model_args: {name} must be a text, and lm-eval read it as {value!r}; write it in quotes: {name}='…'"
+            f"model_args: {name} must be a text, but lm-eval parsed it as {value!r}; write it in quotes: {name}='…'"
         )
 
 

@@ -42,7 +42,7 @@ def demo_model() -> Path:
 
 
 def base_id(pretrained: str | transformers.PreTrainedModel | None, gguf_file: str | None = None) -> str:
-    """The name of a base model for people; see :func:`t2.core.results.model_name`."""
+    """Return the display name of a base model; see :func:`t2.core.results.model_name`."""
     if pretrained is None:
         return DEMO_ID
     if not isinstance(pretrained, str):
@@ -97,7 +97,7 @@ class _LoadsQuantised:
 
 
 class _KeepsTokenizer:
-    """Gives the tokenizer as it was before lm-eval chose a padding token for it."""
+    """Provides the original tokenizer, without the padding token that lm-eval sets."""
 
     tokenizer: Any
 
@@ -107,7 +107,7 @@ class _KeepsTokenizer:
         super()._create_tokenizer(pretrained, tokenizer, **kwargs)  # type: ignore[misc]
 
     def own_tokenizer(self) -> Any:
-        """The tokenizer, loaded again."""
+        """Load the tokenizer again, without lm-eval's changes."""
         pretrained, tokenizer, kwargs = self._tokenizer_source
         used = self.tokenizer
         try:
@@ -117,7 +117,7 @@ class _KeepsTokenizer:
             self.tokenizer = used
 
     def own_folder(self) -> Path | None:
-        """The folder that model and tokenizer were loaded from; None where it is not one folder."""
+        """Return the folder of both model and tokenizer; None if there is no such folder."""
         pretrained, tokenizer, kwargs = self._tokenizer_source
         if not isinstance(pretrained, str) or tokenizer is not None or kwargs.get("gguf_file"):
             return None

@@ -2,8 +2,8 @@
 
 A model of lm-eval sees requests only. ``simple_evaluate`` builds the model, applies all overrides to the tasks, and
 then calls the global ``lm_eval.evaluator.evaluate``; that function is wrapped when a t2 model is built, so that the
-model is told the final tasks and flags before any request is made. What names the results, lm-eval's tracker, is logged
-just before that call, and gets the model's own name for them.
+model gets the final tasks and flags before any request. lm-eval's tracker, which names the results, logs the arguments
+just before that call; it gets the model's own name for the results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from t2.harness.tasks import PromptForm
 
 OLDEST, NEWEST = (0, 4, 13), (0, 5)
 _logged: list[GeneralConfigTracker] = []
-"""The tracker of the evaluation that is about to begin, if it has one."""
+"""Tracker of the evaluation that is about to begin, if any."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Watching(Protocol):
         ...
 
     def results_name(self, own: str) -> str:
-        """The name of the results and their folder, where lm-eval's own would be another one."""
+        """Return the name of the results and of their folder, given lm-eval's name."""
         ...
 
 

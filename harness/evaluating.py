@@ -129,17 +129,17 @@ def evaluate_tasks(
 def call_lm_eval(
     lm: LM, tasks: Sequence[Task], flags: Mapping[str, Any], model_args: Mapping[str, Any], model: str = "t2"
 ) -> tuple[EvaluationTracker, dict[str, Any]]:
-    """Call lm-eval's ``simple_evaluate`` on a loaded model, and keep the samples.
+    """Call lm-eval's ``simple_evaluate`` on a loaded model, with samples.
 
     Args:
         lm: the model.
         tasks: freshly loaded.
         flags: further arguments of ``simple_evaluate``.
-        model_args: the arguments that made the model, for the results.
+        model_args: the arguments that the model was loaded with, for the results.
         model: lm-eval's name of the model, for the results.
 
     Returns:
-        As :func:`evaluate_tasks`.
+        See :func:`evaluate_tasks`.
     """
     tracker = EvaluationTracker()
     results = lm_eval.evaluator.simple_evaluate(

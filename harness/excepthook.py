@@ -14,9 +14,10 @@ from typing import NoReturn, TextIO
 from t2.core.errors import T2Error
 
 BROKEN_PIPE = 141
-"""Exit status of a program whose reader is gone, as shells have it: 128 and SIGPIPE."""
+"""Exit status after the reader of the output is gone, as shells report it: 128 + SIGPIPE."""
 
 _MODEL = ("--model=t2", "-M=t2", "-Mt2")
+"""Spellings of lm-eval's ``--model t2``."""
 
 
 def tell(stop: KeyboardInterrupt) -> bool:
@@ -28,15 +29,15 @@ def tell(stop: KeyboardInterrupt) -> bool:
 
 
 def flush_output(stream: TextIO | None, text: str = "") -> int:
-    """Flush standard output; return the exit status of a program that cannot write it, or 0.
+    """Flush standard output; return 0, or the exit status if it cannot be written.
 
-    A reader that is gone needs no message; another failure is one line. The stream then writes to nowhere, since Python
-    flushes it once more at the end.
+    A missing reader gets no message, any other failure one line. After a failure the stream is redirected to the null
+    device, because Python flushes it again at exit.
 
     Args:
-        stream: standard output; None where the program has none.
-        text: is written first. Where an error came up, an empty line finds out whether the stream is the reason: one
-            without a buffer keeps nothing to flush.
+        stream: standard output; None if the program has none.
+        text: text to write first. An empty line finds out whether an unbuffered stream, which has nothing to flush,
+            caused an error.
     """
     if stream is None or stream.closed:
         return 0
@@ -51,14 +52,14 @@ def flush_output(stream: TextIO | None, text: str = "") -> int:
             return BROKEN_PIPE
         with contextlib.suppress(OSError):
             print(
-                f"t2: error: standard output cannot be written: {error.strerror}; free space, or write elsewhere",
+                f"t2: error: cannot write standard output: {error.strerror}; free space or write elsewhere",
                 file=sys.stderr,
             )
         return 2
 
 
 def _flush_at_exit() -> None:
-    # Python's own flush, which comes after this, prints a traceback where it fails.
+    # Python's own flush, which comes later, would print a traceback if it fails.
     if status := flush_output(sys.stdout):
         os._exit(status)
 
@@ -83,8 +84,8 @@ def install(*, whole_program: bool = False) -> None:
     Every other exception goes where it went before.
 
     Args:
-        whole_program: the program runs a model of t2 and nothing else, so that any Ctrl-C ends it without a traceback,
-            and output that cannot be written with one line.
+        whole_program: the program only runs a t2 model, so any Ctrl-C ends it without a traceback, and output that
+            cannot be written ends it with one line.
     """
     if whole_program:
         atexit.register(_flush_at_exit)
@@ -111,7 +112,7 @@ def install(*, whole_program: bool = False) -> None:
 
 
 def runs_t2(arguments: Sequence[str]) -> bool:
-    """Whether these are the arguments of lm-eval's command line with ``--model t2``, the program's name first."""
+    """Whether a command line, program name included, is lm-eval's with ``--model t2``."""
     program, *rest = arguments or [""]
     # Python sets "-m" while it looks for the module to run, before the name of its file.
     if Path(program).name not in ("lm_eval", "lm-eval", "-m"):

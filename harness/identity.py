@@ -1,8 +1,8 @@
-"""The identity of a base model: whether another one would give the same answers.
+"""The identity of a base model: equal for models that give the same answers.
 
-Experts are matched to a model by its fingerprint, which covers the adapted matrices alone. Answers are kept, found
-again and compared by the identity: it covers everything of the model and of lm-eval's way to read a request that
-decides an answer. Where the files lie, how they are split, the device and the size of batches are not part of it.
+Experts are matched to a model by its fingerprint, which covers only the adapted matrices. Answers are cached and
+compared by the identity, which covers everything that determines an answer: the model, and how lm-eval converts
+requests. The location of the files, their shards, the device and the batch size are not part of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from t2.core.references import is_digest
 from t2.core.settings import cache_dir
 
 _FORMAT = 1
-"""Part of every identity: raise it when equal models would get another one."""
+"""Version of the identity; raise it when the identity of a model changes."""
 _ATTRIBUTE = "t2_identity"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _READING = (
@@ -60,34 +60,37 @@ _READING = (
     "truncation",
     "truncation_side",
 )
-"""Attributes of lm-eval's models that decide how requests become tokens and answers become text."""
+"""Attributes of lm-eval's models that control how requests become tokens and answers text."""
 _COVERED = frozenset(
     {
         *_READING,
-        # by the weights and modules
+        # covered by the weights and modules
         *("autogptq", "delta", "dtype", "gguf_file", "gptqmodel", "load_in_4bit", "load_in_8bit", "pretrained"),
         *("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"),
         *("revision", "subfolder", "use_safetensors", "variant"),
-        # by the configuration
+        # covered by the configuration
         "attn_implementation",
-        # by the tokenizer and by what is read of the model
+        # covered by the tokenizer and by _READING
         *("enable_thinking", "tokenizer", "tokenizer_mode", "tokenizer_revision", "use_fast_tokenizer"),
         "max_model_len",
-        # by nothing, for they change no answer
+        # without effect on answers
         *("batch_size", "cache_dir", "device", "device_map", "local_files_only", "logits_cache", "max_batch_size"),
         *("max_cpu_memory", "max_memory_per_gpu", "offload_folder", "parallelize", "token", "tp_plan"),
         *("trust_remote_code", "data_parallel_size", "gpu_memory_utilization", "max_num_batched_tokens"),
         *("max_num_seqs", "seed", "tensor_parallel_size", "enable_prefix_caching"),
     }
 )
-"""Arguments of lm-eval's models that an identity covers by what they do; any other one is part of it as it is given."""
+"""Arguments of lm-eval's models that an identity covers by their effect.
+
+Any other argument is part of the identity by value.
+"""
 
 
 def identity_of(lm: Any) -> str:
-    """The identity of a model that lm-eval's class holds, hex SHA-256.
+    """Return the identity of a model of lm-eval, hex SHA-256.
 
-    It was found when :func:`t2.harness.base.open_base` loaded the model. Of another model it is found here, so its
-    weights must be those of the base.
+    :func:`t2.harness.base.open_base` computes it when it loads a model. For any other model it is computed here, so the
+    model must have the weights of the base.
     """
     if not hasattr(lm, _ATTRIBUTE):
         identify(lm, {})
@@ -95,16 +98,16 @@ def identity_of(lm: Any) -> str:
 
 
 def model_ref(engine: Engine, lm: Any) -> ModelRef:
-    """The base model of an engine over lm-eval's model, as records name it."""
+    """Return the reference to a base model, as records hold it."""
     return ModelRef(**engine.base.model_dump(), identity=identity_of(lm))
 
 
 def identify(lm: Any, arguments: Mapping[str, Any]) -> None:
-    """Find the identity of a model that has just been loaded, for :func:`identity_of`.
+    """Compute the identity of a newly loaded model and store it for :func:`identity_of`.
 
     Args:
         lm: lm-eval's model.
-        arguments: what it was loaded by.
+        arguments: the arguments that it was loaded with.
     """
     content = {
         "format": _FORMAT,
@@ -131,20 +134,22 @@ def _of_transformers(lm: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(model: torch.nn.Module, arguments: Mapping[str, Any]) -> str:
-    """The digest of the weights; of files that were read before it is remembered, with a look at what was loaded."""
+    """Return the digest of the weights; cached by files and by :func:`sample_digest`."""
     files = [] if arguments.get("delta") else _files(arguments, "*")
     if not files:
         return weights_digest(model)
     versions = [torch.__version__, transformers.__version__]
-    return _remember([*versions, sample_digest(model), _given(arguments)], files, lambda: weights_digest(model))
+    return _cached_digest(
+        [*versions, sample_digest(model), _plain_arguments(arguments)], files, lambda: weights_digest(model)
+    )
 
 
 def _of_vllm(lm: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """vLLM's engine does not show its weights: the digests of the files that it has read stand for them."""
+    """Describe a vLLM model by its files, because vLLM does not expose its weights."""
     files = [path for pattern in _WEIGHTS for path in _files(arguments, pattern)]
     return {
         "engine": "vllm",
-        "weights": _remember(["files"], files, lambda: digest_of([sha256_file(path) for path in files])),
+        "weights": _cached_digest(["files"], files, lambda: digest_of([sha256_file(path) for path in files])),
         "dtype": str(lm.dtype),
         "config": describe_config(lm.config),
         "generation": _generation(arguments),
@@ -160,12 +165,12 @@ def _generation(arguments: Mapping[str, Any]) -> Any:
     return None
 
 
-def _given(arguments: Mapping[str, Any]) -> Any:
+def _plain_arguments(arguments: Mapping[str, Any]) -> Any:
     return as_json({name: value for name, value in arguments.items() if not isinstance(value, torch.nn.Module)})
 
 
 def _files(arguments: Mapping[str, Any], pattern: str) -> list[Path]:
-    """The files of a pattern in the folder that a model was loaded from; none where it came from elsewhere."""
+    """List the files of a pattern in a model's folder; empty if it was not loaded from a folder."""
     pretrained = arguments.get("pretrained")
     if not isinstance(pretrained, str):
         return []
@@ -179,8 +184,8 @@ def _files(arguments: Mapping[str, Any], pattern: str) -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if path.is_file()) if folder.is_dir() else []
 
 
-def _remember(key: Any, files: list[Path], compute: Callable[[], str]) -> str:
-    """A digest that was computed from the same files before, else a new one; a memo that cannot be read is none."""
+def _cached_digest(key: Any, files: list[Path], compute: Callable[[], str]) -> str:
+    """Return the cached digest for unchanged files, else compute and cache it."""
     stats = [(str(path.resolve()), *_stat(path)) for path in files]
     memo = cache_dir() / "identities" / digest_of([_FORMAT, key, stats])
     with contextlib.suppress(OSError, ValueError):

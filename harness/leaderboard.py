@@ -116,8 +116,8 @@ def _told_where(client: RegistryClient) -> Iterator[None]:
 def require_verdict(client: RegistryClient, name: ExpertName, alias: str, version: int, margin: float) -> str:
     """Check by their newest runs that a version is no worse than the one that an alias points to.
 
-    Every task that the one has runs of, the other must have too, but for those whose score is no mean over documents,
-    where there are others.
+    The version must have runs of every task that the alias's version has runs of. Tasks whose score is not a mean over
+    documents are skipped, unless all are such.
 
     Args:
         margin: the largest drop that does not matter, in the unit of the scores.

@@ -27,11 +27,10 @@ def answer_in_rows(
         rows: for each request the index of its mixture.
 
     Returns:
-        None where lm-eval's model is to answer, one mixture after another: that is faster by the engine's costs,
-        rounding could tell the two apart and ``mixed`` does not allow it, the model computes otherwise in a batch,
-        answers are drawn at random, which lm-eval's model does by a generator of its own, prompts hold pictures, the
-        strategy sends no prompts anywhere, or the arguments of a request or the model's generation configuration ask
-        for what the engine does not implement.
+        None if lm-eval's model must answer, one mixture after another. This is so if it costs less, if answers could
+        differ by rounding and ``mixed`` does not allow that, if the model computes differently in a batch, if answers
+        are sampled (lm-eval's model uses another generator), if prompts hold pictures, if the strategy dispatches no
+        prompts, or if a request or the generation configuration uses a feature that the engine does not implement.
     """
     engine, lm, mixed = runtime.engine, runtime.lm, runtime.settings.mixed
     if runtime.settings.adapt not in DISPATCHING or mixed == "never":

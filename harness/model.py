@@ -201,7 +201,7 @@ class T2LM(LM):  # type: ignore[misc]
 
     def _answer(self, kind: RequestType, requests: list[Instance]) -> Any:
         if self._run is not None and not self._run.checked:
-            # Without a search, lm-eval's model comes to what it cannot generate at once.
+            # Without a search, lm-eval's model fails at once on requests that it cannot generate.
             tries = STRATEGIES[self.settings.adapt]().needs_experts
             check_requests(self.inner, self._run.evaluation.tasks, tries=tries)
             self._run.checked = True
@@ -227,8 +227,8 @@ class T2LM(LM):  # type: ignore[misc]
         answers: list[Any] = [None] * len(requests)
         experts = [expert.z for expert in self._runtime.experts]
         engine, mixtures = self._runtime.engine, [choice.z for choice in choices.values()]
-        # In low precision a sum of directions rounds otherwise than composed weights, and which of the two it would be
-        # depends on how many mixtures a cache leaves to be asked.
+        # In low precision a sum of directions and composed weights round differently, and the choice between them would
+        # depend on how many mixtures are cached.
         exact = engine.precision == "float32"
         with engine.switching(experts, mixtures) if exact else contextlib.nullcontext():
             for key, indices in groups.items():
@@ -414,9 +414,9 @@ class T2LM(LM):  # type: ignore[misc]
         """What answered a task where nothing was mixed: the base, or an adapter of PEFT."""
         metadata = getattr(task.config, "metadata", None) or {}
         refs = self._refs()
-        told = [self.settings.adapt, name, self.base.identity, self.dtype]
+        key = [self.settings.adapt, name, self.base.identity, self.dtype]
         return AdaptationRecord(
-            key=digest_of([*told, *(ref.digest for ref in refs), self._settings()] if refs else told),
+            key=digest_of([*key, *(ref.digest for ref in refs), self._settings()] if refs else key),
             task=name,
             task_version=str(metadata.get("version", task.VERSION)),
             strategy=self.settings.adapt,
@@ -466,16 +466,16 @@ class T2LM(LM):  # type: ignore[misc]
             "experts": [ref.model_dump(mode="json") for ref in refs],
             "settings": self._settings(),
         }
-        bare = {**content, "base": self.base.identity, "experts": [ref.content for ref in refs]}
-        return {**content, "digest": digest_of(bare)}
+        nameless = {**content, "base": self.base.identity, "experts": [ref.content for ref in refs]}
+        return {**content, "digest": digest_of(nameless)}
 
     def results_name(self, own: str) -> str:
-        """The name under which lm-eval files results, such as ``SmolLM2-135M-Instruct+t2-cem-36694d46``.
+        """Return the name of results for lm-eval, such as ``SmolLM2-135M-Instruct+t2-cem-36694d46``.
 
-        A score of an adapted model is never filed under the base's name.
+        Results of an adapted model never have the base's name.
 
         Args:
-            own: lm-eval's name, by the model_args; random where these name no model.
+            own: lm-eval's name, from the model_args; random if these name no model.
         """
         if self.settings.adapt != "none":
             return f"{self.base.id}+t2-{self.settings.adapt}-{self.identity()['digest'][:8]}"

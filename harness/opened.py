@@ -28,7 +28,7 @@ class Opened:
 
     Attributes:
         inner: lm-eval's own model.
-        base: its name, revision, fingerprint and identity; the fingerprint is zeros where it cannot be adapted.
+        base: its name, revision, fingerprint and identity; the fingerprint is zeros if it cannot be adapted.
         settings: what it was loaded by.
         engine: runs it under mixtures; None where it has nothing to adapt.
         unadaptable: why there is no engine.

@@ -43,7 +43,7 @@ class DocMarks:
 
     @property
     def fields(self) -> frozenset[str] | None:
-        """The fields that make what a doc asks; None where a function makes it."""
+        """Fields that determine a doc's question; None if a function computes the question."""
         return self._fields
 
     def of(self, doc: Any) -> frozenset[str]:

@@ -21,7 +21,7 @@ from t2.harness.overlap import DocMarks
 from t2.harness.rules import rules_of
 
 _TOKENS = 8
-"""Tokens with changed embeddings that are probed at most."""
+"""Most tokens with changed embeddings that are probed."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,9 +111,9 @@ def _resize(lm: HFLM) -> None:
 
 @torch.no_grad()
 def _acts_on_other_tokens(lm: HFLM) -> bool:
-    """Whether an adapter that leaves the probe text as it was changes the embeddings of tokens that it does not hold.
+    """Whether an adapter changes the embeddings of tokens outside the probe text.
 
-    They are found by the embeddings with and without the adapter, and probed beside the text.
+    Compares the embeddings with and without the adapter, and probes the changed tokens before the text.
     """
     model: Any = lm.model
     embeddings = model.get_input_embeddings()

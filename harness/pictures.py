@@ -1,4 +1,4 @@
-"""Requests that only lm-eval's own model answers, such as those with pictures: mixture by mixture in weight form."""
+"""Requests that lm-eval's own model answers in weight form, such as those with pictures."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ CARVED = 20
 
 
 LOOKED_UP = 20
-"""Docs that are looked up among the scored ones one by one, before all scored ones are read."""
+"""Most docs that are looked up individually before all scored docs are read."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def find_pool(task: Task, samples: Collection[int] | None = None, *, labelled: b
     Args:
         task: as lm-eval is about to run it.
         samples: positions of the docs to score; None scores all.
-        labelled: whether docs will be drawn. Otherwise a pool that is not carved is neither read nor hashed, and holds
-            no docs and no hashes.
+        labelled: whether docs will be drawn. Otherwise a pool that is not carved is neither read nor hashed, and has no
+            docs and no hashes.
     """
     docs = as_sequence(task.eval_docs)
     hashes = [doc_hash(doc) for doc in iterate(docs)] if labelled else []
@@ -68,9 +68,9 @@ def find_pool(task: Task, samples: Collection[int] | None = None, *, labelled: b
         except DataError as error:
             return Pool(split, (), scored, absent=error)
         if not labelled:
-            if len(found) and not share_content(found, docs) and _asks_something_else(task, docs, found):
+            if len(found) and not share_content(found, docs) and _has_unscored_question(task, docs, found):
                 return Pool(split, (), scored)
-        elif others := _others(task, docs, found, scored):
+        elif others := _select_unscored(task, docs, found, scored):
             return Pool(split, ChosenDocs(found, [others[digest] for digest in sorted(others)]), scored)
     hashes = hashes or [doc_hash(doc) for doc in iterate(docs)]
     scored = frozenset(hashes)
@@ -85,13 +85,17 @@ def find_pool(task: Task, samples: Collection[int] | None = None, *, labelled: b
     return Pool("carved out of the scored docs", pool, scored - taken, kept)
 
 
-def _others(task: Task, scored: Sequence[Any], found: Sequence[Any], hashes: frozenset[str]) -> dict[str, int]:
-    """Positions of the found docs that ask something else than the scored ones, by content hash.
-
-    None where a found doc is a scored one.
+def _select_unscored(task: Task, scored: Sequence[Any], found: Sequence[Any], hashes: frozenset[str]) -> dict[str, int]:
+    """Return the positions of the docs that ask something no scored doc asks, by content hash.
 
     Args:
-        hashes: of the scored docs.
+        task: the task.
+        scored: the scored docs.
+        found: the docs of another split.
+        hashes: content hashes of the scored docs.
+
+    Returns:
+        Empty if one of the found docs is a scored one.
     """
     marks = DocMarks(task)
     asked: frozenset[str | None] | None = None
@@ -107,13 +111,13 @@ def _others(task: Task, scored: Sequence[Any], found: Sequence[Any], hashes: fro
     return others
 
 
-def _asks_something_else(task: Task, scored: Sequence[Any], found: Sequence[Any]) -> bool:
-    """Whether a found doc asks something that no scored one does; reads the found docs up to the first of these."""
+def _has_unscored_question(task: Task, scored: Sequence[Any], found: Sequence[Any]) -> bool:
+    """Whether a found doc asks something no scored doc asks; stops at the first such doc."""
     marks = DocMarks(task)
     every: frozenset[str | None] | None = None
     for count, doc in enumerate(iterate(found)):
         question = marks.asked(doc)
-        # Docs that ask the same hold the same in every field that is asked.
+        # Docs with the same question have the same values in all fields of the question.
         fields = {name: doc[name] for name in marks.fields or () if isinstance(doc, dict) and name in doc}
         if question is None or every is not None:
             known = every or frozenset()
@@ -167,7 +171,7 @@ def draw(pool: Pool, docs: TaskDocs, shots: int, seed: int, trained: Collection[
 
 
 def _untrained_first(pool: Pool, task: Task, order: Iterable[int], trained: frozenset[str]) -> Iterator[Any]:
-    """The docs in their order, those that an expert was trained on last; each is read when its turn comes."""
+    """Yield docs in the given order, those that an expert was trained on last; reads on demand."""
     marks, last = DocMarks(task), []
     for i in map(int, order):
         doc = pool.docs[i]

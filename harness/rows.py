@@ -1,4 +1,4 @@
-"""Docs of a split without loading them all: hashed in Arrow batches, compared by column, read one by one."""
+"""Hash, compare and read docs of a split without loading all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BATCH = 1000
 
 
 class ChosenDocs(Sequence[Any]):
-    """Some docs of a split in an order of their own; each is read when it is used."""
+    """Selected docs of a split in any order; each is read on access."""
 
     def __init__(self, docs: Sequence[Any], indices: Sequence[int]) -> None:
         self._docs = docs
@@ -37,48 +37,48 @@ class ChosenDocs(Sequence[Any]):
 
 
 def as_sequence(docs: Any) -> Sequence[Any]:
-    """Docs that can be read by their position: a data set as it is, anything else as a list."""
+    """Return docs as a sequence: a data set, list or tuple unchanged, anything else as a list."""
     return docs if isinstance(docs, (Dataset, list, tuple)) else list(docs)
 
 
 def iterate(docs: Any) -> Iterator[Any]:
-    """The docs as indexing gives them, of a data set a batch at a time."""
+    """Yield docs as indexing returns them, but read a data set in batches."""
     if not _is_plain(docs) or require_decoding(docs.features):
         yield from docs
         return
     for table in docs.with_format("arrow").iter(_BATCH):
-        # As datasets' own Python formatter does for a row.
+        # Converts values as the Python formatter of datasets does for a row.
         columns = table.to_pydict()
         for row in range(len(table)):
             yield {name: column[row] for name, column in columns.items()}
 
 
 def share_content(docs: Sequence[Any], others: Sequence[Any]) -> bool:
-    """Whether some of the docs are among the others, by their content hash.
+    """Whether two sequences have a doc in common, by content hash.
 
-    Only docs whose texts all occur among the others are hashed: equal docs have equal texts in every column.
+    Only docs whose texts all occur in the other sequence are hashed: equal docs have equal texts in every column.
     """
     fields = sorted(_text_fields(docs) & _text_fields(others))
     if not fields:
         return not {doc_hash(doc) for doc in iterate(others)}.isdisjoint(map(doc_hash, iterate(docs)))
-    candidates = _matching(docs, {field: _texts(others, field) for field in fields})
+    candidates = _find_matching(docs, {field: _texts(others, field) for field in fields})
     if not len(candidates):
         return False
     hashes = {doc_hash(docs[int(i)]) for i in candidates}
     wanted = {field: _texts(docs, field).take(candidates) for field in fields}
-    return any(doc_hash(others[int(i)]) in hashes for i in _matching(others, wanted))
+    return any(doc_hash(others[int(i)]) in hashes for i in _find_matching(others, wanted))
 
 
 def rows_with(docs: Sequence[Any], values: Mapping[str, Any]) -> Sequence[int]:
-    """Positions of the docs that hold the given texts; of all docs where no column of texts can be compared."""
+    """Positions of the docs with the given texts; of all docs if no text column can be compared."""
     fields = [name for name in sorted(_text_fields(docs)) if isinstance(values.get(name), str)]
     if not fields:
         return range(len(docs))
-    found = _matching(docs, {name: pyarrow.array([values[name]], pyarrow.large_string()) for name in fields})
+    found = _find_matching(docs, {name: pyarrow.array([values[name]], pyarrow.large_string()) for name in fields})
     return [int(i) for i in found]
 
 
-def _matching(docs: Sequence[Any], values: Mapping[str, Any]) -> Any:
+def _find_matching(docs: Sequence[Any], values: Mapping[str, Any]) -> Any:
     mask = np.ones(len(docs), dtype=bool)
     for field, known in values.items():
         mask &= pyarrow.compute.is_in(_texts(docs, field), value_set=known).to_numpy(zero_copy_only=False)
@@ -90,7 +90,7 @@ def _is_plain(docs: Any) -> bool:
 
 
 def _text_fields(docs: Sequence[Any]) -> set[str]:
-    """Names of the columns that hold texts, or nothing."""
+    """Names of the columns that hold only texts and nulls."""
     if isinstance(docs, Dataset):
         found = docs.features.items() if _is_plain(docs) else ()
         return {name for name, one in found if isinstance(one, Value) and one.dtype in ("string", "large_string")}

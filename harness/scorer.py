@@ -27,8 +27,8 @@ class TaskScorer:
 
     Every mixture answers every doc once, however often it is asked for.
 
-    A metric that only some docs have is aggregated over these, as lm-eval does. Where it depends on the answer which
-    docs have it, only mixtures that have it on the same docs as the base are comparable; others score −inf.
+    A metric that only some docs have is aggregated over these, as in lm-eval. If the answer determines whether a doc
+    has the metric, only mixtures that have it on the same docs as the base are comparable; others score −inf.
 
     Args:
         task: the task as docs, requests and metrics.
@@ -122,14 +122,14 @@ class TaskScorer:
 
     @property
     def incomparable(self) -> int:
-        """Mixtures whose answers have the metric on other docs than the base's."""
+        """Number of mixtures that have the metric on other docs than the base."""
         return len(self._incomparable)
 
     def _has_value(self, cell: tuple[str, int]) -> bool:
         return self.task.has_value(self._metrics_of(cell))
 
     def _differs_from_base(self, cells: Sequence[tuple[str, int]]) -> bool:
-        """Whether the metric is there on other docs than under the base, which answers where one lacks it."""
+        """Whether cells have the metric on other docs than the base, which answers docs without it."""
         lacking = [(_BASE, doc) for key, doc in cells if not self._has_value((key, doc))]
         self._answer({_BASE: None}, lacking)
         different = {
@@ -143,14 +143,14 @@ class TaskScorer:
     def _score(self, cells: Sequence[tuple[str, int]]) -> Score:
         metrics = [self._metrics_of(cell) for cell in cells]
         numbers = [self.task.number(m) for m in metrics]
-        there = [self.task.has_value(m) for m in metrics]
+        scored = [self.task.has_value(m) for m in metrics]
         per_doc = tuple(number for number in numbers if number is not None)
         if len(per_doc) < len(numbers) or not all(0 <= number <= 1 for number in per_doc):
             self._bounded = False
         if self._binary is None and per_doc:
-            whole = len(per_doc) == sum(there) and all(number in (0.0, 1.0) for number in per_doc)
+            whole = len(per_doc) == sum(scored) and all(number in (0.0, 1.0) for number in per_doc)
             self._binary = whole and self.higher_is_better
-        if self._differs_from_base(cells) or (not any(there) and len(cells) < self.docs):
+        if self._differs_from_base(cells) or (not any(scored) and len(cells) < self.docs):
             return Score(-math.inf)
         return Score(self.task.aggregate(metrics), per_doc if len(per_doc) == len(numbers) else ())
 

@@ -103,7 +103,7 @@ class TaskSource:
         return tuple(self.load_all(name))
 
     def load_all(self, name: str) -> dict[str, Task]:
-        """Load a task, or all tasks of a group as the group configures them; return them by name.
+        """Load a task, or all tasks of a group with the group's settings, by name.
 
         Raises:
             TaskError: there is no such name, or a task cannot be loaded.
@@ -214,7 +214,7 @@ class TaskDocs:
         if task.OUTPUT_TYPE not in get_args(OutputType):
             raise TaskError(f"task {self.name} has the output type {task.OUTPUT_TYPE}, which t2 does not know")
         self.output_type: OutputType = task.OUTPUT_TYPE
-        # The directions first: lm-eval's results name the metrics in their order, see ``first_metric``.
+        # The directions come first, because lm-eval's results list the metrics in that order; see first_metric.
         every = dict.fromkeys((*task.higher_is_better(), *task.aggregation()))
         metrics = [str(name) for name in every if name != NO_METRIC]
         if not metrics or list(task.aggregation()) == [NO_METRIC]:
@@ -331,7 +331,7 @@ class TaskDocs:
         times and votes, the one answer stands for all.
         """
         found = dict(self.task.process_results(doc, self.filtered(instances, responses)))
-        # Some metrics expand when computed, such as pass_at_k into pass@1; the first of these is the objective then.
+        # Some metrics are computed under other names, such as pass_at_k as pass@1; the first name is the objective.
         if self.objective.metric in found:
             self._expands, self._computed_as = False, self.objective.metric
         elif self._expands and found:
@@ -351,23 +351,23 @@ class TaskDocs:
         return [copy.filtered_resps[self.objective.filter] for copy in copies]
 
     def has_value(self, metrics: Mapping[str, Any]) -> bool:
-        """Whether a doc has the objective's metric; lm-eval leaves one that does not out of the metric."""
+        """Whether a doc has the objective's metric; lm-eval leaves out docs without it."""
         return self._computed_as in metrics
 
     def aggregate(self, metrics: Sequence[Mapping[str, Any]]) -> float:
-        """The objective over the docs that have it by the task's own aggregation, signed so that higher is better.
+        """Aggregate the objective over the docs that have it, signed so that higher is better.
 
         What is not a finite number (a metric undefined on such a set) counts as −inf.
 
         Raises:
-            TaskError: none of the docs has it.
+            TaskError: no doc has the metric.
         """
         values = [m[self._computed_as] for m in metrics if self.has_value(m)]
         if not values:
             known = dict.fromkeys(name for m in metrics for name in m)
             raise TaskError(
-                f"task {self.name} did not compute the metric {self.objective.metric} of any of {len(metrics)} docs; "
-                f"it computed: {', '.join(known) or 'none'}"
+                f"task {self.name} did not compute the metric {self.objective.metric} for any of {len(metrics)} docs; "
+                f"it computed: {', '.join(known) or 'none'}; choose another with metric="
             )
         value = float(self._aggregation(values))
         if not math.isfinite(value):
@@ -396,7 +396,7 @@ class TaskDocs:
         return value == 1.0 and self.objective.higher_is_better
 
     def number(self, metrics: Mapping[str, Any]) -> float | None:
-        """The objective's metric of one doc where it has it and it is a number, else None."""
+        """Return the objective's metric of one doc; None if it is missing or not a number."""
         value: Any = metrics.get(self._computed_as)
         try:
             return None if isinstance(value, (tuple, list, str)) else float(value)
@@ -453,8 +453,8 @@ class TaskDocs:
     ) -> list[list[Response]]:
         """Answer requests on the batched engine, with lm-eval's tokens, truncation, stop texts and postprocessing.
 
-        Requests with pictures, and those whose generation the engine does not implement, are answered by lm-eval's own
-        model instead, one mixture after another.
+        Requests with pictures, and requests that the engine cannot generate, are answered by lm-eval's own model
+        instead, one mixture after another.
 
         Args:
             engine: runs the model.

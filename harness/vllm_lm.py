@@ -186,27 +186,27 @@ class VLLMRules:
         return [stop for stop in stops if stop == eos] if self._lm.think_end_token else list(stops)
 
     def check(self, kwargs: Mapping[str, Any]) -> None:
-        """What vLLM's own arguments refuse."""
+        """Check generation arguments by building vLLM's ``SamplingParams``, which raises on errors."""
         own, until, most = VLLM.modify_gen_kwargs(dict(kwargs), eos=None, default_max_gen_toks=self._lm.max_gen_toks)
         SamplingParams(max_tokens=most, stop=until, **own)
 
     def arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """As they are, but for the temperature of greedy decoding."""
+        """Return the arguments without the temperature of greedy decoding."""
         given = dict(kwargs)
         if not given.get("do_sample") and given.get("temperature", 0.0) == 0.0:
             given.pop("temperature", None)
         return given
 
     def new_tokens(self, asked: int, stops: Sequence[str]) -> int:
-        """As many as the request asks for."""
+        """Return the number of tokens in the request."""
         return asked
 
     def same_in_batches(self, kwargs: Mapping[str, Any], stops: Sequence[str], eos: str) -> bool:
-        """vLLM answers in both cases, each request by itself."""
+        """True: vLLM computes each request by itself."""
         return True
 
     def same_encoded(self, contexts: Sequence[str]) -> bool:
-        """Each prompt is encoded by itself."""
+        """True: each prompt is encoded by itself."""
         return True
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:

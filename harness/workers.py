@@ -29,7 +29,7 @@ class EngineSpec:
         hf: further arguments of lm-eval's model.
         batch: rows of a batch.
         moe: as the model_arg.
-        identity: of the model that this process has loaded.
+        identity: identity of the model in this process.
     """
 
     pretrained: str | None
@@ -43,7 +43,7 @@ class EngineSpec:
         """Load the model.
 
         Raises:
-            ModelError: it cannot be loaded, or is another model than that of this process.
+            ModelError: it cannot be loaded, or differs from the model of the main process.
         """
         hf = dict(self.hf)
         if str(hf.get("device", "")).startswith("cuda"):
@@ -51,8 +51,8 @@ class EngineSpec:
         lm = open_base(self.pretrained, self.engine, **hf)
         if identity_of(lm) != self.identity:
             raise ModelError(
-                f"a worker has loaded another model ({identity_of(lm)[:12]}) than this process ({self.identity[:12]}); "
-                "give all machines of the cluster the same files"
+                f"a worker loaded another model ({identity_of(lm)[:12]}) than the main process ({self.identity[:12]}); "
+                "use the same files on all machines of the cluster"
             )
         return TransformersEngine(
             lm.model,

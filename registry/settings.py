@@ -41,7 +41,7 @@ class ServerSettings(BaseSettings):
         default=20,
         ge=2,
         le=500,
-        description="connections to the database at most, of each worker: two fifths for writes, the others for reads",
+        description="most database connections of each worker: two fifths for writes, the others for reads",
     )
     database_timeout: float = Field(
         default=10.0, gt=0, le=600, description="seconds to wait for a connection, a lock or a statement"
@@ -81,25 +81,23 @@ class ServerSettings(BaseSettings):
         default=4,
         ge=1,
         le=1000,
-        description="uploads that each worker checks and stores at once; others wait for `queue_seconds`",
+        description="uploads that each worker checks and stores at the same time; others wait for `queue_seconds`",
     )
-    read_threads: int = Field(default=10, ge=1, le=200, description="reads that each worker does at once")
-    write_threads: int = Field(
-        default=4, ge=1, le=200, description="writes, other than uploads, that each worker does at once"
-    )
+    read_threads: int = Field(default=10, ge=1, le=200, description="concurrent reads of each worker")
+    write_threads: int = Field(default=4, ge=1, le=200, description="concurrent writes of each worker, without uploads")
     queue_seconds: float = Field(
         default=5.0, gt=0, le=600, description="how long a request waits for a thread or memory before status 503"
     )
     memory_bytes: int = Field(
         default=512 * 1024 * 1024,
         ge=1024 * 1024,
-        description="bytes that each worker holds at once for bodies, answers and the work on them",
+        description="memory of each worker in bytes for bodies, answers and the work on them",
     )
     memory_share: float = Field(
         default=0.5,
         gt=0,
         le=1,
-        description="part of the memory for bodies and answers that one address or token may have",
+        description="share of the memory for bodies and answers that one address or token may use",
     )
     max_body_values: int = Field(default=100_000, ge=100, description="values in one JSON body")
     max_head_bytes: int = Field(
@@ -108,29 +106,31 @@ class ServerSettings(BaseSettings):
     max_connections: int = Field(
         default=1000,
         ge=1,
-        description="connections of each worker; beyond them only `/healthz` is answered, and idle and stalled ones go",
+        description="most connections of each worker; beyond them only `/healthz` is answered, and waiting ones close",
     )
     connections_per_address: int = Field(
-        default=500, ge=1, description="of these, from one address; trusted proxies have no such limit"
+        default=500, ge=1, description="most connections from one address; trusted proxies have no such limit"
     )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="addresses or networks of proxies whose `X-Forwarded-For` names the client, joined by commas",
     )
     head_seconds: float = Field(default=20.0, gt=0, le=600, description="how long a client may take to send a head")
-    idle_seconds: int = Field(default=10, ge=1, le=600, description="how long a connection stays between two requests")
-    stall_seconds: float = Field(default=30.0, gt=0, le=600, description="how long a body or an answer may stand still")
+    idle_seconds: int = Field(default=10, ge=1, le=600, description="how long an idle connection stays open")
+    stall_seconds: float = Field(
+        default=30.0, gt=0, le=600, description="how long a body or an answer may make no progress"
+    )
     slow_seconds: float = Field(
         default=20.0, gt=0, le=600, description="how long a body or an answer may be slower than `slowest_rate`"
     )
     slowest_rate: int = Field(
-        default=64 * 1024, ge=1, description="bytes in a second, on average, of a body or an answer"
+        default=64 * 1024, ge=1, description="least bytes per second, on average, of a body or an answer"
     )
     body_seconds: float = Field(default=600.0, gt=0, description="how long a client may take to send a body")
     min_free_bytes: int = Field(
         default=256 * 1024 * 1024,
         ge=0,
-        description="free space on the disks of an SQLite file and of a folder of blobs, below which `/readyz` fails",
+        description="least free bytes on the disks of an SQLite file and of a folder of blobs for `/readyz` to succeed",
     )
     idempotency_hours: float = Field(
         default=24.0, gt=0, le=876_000, description="for which the key of an upload is remembered"

@@ -1,4 +1,4 @@
-"""Measured costs beside the cost model: the data for the constants of ``adapters/engine/costs.py``.
+"""Measured costs beside those of the cost model, for the constants of ``engine/costs.py``.
 
 Passes of the base and passes in activation form, with up to 32 mixtures in a batch, alternate at several numbers of
 tokens; so do a pass and a change of the weights. Each figure is a ratio of two such costs, next to the same ratio by

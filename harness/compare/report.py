@@ -141,8 +141,8 @@ class Report(_Frozen):
 
     Attributes:
         base: the base model's name.
-        fingerprint: of its adapted matrices.
-        identity: of all that decides its answers.
+        fingerprint: digest of its adapted matrices.
+        identity: digest of everything that determines its answers.
         dtype: of its weights.
         experts: all that took part, adapters of PEFT among them.
         settings: what all cells have in common.
@@ -292,9 +292,10 @@ class _Task:
         )
 
     def _values(self, group: Group) -> dict[str, float] | None:
-        """A number for each document that has one, mean over its repeats and the seeds.
+        """Return the mean over repeats and seeds for each document that has a score.
 
-        None where the score is not the mean of such, or the seeds scored different documents.
+        Returns:
+            None if the score is not a mean over documents, or the seeds scored different documents.
         """
         found = [_find(one, self.score.key) for one in group.scored]
         if any(score.aggregation != "mean" for score in found):

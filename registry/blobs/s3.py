@@ -223,7 +223,7 @@ class S3Blobs:
                 raise
 
     def _holds(self, digest: str, size: int, head: dict[str, Any]) -> bool:
-        """Whether an object has the content of a digest: by the store's checksum, else by reading it."""
+        """Whether an object has a digest's content, by the store's checksum or by reading it."""
         if head["ContentLength"] != size:
             return False
         checksum = head.get("ChecksumSHA256")

@@ -277,7 +277,7 @@ def _server(url: str) -> httpx2.URL:
 
 
 def _load_certificates(*, required: bool) -> ssl.SSLContext:
-    """Return the trusted authorities of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else the system's.
+    """Load the trusted authorities of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, else the default.
 
     Raises:
         ArgumentError: the variable names no certificates, and they are required.

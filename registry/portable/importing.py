@@ -231,7 +231,7 @@ class _Check:
         self._contents.add(content)
 
     def _place(self, kind: str) -> None:
-        """Count a record or a blob, and check that it comes after the first record and before the last."""
+        """Count a record or blob; check that it is between the first and the last record."""
         if self._ended or (kind == "registry") != (not self._counts):
             raise InvalidRequestError("its records are out of order")
         self._counts[kind] = self._counts.get(kind, 0) + 1
@@ -312,7 +312,7 @@ class _Check:
         expert.complete = True
 
     def _find_odd_ranks(self, session: Session) -> Iterator[str]:
-        """Yield versions that do not fit their base model, if the archive or the registry has its targets."""
+        """Yield versions that do not fit their base model, where its targets are known."""
         table = models.BaseModel
         for (fingerprint, targets), reference in self._used.items():
             ranks = self._bases.get(fingerprint) or session.scalar(

@@ -136,7 +136,7 @@ def board(session: Session, query: BoardQuery, *, cursor: str | None, limit: int
 def _confirmed_first(
     page: Callable[[bool, str | None, int], tuple[Sequence[Any], str | None]], cursor: str | None, limit: int
 ) -> tuple[Sequence[Any], str | None]:
-    """Fetch a page of confirmed rows, followed by unconfirmed ones; each is a separate index range.
+    """Fetch a page of confirmed rows, then unconfirmed ones; each is a separate index range.
 
     Args:
         page: fetches rows, confirmed or not, and the next page's cursor.

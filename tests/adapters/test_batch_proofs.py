@@ -1,4 +1,4 @@
-"""Batches give what single texts give, below and above whatever window a model has, or they are not made."""
+"""Batches give the results of single texts around a model's windows, or are not used."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LONG: dict[str, Any] = {
     "original_max_position_embeddings": 16,
 }
 HEADS = {"num_attention_heads": 4, "head_dim": 8, "mamba_d_state": 4}
-# Layouts of texts below the window and above it, and whether prompts of unlike lengths share a batch.
+# Layouts of texts below and above the window, and whether prompts of different lengths share a batch.
 MODELS: dict[str, tuple[Any, dict[str, Any], str, str, bool]] = {
     "llama": (transformers.LlamaConfig, {**SIZES, "max_position_embeddings": 512}, "packed", "packed", True),
     "window in a buffer": (
@@ -130,13 +130,13 @@ def draw(*lengths: int) -> list[tuple[int, ...]]:
 
 
 def work(longest: int) -> list[Branches]:
-    """Contexts and continuations of which the longest have so many tokens together, and short ones."""
+    """Requests whose longest has this many tokens in total, and short ones."""
     one, two, three, four, five, six = draw(longest - 5, 5, 3, 2, 1, longest // 2)
     return [Branches(one, (two, three, five)), Branches(three, (four, five)), Branches(six, (two,))]
 
 
 def alone(model: Any, items: Sequence[Branches]) -> torch.Tensor:
-    """Logits of every continuation as lm-eval asks for one text."""
+    """Logits of every continuation, computed from single texts as in lm-eval."""
     found = []
     for item in items:
         for continuation in item.continuations:
@@ -244,7 +244,7 @@ def test_what_is_proven_holds_for_shorter_texts_and_is_not_proven_again() -> Non
     def probe(text: int, row: int) -> bool:
         asked.append((text, row))
         if row > 100:
-            raise IndexError("no place for so many tokens")
+            raise IndexError("too many tokens")
         return True
 
     proofs = Proofs("anything", probe)

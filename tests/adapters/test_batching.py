@@ -91,7 +91,7 @@ def test_the_form_that_costs_less_is_chosen() -> None:
     engine = fresh()
     mixtures = [random_z(engine, seed) for seed in range(4)]
     in_turn, in_one = [Load(8, 800, 40)] * 4, [Load(32, 3200, 40)]
-    # Much more work in one form than in the other decides.
+    # The form with much less work is chosen.
     assert engine.costs.choose(mixtures, in_turn, [Load(32, 3200, 10**6)]) == "weight"
     assert engine.costs.choose(mixtures, [Load(8, 800, 10**6)] * 4, in_one) == "activation"
     assert engine.costs.choose([], in_turn, in_one) == "activation"
@@ -126,8 +126,8 @@ def test_answers_do_not_depend_on_a_clock_a_cache_earlier_work_or_free_memory(
     monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "empty"))
     engine = half()
     first = run(engine)
-    assert run(engine) == first  # asked again
-    assert run(half()) == first  # with the caches of the first
+    assert run(engine) == first  # repeated
+    assert run(half()) == first  # with the caches of the first run
     assert not (tmp_path / "empty" / "costs").exists()
     monkeypatch.setenv("T2_CACHE_DIR", str(tmp_path / "another"))
     ticks = itertools.count()

@@ -99,7 +99,7 @@ def test_contexts_are_packed_where_the_model_obeys_the_mask_and_likelihoods_are_
 ) -> None:
     model = LikelihoodModel(engine.model)
     branches = [Branches(encode(prompt), tuple(encode(choice) for choice in CHOICES)) for prompt in PROMPTS]
-    # Those of the windows are longer than these.
+    # The windows are longer than these texts.
     assert (model.layout(branches) == "packed") == FAMILIES[engine.base.id].packs
     with torch.no_grad():
         found = model.run(branches).loglikelihoods()

@@ -1,4 +1,4 @@
-"""Families whose decoder layers are built in other ways: every linear layer is adapted, and what is not is named."""
+"""Unusual decoder layers: all linear layers are adapted, other weights are reported."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any], dict[str, set[str]], set[str]]] = {
 
 
 def make(name: str) -> Any:
-    """A random model whose weights matter, of values that bfloat16 has."""
+    """A random model with large weights that bfloat16 represents exactly."""
     config, sizes, _, _ = MODELS[name]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config(**{**BASE, **sizes})).eval()
@@ -115,7 +115,7 @@ def make(name: str) -> Any:
 
 
 def place(name: str) -> str:
-    """The place of a matrix in its layer."""
+    """Path of a matrix in its layer."""
     parts = name.removesuffix(".weight").split(".")
     return ".".join(parts[next(i for i, part in enumerate(parts) if part.isdigit()) + 1 :])
 

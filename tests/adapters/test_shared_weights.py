@@ -1,4 +1,4 @@
-"""Weights that several layers share: each is one matrix, adapted once, in every layer that holds it."""
+"""Weights that several layers share: one matrix, adapted once, in every layer that uses it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def encode(text: str) -> tuple[int, ...]:
 
 
 def zamba2() -> Any:
-    """Blocks 0 and 1 are used in layers 1, 2 and in turn again in 4, 5."""
+    """Blocks 0 and 1 are used in layers 1 and 2, and again in layers 4 and 5."""
     torch.manual_seed(0)
     config = CONFIGS.Zamba2Config(
         vocab_size=len(make_tokenizer()),
@@ -86,7 +86,7 @@ def of_one_module() -> Any:
 
 
 def of_views() -> Any:
-    """Parameters of their own over the same numbers, in one layer as they are and in the other transposed."""
+    """Two parameters over the same memory, one of them transposed."""
     model: Any = make_model("llama")
     first, second = model.model.layers
     second.mlp.up_proj.weight = nn.Parameter(first.mlp.up_proj.weight.data)
@@ -120,7 +120,7 @@ def engine(request: pytest.FixtureRequest) -> TransformersEngine:
 
 
 def dense(engine: TransformersEngine, z: Z) -> torch.Tensor:
-    """Logits of another such model whose weights are overwritten in place, each once, by a full decomposition."""
+    """Logits of a fresh model whose weights are each overwritten once, by a full decomposition."""
     model = MODELS[engine.base.id]().eval()
     done: set[int] = set()
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_every_form_changes_a_shared_weight_once_and_the_base_comes_back(engine:
     expected = dense(engine, z)
     assert not torch.allclose(base, expected, atol=0.1)
     first = None
-    for _ in range(3):  # the third finds the weights kept
+    for _ in range(3):  # the third uses the kept weights
         with engine.applied(z):
             found = logits(engine, tokens)
         assert first is None or torch.equal(first, found)
@@ -351,7 +351,7 @@ def test_a_checkpoint_is_read_by_whichever_names_it_has(tmp_path: Path) -> None:
         assert list(read.targets) == list(engine.targets)
         assert torch.equal(read.matrix(first), one)
         assert set(read.keys(first)) == {n for n in (first, alias) if {**stored, **tensors}.get(n) is not None}
-    # transformers ties no weights that differ.
+    # transformers does not tie weights that differ.
     read, loaded = write(**{alias: one + 1})
     assert list(read.targets) == list(loaded.targets)
     assert read.fingerprint() == loaded.base.fingerprint != engine.base.fingerprint

@@ -219,7 +219,7 @@ def test_what_an_upload_refuses_is_not_verified(shelf: Path, here: Here) -> None
             client.publish(ExpertName("team", name), file.read_bytes())
 
 
-def test_a_file_of_another_layout_is_written_anew_on_demand(shelf: Path, here: Here) -> None:
+def test_fix_rewrites_a_file_of_another_layout(shelf: Path, here: Here) -> None:
     whole = expert_bytes(1)
     size = int.from_bytes(whole[:8], "little")
     file = shelf / "spaced.safetensors"

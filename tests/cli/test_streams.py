@@ -1,4 +1,4 @@
-"""A program that is stopped, or that cannot write its output, ends with the right status and no traceback."""
+"""A stopped program, or one that cannot write, ends with the right status and no traceback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STOPPED_WHILE_IMPORTING = """
     sys.argv.pop()
     main()
     """
-FULL = "t2: error: standard output cannot be written: No space left on device; free space, or write elsewhere\n"
+FULL = "t2: error: cannot write standard output: No space left on device; free space or write elsewhere\n"
 
 
 def python(code: str, *arguments: str, stdout: int = subprocess.PIPE, unbuffered: bool = False) -> tuple[int, str]:

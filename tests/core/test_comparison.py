@@ -203,7 +203,7 @@ def test_the_summary_holds_what_was_found() -> None:
 
 
 def test_experts_are_not_judged_across_models() -> None:
-    """Where both sides say which model answered; base models may be compared with each other."""
+    """Runs of experts are refused if their models' identities differ; runs of bases are not."""
     expert = (ExpertRef(name="math", digest=sha256(b"expert")),)
     one, other = (EvaluatedBase(id="tiny", identity=sha256(text)) for text in (b"one", b"other"))
     values = [1.0, 0.0, 1.0]
@@ -219,7 +219,7 @@ def test_experts_are_not_judged_across_models() -> None:
 
 
 def repeated(values: Sequence[float], times: Sequence[int], **run: Any) -> TaskResult:
-    """Results of a data set that holds the n-th document ``times[n]`` times, each with another few-shot prompt."""
+    """Results of a data set with ``times[n]`` copies of document n, each with another prompt."""
     once = result(values, **run)
     samples = tuple(
         sample.model_copy(
@@ -249,7 +249,7 @@ def test_a_repeated_document_is_one_pair_however_often_and_in_whatever_order_it_
     baseline, candidate = repeated([1.0] * 300, times), repeated([0.0, *[1.0] * 299], times)
     found = compare_results([candidate], [baseline], margin=0.02)
     difference = found.tasks[0].said.difference
-    # Forty losses would be a regression; it is one document that was lost.
+    # Forty losses would be a regression, but they are of one document.
     assert (difference.n, difference.wins, difference.losses) == (300, 0, 1)
     assert found.verdict is not Verdict.REGRESSED
     shuffled = replace(candidate, samples=tuple(reversed(candidate.samples)))
@@ -295,7 +295,7 @@ def test_documents_without_the_metric_on_both_sides_are_left_out() -> None:
         ("candidate", [1, 2, 3], [1, 2]),
         ("baseline", [1, 2], [1, 2, 3, 4]),
     ):
-        with pytest.raises(ResultsError, match=f"of 300 documents of the {whose} have no score acc,none, and have one"):
+        with pytest.raises(ResultsError, match=f"of 300 documents of the {whose} have no score acc,none, but have one"):
             compare_results(
                 [without_scores(result(WORSE), candidate)], [without_scores(result(BASELINE), baseline)], margin=0.02
             )
@@ -309,7 +309,7 @@ def test_a_score_that_is_no_mean_blocks_no_other_task() -> None:
         assert ([task.task for task in found.tasks], found.unpaired) == (["arc"], ("wikitext",))
         assert as_json(found)["unpaired"] == ["wikitext"]
         assert "Left out: wikitext" in as_markdown(found, "new", "old")
-    # The candidate's own must not be what takes a task out.
+    # The candidate's aggregation must not remove a task.
     claimed = [result(WORSE, aggregation="other"), result(WORSE, task="gsm")]
     with pytest.raises(ResultsError, match="arc: acc,none is no mean over documents"):
         compare_results(claimed, [result(BASELINE), result(BASELINE, task="gsm")], margin=0.02, skip_unpaired=True)

@@ -54,7 +54,7 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def join(header: dict[str, Any] | str, body: bytes) -> bytes:
-    """A file of a header, which is laid out canonically unless it is given as text."""
+    """Build a file from a header; a header given as a mapping gets the canonical layout."""
     if isinstance(header, str):
         text = header.encode()
     else:
@@ -287,7 +287,7 @@ def compact(value: Any) -> str:
 
 
 def exchanged() -> bytes:
-    """The data of the two tensors in the other order."""
+    """Swap the data of the two tensors."""
     header, body = split(VALID)
     middle = header[DOWN]["data_offsets"][1]
     header[UP]["data_offsets"] = [0, len(body) - middle]

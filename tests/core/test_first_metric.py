@@ -1,4 +1,4 @@
-"""A task's first metric is the first that it lists, wherever a score is read from."""
+"""A task's first metric is the first that it lists, in results, runs and boards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def lm_eval_results(
     directions: dict[str, bool],
     filters: tuple[str, ...] = ("none",),
 ) -> TaskResult:
-    """What lm-eval writes of a task whose documents have these metrics, as it is read."""
+    """Results of lm-eval for a task whose documents have these metrics, as t2 reads them."""
     samples = [
         {
             "doc_id": place,
@@ -84,7 +84,7 @@ def test_the_first_listed_metric_that_was_computed_is_the_first(
     [
         ([metric("wanted"), metric("extra")], {"wanted": True, "extra": True}),
         (None, {"wanted": True, "extra": True}),
-        # lm-eval writes a function by its source.
+        # lm-eval writes a function as its source.
         ([metric("def wanted(items):\n    return items\n"), metric("extra")], {"wanted": True, "extra": True}),
     ],
     ids=["metric_list", "no metric_list", "a function"],
@@ -123,7 +123,7 @@ def test_a_metric_of_some_documents_is_read_as_lm_eval_aggregated_it() -> None:
 def test_predict_only_has_no_score() -> None:
     with pytest.raises(ResultsError, match="here, task t: evaluated with --predict_only, so it has no score"):
         lm_eval_results([{"bypass": 999.0}] * DOCS, listed=[{"metric": "bypass"}], directions={"bypass": True})
-    # A task's own process_results computes its metrics all the same, but lm-eval no longer knows their directions.
+    # The task's process_results still computes its metrics, but lm-eval does not have their directions.
     with pytest.raises(ResultsError, match="--predict_only"):
         lm_eval_results([{"acc": 0.5}] * DOCS, listed=[{"metric": "bypass"}], directions={"bypass": True})
     both = lm_eval_results(

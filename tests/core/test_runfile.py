@@ -67,7 +67,7 @@ def test_what_is_no_run_is_refused_in_one_line(data: bytes, told: str) -> None:
 
 
 def with_repeats(evaluated: Evaluated) -> TaskResult:
-    """A result whose data set holds a document twice, with one prompt and another answer and score."""
+    """A result whose data set repeats a document, with the same prompt and another answer."""
     (plain,) = (result for result in read_results(evaluated.hf) if result.run.task == "tiny_choice")
     first = plain.samples[0]
     again = first.model_copy(
@@ -85,7 +85,7 @@ def test_a_document_that_the_data_set_repeats_is_written_and_read(evaluated: Eva
     file = decode_run(encode_run(result), "here")
     assert file.run == result.run
     assert file.confirmed == {"acc,none", "acc_norm,none"}
-    # Of the repeated document the mean of its two scores.
+    # The repeated document has the mean of its two scores.
     assert (len(file.values["acc,none"]), 0.5 in file.values["acc,none"]) == (12, True)
     for order in (result.samples, tuple(reversed(result.samples))):
         assert encode_run(replace(result, samples=order)) == encode_run(result)

@@ -17,7 +17,7 @@ CONFIGS: dict[str, Any] = {
         r=4, init_lora_weights="pissa", target_modules=TARGETS, modules_to_save=["lm_head"], task_type="CAUSAL_LM"
     ),
     "ia3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
-    # A and Q, which stand in prompts and not in the probe text.
+    # A and Q, which occur in prompts but not in the probe text.
     "tokens": lambda: peft.TrainableTokensConfig(
         token_indices=[40, 56], target_modules=["embed_tokens"], init_weights=False, task_type="CAUSAL_LM"
     ),

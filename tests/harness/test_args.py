@@ -239,7 +239,7 @@ def test_a_filter_called_none_is_meant_by_its_name_and_absent_means_the_first() 
 @pytest.mark.parametrize("name", ["metric", "filter", "registry", "record", "revision", "pretrained"])
 @pytest.mark.parametrize("value", [True, 7, 1e5])
 def test_a_name_that_lm_eval_read_as_a_number_is_refused_with_the_quotes_it_needs(name: str, value: object) -> None:
-    with pytest.raises(ArgumentError, match=f"{name} must be a text, and lm-eval read it as {value}; write it in quo"):
+    with pytest.raises(ArgumentError, match=f"{name} must be a text, but lm-eval parsed it as {value}; write it"):
         parse_args({"adapt": "cem", name: value})
 
 

@@ -1,4 +1,4 @@
-"""The identity of a model: equal for models that answer alike, another one for every difference that may show."""
+"""A model's identity is equal for equal models and differs if answers may differ."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def identity_in(folder: Path, **args: Any) -> str:
 
 
 def varied(folder: Path, place: Path, change: Callable[[Any], object]) -> Path:
-    """A copy of a model in which something else than the adapted matrices is different."""
+    """A copy of a model with a change outside the adapted matrices."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     change(model)
     model.save_pretrained(place)
@@ -41,7 +41,7 @@ def varied(folder: Path, place: Path, change: Callable[[Any], object]) -> Path:
 
 
 def with_config(folder: Path, place: Path, **entries: Any) -> Path:
-    """A copy of a model whose configuration says something else, over the same files of weights."""
+    """A copy of a model with another configuration and the same weight files."""
     shutil.copytree(folder, place)
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps({**config, **entries}))
@@ -148,7 +148,7 @@ def test_padding_and_use_leave_the_identity_as_it_is(tiny_folder: Path) -> None:
 
 
 def test_a_file_in_place_of_another_gives_another_identity(tiny_folder: Path, tmp_path: Path) -> None:
-    """Of the same size; what is remembered of files is not taken for these."""
+    """The new files have the same size; the cached digest must not be used for them."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     first = identity_in(folder)
     other = varied(tiny_folder, tmp_path / "other", scaled("model.norm.weight"))
@@ -157,7 +157,7 @@ def test_a_file_in_place_of_another_gives_another_identity(tiny_folder: Path, tm
 
 
 def test_what_is_remembered_is_not_taken_for_weights_that_the_files_lack(tiny_folder: Path, tmp_path: Path) -> None:
-    """transformers draws them at random each time."""
+    """transformers initialises them at random each time."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     state = {
         name: tensor for name, tensor in tiny.engine_of(folder).model.state_dict().items() if "lm_head" not in name
@@ -190,7 +190,7 @@ def test_tied_and_quantised_parameters_count(tiny_folder: Path) -> None:
 
 @pytest.fixture
 def twins(tiny_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Two models that the same experts fit, and that answer otherwise."""
+    """Two models that take the same experts but give other answers."""
     return tiny_folder, varied(tiny_folder, tmp_path / "twin", scaled("lm_head.weight"))
 
 
@@ -216,7 +216,7 @@ def test_an_adaptation_of_one_model_is_not_found_again_for_another(
 
 
 def test_searches_and_dispatches_of_two_models_share_no_answers(twins: tuple[Path, Path], experts: str) -> None:
-    """What a run finds after the other model's run is what it finds in an empty cache."""
+    """A run after another model's run gives the same result as with an empty cache."""
 
     def found(folder: Path, args: str) -> Any:
         record = evaluate(folder, args, experts)[0].records[0]
@@ -239,7 +239,7 @@ def test_the_users_cache_is_not_shared_by_two_models(twins: tuple[Path, Path], e
 
 
 def filed(model: str, model_args: str, folder: Path) -> tuple[str, str]:
-    """The name in lm-eval's results file, and its folder."""
+    """Return the model name in lm-eval's results file, and the file's folder."""
     written = folder / "results"
     results.evaluate(written, model, model_args)
     (file,) = written.rglob("results_*.json")
@@ -265,7 +265,7 @@ def test_results_of_the_base_are_filed_as_hf_files_them(tiny_folder: Path, tmp_p
 def test_one_model_has_one_name_under_t2_and_hf(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However its folder is written."""
+    """The path to its folder may be written in several ways."""
     shutil.copytree(tiny_folder, tmp_path / "models" / "llama")
     monkeypatch.chdir(tmp_path)
     for number, pretrained in enumerate(("models/llama", "./models/llama", str(tmp_path / "models" / "llama"))):

@@ -163,7 +163,7 @@ def test_in_bfloat16_the_answers_depend_on_no_cache_and_no_clock(
         return {name: tiny.answers(found, name) for name in ("tiny_text", "longer", "tiny_choice")}
 
     first = run("one")
-    assert run("one") == first  # with what the first left
+    assert run("one") == first  # with the caches of the first run
     clock = itertools.count(step=1000.0)
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     assert run("two") == first

@@ -1,4 +1,4 @@
-"""A run that draws no docs reads only what tells whether a pool is carved; others draw the same docs as ever."""
+"""A run without adaptation docs reads only what it needs; other runs draw the same docs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives of registries: written, read, and changed record by record."""
+"""Write, read and edit archives of registries."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def packed(parts: list[tuple[str, bytes]]) -> bytes:
 
 
 def edited(archive: bytes, edit: Callable[[list[dict[str, Any]]], object]) -> bytes:
-    """The archive with its records changed."""
+    """Return an archive with edited records."""
     parts = members(archive)
     blobs = [part for part in parts if not part[0].startswith("records/")]
     lines = [json.loads(line) for name, data in parts if name.startswith("records/") for line in data.splitlines()]
@@ -56,5 +56,5 @@ def find(lines: list[dict[str, Any]], type: str) -> dict[str, Any]:
 
 
 def header(lines: list[dict[str, Any]], **changes: Any) -> str:
-    """That of the last run, changed."""
+    """Return the header of the last run with changed fields."""
     return canonical_json({**json.loads(find(lines[::-1], "run")["header"]), **changes})

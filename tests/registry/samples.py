@@ -18,7 +18,7 @@ FINGERPRINT = "ab" * 32
 
 
 def expert_bytes(seed: int = 0, *, matrices: int = 4, rank: int = 8, **fields: Any) -> bytes:
-    """The file of a random expert; other seeds give other digests, ``fields`` go into the manifest, also wrong ones."""
+    """The file of a random expert; ``fields``, also invalid ones, go into the manifest."""
     generator = np.random.default_rng(seed)
     targets = {f"model.layers.{layer}.mlp.up_proj.weight": rank for layer in range(matrices)}
     manifest = Manifest(

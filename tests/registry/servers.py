@@ -48,7 +48,7 @@ def postgres(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def new_database(server: str, template: str = "template1") -> Iterator[str]:
-    """The URL of a fresh database, dropped afterwards; ``template`` is the URL of one to copy, which nobody uses."""
+    """Create a database, yield its URL, drop it; ``template`` is the URL of a database to copy."""
     name = f"t2_test_{os.urandom(6).hex()}"
     source = template.partition("?")[0].rpartition("/")[2]
     with psycopg.connect(server, autocommit=True) as connection:

@@ -1,6 +1,6 @@
-"""Every limit of the API holds for every record of an archive, and an archive that is refused writes nothing.
+"""The limits of the API hold for all records of an archive; refused ones write nothing.
 
-``T2_TEST_ARCHIVES`` tries so many archives with changed records on each database.
+``T2_TEST_ARCHIVES`` sets the number of archives with changed records that are tried on each database.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Edit = Callable[[list[Line]], object]
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Of a registry with something of everything."""
+    """The archive of a registry with rows in every table."""
     with open_embedded(tmp_path_factory.mktemp("source")) as service:
         fill(service)
         with service.database.write() as session:
@@ -60,7 +60,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 class Templates:
-    """Fresh registries on one database: empty ones, and ones that hold other contents under the same names."""
+    """Fresh registries on one database, some of them with other content under the same names."""
 
     def __init__(self, kind: str, folder: Path, server: str | None, stack: contextlib.ExitStack) -> None:
         self.kind, self._folder, self._server, self._stack = kind, folder, server, stack
@@ -110,7 +110,7 @@ def empty(templates: Templates) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An empty registry for archives that are refused."""
+    """An empty registry for archives that must be refused."""
     with open_embedded(tmp_path_factory.mktemp("untouched")) as service:
         yield service
 
@@ -129,7 +129,7 @@ def everything(service: Service) -> tuple[Any, ...]:
 
 
 def refused(service: Service, archive: bytes, **options: Any) -> str:
-    """The message that an archive is refused with; nothing was written."""
+    """Check that an archive is refused and writes nothing; return the message."""
     before = everything(service)
     with pytest.raises((InvalidRequestError, ConflictError, TooLargeError)) as caught:
         restore(service.database, service.store, ACTOR, io.BytesIO(archive), **options)
@@ -140,7 +140,7 @@ def refused(service: Service, archive: bytes, **options: Any) -> str:
 
 
 def update(type: str, **fields: Any) -> Edit:
-    """An edit of the first record of a type."""
+    """Return an edit of the first record of a type."""
     return lambda lines: find(lines, type).update(fields)
 
 
@@ -164,7 +164,7 @@ OVER: list[tuple[str, Edit]] = [
     *((f"version {number}", update("version", number=number)) for number in (0, -1, 2**31 - 1, 2**31, 2**63, 2**64)),
     *((f"last {last}", update("expert", last=last)) for last in (-1, 2**31 - 1, 2**31, MAX_VERSION)),
     *((f"purged {last}", update("purged", last=last)) for last in (-1, 2**31 - 1, 2**31, MAX_VERSION)),
-    ("a purged name that is none", update("purged", path="../x")),
+    ("an invalid purged name", update("purged", path="../x")),
     ("an event of a number beyond the last", update("alias-event", number=99)),
     *(
         (f"NUL in {field} of {each}", update(each, **{field: "a\x00b"}))
@@ -244,7 +244,7 @@ def test_a_record_over_a_limit_is_refused_and_nothing_is_written(
         version = next(line for line in lines if line["type"] == "version" and line["number"] == 2)
         first = find(lines, "version")
         edit(lines)
-        if first.get("deleted_at"):  # of the version that the alias points to
+        if first.get("deleted_at"):  # the version that the alias points to
             first["deleted_at"], version["deleted_at"] = None, first["deleted_at"]
         end = find(lines, "end")
         end["counts"] = dict(Counter(line["type"] for line in lines[:-1])) | {
@@ -343,7 +343,7 @@ FLOATS = [0.0, -0.0, 5e-324, 1.7976931348623157e308, -1.7976931348623157e308, fl
 
 
 class Mutations:
-    """Values at and over the limits of the records' own schemas, and archives that have them."""
+    """Values at and over the limits of the record schemas, and archives with them."""
 
     def __init__(self, archive: bytes, generator: random.Random) -> None:
         self._archive, self._random = archive, generator
@@ -362,15 +362,15 @@ class Mutations:
                 self._pool.setdefault(name, []).append(value)
 
     def archive(self) -> tuple[bytes, list[str]]:
-        """One with a few changes, and what they are."""
-        told: list[str] = []
+        """Return an archive with a few changes, and a description of them."""
+        changes: list[str] = []
 
         def edit(lines: list[Line]) -> None:
-            told.extend(self._change(lines) for _ in range(self._random.choice((1, 1, 2, 3))))
+            changes.extend(self._change(lines) for _ in range(self._random.choice((1, 1, 2, 3))))
             if self._random.random() < 0.9:
                 self._count(lines)
 
-        return edited(self._archive, edit), told
+        return edited(self._archive, edit), changes
 
     def _count(self, lines: list[Line]) -> None:
         end = lines[-1]
@@ -414,7 +414,7 @@ class Mutations:
         return f"{lines[at]['type']}.{name} = {str(lines[at][name])[:80]!r}"
 
     def _value(self, shape: dict[str, Any], old: Any, depth: int) -> Any:
-        """A value at or over the limits of a JSON schema, or one inside of the old value."""
+        """Return a value at or over the limits of a JSON schema, or change a part of the old one."""
         choose = self._random
         if "$ref" in shape:
             shape = self._schema["$defs"][shape["$ref"].rpartition("/")[2]]
@@ -471,7 +471,7 @@ class Mutations:
 
 
 def read_all(client: TestClient, headers: dict[str, str]) -> list[str]:
-    """Ask for everything that a registry can be asked for; the names of its experts."""
+    """Request everything from a registry; return the names of its experts."""
 
     def get(path: str, **params: Any) -> Any:
         answer = client.get(path, params=params, headers=headers)
@@ -519,7 +519,7 @@ def read_all(client: TestClient, headers: dict[str, str]) -> list[str]:
 
 
 def attempt(service: Service, archive: bytes, what: str, *, tokens: bool) -> str | None:
-    """Import an archive; the message where it is refused."""
+    """Import an archive; return the message if it is refused."""
     try:
         restore(service.database, service.store, ACTOR, io.BytesIO(archive), tokens=tokens)
     except (InvalidRequestError, ConflictError, TooLargeError) as error:
@@ -535,13 +535,13 @@ def test_an_archive_is_imported_and_all_works_or_is_refused_and_nothing_is_writt
     generator = random.Random(f"{SEED} {templates.kind}")
     mutations, outcomes = Mutations(archive, generator), Counter[str]()
     for number in range(ARCHIVES):
-        changed, told = mutations.archive()
+        changed, changes = mutations.archive()
         with templates.new(filled=generator.random() < 0.5) as service:
             before = everything(service)
-            refusal = attempt(service, changed, f"archive {number}: {told}", tokens=generator.random() < 0.5)
+            refusal = attempt(service, changed, f"archive {number}: {changes}", tokens=generator.random() < 0.5)
             if refusal is not None:
-                assert refusal.isprintable(), told
-                assert everything(service) == before, told
+                assert refusal.isprintable(), changes
+                assert everything(service) == before, changes
                 outcomes["refused"] += 1
                 continue
             outcomes["imported"] += 1
@@ -556,8 +556,8 @@ def test_an_archive_is_imported_and_all_works_or_is_refused_and_nothing_is_writt
                 for name in {*names, "team/math", "team/mix", "team/new", "team/gone", "others/code"}:
                     path = f"/v1/experts/{name}/versions"
                     answer = client.post(path, content=expert_bytes(99), headers={**headers, **BINARY})
-                    assert answer.status_code in (200, 201, 409, 422), (told, name, answer.text)
+                    assert answer.status_code in (200, 201, 409, 422), (changes, name, answer.text)
                 answer = client.post("/v1/runs/team", content=run_bytes(99), headers={**headers, **BINARY})
-                assert answer.status_code in (200, 201), (told, answer.text)
+                assert answer.status_code in (200, 201), (changes, answer.text)
     print(f"{templates.kind}: {dict(outcomes)}")
     assert outcomes.total() == ARCHIVES

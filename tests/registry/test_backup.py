@@ -161,7 +161,7 @@ def test_a_registry_that_holds_something_is_not_restored_into(places: tuple[Plac
 
 
 def one_line(run: subprocess.CompletedProcess[str], status: int = 2) -> str:
-    """The only line that a failed run printed as its error."""
+    """Return the one line of error that a failed run printed."""
     assert run.returncode == status, run.stderr
     (line,) = run.stderr.splitlines()
     assert line.startswith("backup: ")
@@ -170,7 +170,7 @@ def one_line(run: subprocess.CompletedProcess[str], status: int = 2) -> str:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """A registry in SQLite and a folder, which holds nothing yet."""
+    """An empty registry in SQLite and a folder."""
     database = f"sqlite:///{tmp_path / 'here' / 'registry.db'}"
     return Place({"T2_REGISTRY_DATABASE_URL": database, "T2_REGISTRY_BLOBS": str(tmp_path / "here" / "blobs")})
 
@@ -211,7 +211,7 @@ def test_a_dump_that_fails_leaves_the_one_before(place: Place, tmp_path: Path) -
         database.write_bytes(damaged)
         database.with_name("registry.db-wal").unlink(missing_ok=True)
         if place.run("save", tmp_path / "backup", "--output", dump).returncode == 0:
-            continue  # what SQLite copies without a complaint is a whole dump of what is there
+            continue  # SQLite copied the damaged file without an error, so the dump is complete
         assert dump.read_bytes() == before
     database.write_bytes(b"no database at all")
     one_line(place.run("save", tmp_path / "backup", "--output", dump))
@@ -274,7 +274,7 @@ given = [folder if each == "/backups" else each for each in rest[rest.index("/op
 given = given[: given.index("--config")]
 sys.exit(subprocess.run([sys.executable, os.environ["BACKUP"], *given]).returncode)
 """
-"""Stands in for Docker: the programs of the containers run here, on the places of the test."""
+"""A fake ``docker``: runs the containers' programs on this machine, on the test's databases."""
 
 
 @pytest.mark.parametrize("places", ["postgresql"], indirect=True)

@@ -313,7 +313,7 @@ def test_a_store_that_refuses_to_be_asked_for_checksums_is_read(s3_server: S3) -
         assert store.put(DIGEST, DATA) is True
         assert store.put(DIGEST, DATA) is False
         assert store.info(DIGEST) is not None
-        assert 1 <= len(refused) <= 2  # until an object has answered without
+        assert 1 <= len(refused) <= 2  # until a request without the header has succeeded
 
 
 @pytest.mark.parametrize("left", ["whole", "cut", "wrong"])

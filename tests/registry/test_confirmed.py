@@ -1,4 +1,4 @@
-"""Boards and verdicts by scores that the samples confirm; the others are marked, come after them, and block nobody."""
+"""Unconfirmed scores are marked, follow confirmed ones and do not affect verdicts."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def service(database: Database, tmp_path: Path) -> Service:
 
 
 def changed(data: bytes, **score: Any) -> bytes:
-    """The file of a run whose score says something else."""
+    """The file of a run with a changed score."""
     file = decode_run(data, "here")
     scores = (file.run.scores[0].model_copy(update=score),)
     return encode_run(TaskResult(file.run.model_copy(update={"scores": scores}), read_samples(file.samples)))
 
 
 def claim(seed: int, score: float, **fields: Any) -> bytes:
-    """A run whose samples do not give its score."""
+    """A run whose samples do not confirm its score."""
     return changed(run_bytes(seed, **fields), aggregation="other", score=score)
 
 
@@ -78,7 +78,7 @@ def test_what_the_samples_do_not_confirm_is_marked_and_never_ranked_above(servic
         run = service.push_run("evil", changed(claim(seed, score), higher_is_better=higher))
         assert not run.scores[0].confirmed
     wanted = [(value, True) for value in values] + [(value, False) for value in sorted(claimed, reverse=higher)]
-    # Pages that end within, and at the end of, both parts.
+    # Pages that end inside and at the end of both parts.
     for limit in (1, 2, 3, 4, 5, 7, 50):
         assert shown(service, limit) == wanted
 
@@ -115,7 +115,7 @@ def test_a_run_of_predict_only_is_refused_and_one_of_an_archive_has_no_score(
     data = changed(run_bytes(1), metric="bypass", aggregation="other", score=999.0)
     with pytest.raises(InvalidRequestError, match="t2_gsm8k was evaluated with --predict_only, so it has no score"):
         service.push_run("team", data)
-    # As a registry of before holds it.
+    # As an older registry stores it.
     file = decode_run(data, "here")
     with database.write() as session:
         blobs.reserve(session, file.run.samples_digest, len(file.samples))
@@ -175,14 +175,14 @@ def test_a_run_with_a_repeated_document_is_pushed_with_an_interval_of_its_docume
     )
     run = service.push_run("team", encode_run(TaskResult(repeated, many)))
     assert (run.docs, run.scores[0].confirmed) == (300, True)
-    # Fifty repeats of six documents tell no more than six documents.
+    # Fifty repeats of six documents are no more evidence than six documents.
     assert (run.scores[0].low, run.scores[0].high) == (plain.scores[0].low, plain.scores[0].high)
     verdict = service.verdict(VerdictQuery(baseline=run.reference, candidate=run.reference, margin=0.5))
     assert verdict.tasks[0].n == 6
 
 
 def named_by(reference: str | None, digest: str, answers: int) -> bytes:
-    """A run of an expert that it named so."""
+    """A run that names its expert by this reference."""
     file = decode_run(run_bytes(answers, answers=answers), "here")
     expert = ExpertRef(name="math", digest=digest, reference=reference)
     return encode_run(TaskResult(file.run.model_copy(update={"experts": (expert,)}), read_samples(file.samples)))
@@ -206,7 +206,7 @@ def test_an_expert_of_several_names_is_shown_by_the_one_that_was_meant(service: 
     assert first("others", None, 4) == "zoo/newest@1"
     board = service.board(BOARD).items
     assert {entry.run.experts[0].references[0] for entry in board} == {"zoo/first@1", "team/math@1", "zoo/newest@1"}
-    # Who asks about a name sees that name.
+    # A query by name shows that name.
     service.set_alias(parse_name("zoo/newest"), "production", 1)
     history = service.alias_runs(parse_name("zoo/newest"), "production").items
     assert {each.run.experts[0].references[0] for each in history} == {"zoo/newest@1"}

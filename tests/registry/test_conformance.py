@@ -1511,7 +1511,7 @@ class TestBoards:
         assert (second.items[0].run.digest, second.board.runs) == (runs[1].digest, 2)
         rest = client.board(BoardQuery(task="tiny_choice", base=str(models[0].identity)), cursor=first.next, limit=1)
         assert [entry.run.digest for entry in rest.items] == [runs[0].digest]
-        # The board of the name alone is a part of both, and not listed beside them.
+        # The board of the name without an identity is part of both, so it is not listed.
         listed = client.list_boards(base=team.model).items
         assert [(each.base_identity, each.runs) for each in listed] == [(m.identity, 2) for m in reversed(models)]
         for run in runs:

@@ -1,4 +1,4 @@
-"""What a client of a server reads from the environment: proxies, authorities, folders; a wrong one is one line."""
+"""The client's environment: proxies, authorities and folders; errors are one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ zj0EAwIDRwAwRAIgDTtEiXrnt8nu9ByQnjxixkSJjiWd6YU2u2eZm4/SVWcCIF3k
 Du7tUvqz9QnG9MaoEiRohwaCxpN3zWaF+JKIJgXZ
 -----END CERTIFICATE-----
 """
-"""A key and a certificate of localhost, which no authority has signed, good for a hundred years."""
+"""Key and self-signed certificate of localhost, valid for a hundred years."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -45,7 +45,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Empty(BaseHTTPRequestHandler):
-    """Answers every request with an empty page."""
+    """A server that answers every request with an empty page."""
 
     def do_GET(self) -> None:
         body = json.dumps({"items": [], "next": None}).encode()
@@ -90,7 +90,7 @@ def test_a_local_server_is_trusted_by_the_certificate_file_and_not_without(
     with pytest.raises(RegistryError, match="set SSL_CERT_FILE to the file of the authority's certificate"):
         call(tls_server)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")  # not for this machine's own servers
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")  # ignored for servers on this machine
     call(tls_server)
 
 
@@ -121,15 +121,15 @@ def test_a_server_without_encryption_on_this_machine_needs_no_certificates(monke
     [
         ("socks5://user:secret@127.0.0.1:1080", "needs the package socksio; run: pip install socksio"),
         ("socks5h://127.0.0.1:1080", "needs the package socksio"),
-        ("socks4://127.0.0.1:1080", "is no proxy that t2 can use; write http://host:port"),
-        ("ftp://proxy:21", "is no proxy"),
-        ("http://[::1", "is no proxy"),
-        ("http://proxy:port", "is no proxy"),
-        ("http://proxy:99999", "is no proxy"),
-        ("http://", "is no proxy"),
-        ("://proxy", "is no proxy"),
-        ("http://a proxy:1", "is no proxy"),
-        ("http://pro\x7fxy:1", "is no proxy"),
+        ("socks4://127.0.0.1:1080", "is not a proxy that t2 can use; write http://host:port"),
+        ("ftp://proxy:21", "is not a proxy"),
+        ("http://[::1", "is not a proxy"),
+        ("http://proxy:port", "is not a proxy"),
+        ("http://proxy:99999", "is not a proxy"),
+        ("http://", "is not a proxy"),
+        ("://proxy", "is not a proxy"),
+        ("http://a proxy:1", "is not a proxy"),
+        ("http://pro\x7fxy:1", "is not a proxy"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_refused_by_its_variable(

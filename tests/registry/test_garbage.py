@@ -159,7 +159,7 @@ def test_purged_numbers_are_not_given_again_in_another_registry(
     archive = exported(service, namespace)
     with open_embedded(tmp_path / "other") as other:
         if target == "in use":
-            other.publish(parse_name("mine/own"), expert_bytes(21))  # so that the log of the archive stays out
+            other.publish(parse_name("mine/own"), expert_bytes(21))  # so that the import skips the archive's log
             other.publish(OTHER, expert_bytes(22))
         imported(other, archive)
         assert other.publish(OTHER, expert_bytes(5)).version == 3

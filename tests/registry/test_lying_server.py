@@ -1,4 +1,4 @@
-"""A server that answers otherwise than it was asked, or than it did before: nothing of its answer is used."""
+"""Answers that do not match the request or an earlier answer are never used."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ X, Y = sha256(FIRST), sha256(SECOND)
 
 
 Lie = Callable[[Any, Service], Any]
-"""Makes of a true answer, and the registry, what is told instead."""
+"""Changes a true answer of the registry into a lie."""
 LIES: dict[str, Lie] = {}
-"""The lies that the server tells now, by method."""
+"""Active lies of the server, by method."""
 LIED = ("resolve", "publish", "search_versions", "list_versions", "get_run", "list_runs", "lineage")
 
 
@@ -92,12 +92,12 @@ def client(url: str, home: Path) -> Iterator[HttpRegistry]:
 
 
 def changed(**fields: Any) -> Lie:
-    """The truth but for these fields."""
+    """Change these fields of the answer."""
     return lambda true, _: true.model_copy(update=fields)
 
 
 def only(**fields: Any) -> Lie:
-    """A page of one item, the first of the truth, but for these fields."""
+    """A page of the first true item with these fields changed."""
     return lambda true, _: Page(items=[true.items[0].model_copy(update=fields)])
 
 
@@ -209,7 +209,7 @@ class TestAVersionNeverChanges:
         pin.write_bytes(damage)
         assert cache.fetch(client, parse_reference("team/math@1")).data == FIRST
         (record,) = caplog.records
-        assert f"{pin} is damaged; from now on it is sha256:{X}" in record.getMessage()
+        assert f"{pin}: the stored digest of team/math@1 is damaged and replaced by sha256:{X}" == record.getMessage()
         lies["resolve"] = changed(digest=Y)
         with pytest.raises(RegistryError, match="a version never changes"):
             cache.fetch(client, parse_reference("team/math@1"))
@@ -290,7 +290,7 @@ def test_default_experts_are_what_their_files_say(client: HttpRegistry, lies: di
 
 class TestRuns:
     def digests(self, client: HttpRegistry) -> dict[str, str]:
-        """The digests of the runs, by that of their expert."""
+        """Digests of the runs, by the digest of their expert."""
         return {run.experts[0].digest: run.digest for run in client.list_runs().items}
 
     def test_a_run_is_the_one_named(self, client: HttpRegistry, lies: dict[str, Lie]) -> None:

@@ -1,4 +1,4 @@
-"""Values at the edge of what a database or a calendar holds are refused with status 422, on both databases alike."""
+"""Values outside the range of a database or calendar get status 422 on both databases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAIVE = ["2026-01-01T00:00:00", "0001-01-01T00:00:00", "2026-01-01"]
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """Of a registry with two versions and two runs."""
+    """A registry with two versions and two runs."""
     folder = tmp_path_factory.mktemp("registry")
     with open_database(request.param, folder, request) as database:
         service = Service(database, LocalBlobs(folder / "blobs"), ACTOR)
@@ -41,7 +41,7 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def run_with(**fields: Any) -> bytes:
-    """A run whose header has other values."""
+    """The file of a run with changed header values."""
     header, _, samples = run_bytes(9).partition(b"\n")
     return canonical_json({**json.loads(header), **fields}).encode() + b"\n" + samples
 
@@ -84,9 +84,9 @@ def test_scores_whose_sum_or_square_is_beyond_a_float_are_refused(client: TestCl
     header, _, samples = run_bytes(9).partition(b"\n")
     lines = [{**json.loads(line), "scores": {"acc,none": score}} for line in samples.splitlines()]
     changed = "".join(f"{canonical_json(line)}\n" for line in lines).encode()
-    told = {**json.loads(header), "samples_digest": sha256(changed)}
-    told["scores"][0].update(score=score, aggregation="other")
-    content = canonical_json(told).encode() + b"\n" + changed
+    changed_header = {**json.loads(header), "samples_digest": sha256(changed)}
+    changed_header["scores"][0].update(score=score, aggregation="other")
+    content = canonical_json(changed_header).encode() + b"\n" + changed
     answer = client.post("/v1/runs/team", content=content, headers=BINARY)
     assert answer.status_code == 422, answer.text
     assert "scores" in answer.json()["detail"]
