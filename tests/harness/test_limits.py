@@ -1,4 +1,4 @@
-"""Searches and mixed batches generate as lm-eval does, whatever the generation arguments."""
+"""Whatever a model's generation configuration and a request ask for, searches and mixed batches answer as lm-eval."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def restored(lm: Any) -> Iterator[None]:
 
 
 def configure(lm: Any, **fields: Any) -> None:
-    """Set these fields, as if the model's ``generation_config.json`` had them."""
+    """As if the model's ``generation_config.json`` had these fields."""
     for name, value in fields.items():
         setattr(lm.model.generation_config, name, value)
 
@@ -133,7 +133,7 @@ def requests(prompts: Sequence[str] = PROMPTS, **kwargs: Any) -> list[Instance]:
 
 
 def by_lm_eval(lm: Any, engine: TransformersEngine, asked: list[Instance], zs: Sequence[Any]) -> list[list[str]] | None:
-    """Return lm-eval's own answers under each mixture; None if it fails."""
+    """lm-eval's own answers under each mixture; None where it fails."""
     found = []
     for z in zs:
         with engine.applied(z):
@@ -253,7 +253,7 @@ def test_prompts_of_which_some_begin_with_the_first_token(lm: Any, engine: Trans
 
 
 def test_common_configurations_stay_in_batches(lm: Any) -> None:
-    """The generation settings of published models are supported in batches."""
+    """What published models ask for is worth a batch, so the list must not be shorter than need be."""
     plain: list[Mapping[str, Any]] = [
         {},
         {"max_length": 4096, "temperature": 0.6, "top_p": 0.9, "do_sample": True},
