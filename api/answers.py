@@ -14,6 +14,8 @@ from t2.adapters.strategies import Choice
 from t2.core.errors import ArgumentError, nearest
 from t2.core.seeds import derive_seed
 from t2.harness.examples import continuation
+from t2.harness.generation import requested_length
+from t2.harness.preflight import check_likelihoods
 
 if TYPE_CHECKING:
     from t2.api.model import Model
@@ -97,13 +99,14 @@ class Asked(ABC):
         for number, text in enumerate(rendered):
             if not model.lm.tok_encode(text):
                 raise ArgumentError(f"prompts: number {number} is empty, and this model needs a text to go on from")
-        until = [stop] if isinstance(stop, str) else list(stop)
+        until = stop_texts(stop)
         arguments = {"do_sample": False, **generate_kwargs, "until": until, "max_gen_toks": max_new_tokens}
         answers = [""] * len(texts)
         for number, indices in enumerate(_groups(choices)):
             requests = [_request("generate_until", rendered[i], arguments) for i in indices]
             own = derive_seed(seed, "generate", number)
-            with model.engine.applied(choices[indices[0]].z), seeded(own, model.engine.device):
+            applied = model.engine.applied(choices[indices[0]].z)
+            with applied, requested_length(model.lm), seeded(own, model.engine.device):
                 try:
                     found = model.lm.generate_until(requests, disable_tqdm=True)
                 except (ValueError, TypeError) as error:  # transformers' own checks of its arguments
@@ -130,6 +133,7 @@ class Asked(ABC):
             raise ArgumentError("choices: give a list of one or more texts, none of them empty")
         context = _render(model, prompt, chat, system)
         requests = [_request("loglikelihood", context, continuation(prompt, text, chat)) for text in choices]
+        check_likelihoods("loglikelihoods", model.lm, requests)
         with model.engine.applied(self._choice(prompt).z):
             return [float(found) for found, _ in model.lm.loglikelihood(requests, disable_tqdm=True)]
 
@@ -163,6 +167,18 @@ def _texts(name: str, given: Any) -> list[str]:
     odd = next((text for text in texts if not isinstance(text, str)), None)
     if odd is not None:
         raise ArgumentError(f"{name}: {odd!r} is no text")
+    return texts
+
+
+def stop_texts(stop: str | Sequence[str]) -> list[str]:
+    """The texts that an answer ends before.
+
+    Raises:
+        ArgumentError: one is empty, or no text.
+    """
+    texts = _texts("stop", [stop] if isinstance(stop, str) else stop)
+    if "" in texts:
+        raise ArgumentError("stop: an empty text would end every answer; leave it out")
     return texts
 
 

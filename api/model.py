@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from t2.adapters.engine.transformers import TransformersEngine
 from t2.adapters.expert import Expert, load_expert
 from t2.adapters.strategies import STRATEGIES, Choice
 from t2.api.adapted import Adapted
-from t2.api.answers import Asked
+from t2.api.answers import Asked, stop_texts
 from t2.api.saved import Named, SavedExpert, place, read_named, write
 from t2.core.errors import ArgumentError, ExpertFileError, nearest
 from t2.core.manifest import BaseModelRef
@@ -35,6 +36,7 @@ from t2.harness.examples import (
     prompt_task,
 )
 from t2.harness.experts import prepare_classifier, prepare_experts
+from t2.harness.generation import requested_length
 from t2.harness.pool import Pool, carved, find_pool
 from t2.harness.tasks import PromptForm, load_task
 
@@ -199,6 +201,8 @@ class Model(Asked):
         elif examples is not None:
             if max_new_tokens is not None and max_new_tokens < 1:
                 raise ArgumentError(f"max_new_tokens={max_new_tokens} must be at least 1")
+            if stop is not None:
+                stop = stop_texts(stop)
             if max_new_tokens is None:
                 right = [example.answer for example in labelled if isinstance(example, Example)]
                 max_new_tokens = _ROOM + max((len(self.lm.tok_encode(answer)) for answer in right), default=0)
@@ -217,7 +221,9 @@ class Model(Asked):
                 raise ArgumentError("prompts: there are none; give one or more")
             target = prompt_task(texts)
             pool = Pool("prompts", (), frozenset())
-        with self.engine.lock:
+        # Of a task the lengths are lm-eval's, of examples those that are named here.
+        length = contextlib.nullcontext() if examples is None else requested_length(self.lm)
+        with self.engine.lock, length:
             form = PromptForm(num_fewshot=num_fewshot, system_instruction=system, apply_chat_template=chat)
             with carved(target, pool):
                 docs = list(target.eval_docs)

@@ -61,6 +61,16 @@ class Runtime:
     memory: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
     pool: PooledEngine | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a classifier whose question no chat template of this tokenizer holds.
+
+        Raises:
+            ArgumentError: it was trained in a chat template, and the tokenizer has none that takes a message.
+        """
+        if self.classifier is not None and self.classifier.manifest.training.get("apply_chat_template"):
+            where = f"classifier {self.classifier.name}: it was trained in a chat template"
+            chat_text(self.lm, [{"role": "user", "content": "-"}], where=where)
+
     @property
     def asked(self) -> Engine:
         """What answers during searches and dispatches: the workers where there are any."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -13,6 +14,9 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from t2.adapters.engine.base import Generated, GenerateRequest
 from t2.core.errors import ArgumentError, TaskError
 from t2.harness.rules import rules_of
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length")
+"""Generation arguments that limit an answer's length."""
 
 
 class Generations:
@@ -60,7 +64,7 @@ class Generations:
         blank = [request for request, context in zip(requests, contexts, strict=True) if not context.strip()]
         if not self._rules.same_encoded(contexts) or not all(self.request(request).context for request in blank):
             return False
-        return all(self.is_implemented(request) for request in distinct_arguments(requests))
+        return all(self.is_implemented(own[0]) for own in by_arguments(requests))
 
     def is_implemented(self, request: Instance) -> bool:
         """Whether an engine's batches give the answers of lm-eval's model under a request's arguments."""
@@ -102,13 +106,42 @@ class Generations:
         return "" if end is None else str(self._lm.tok_decode(end, skip_special_tokens=False))
 
 
-def distinct_arguments(requests: Sequence[Instance]) -> list[Instance]:
-    """Of the requests that differ in their prompts alone, the first."""
-    return list({repr(sorted(request.args[1].items())): request for request in reversed(requests)}.values())
+@contextlib.contextmanager
+def requested_length(lm: Any) -> Iterator[None]:
+    """Context in which a request's length holds, also where the model's generation configuration has one of its own.
+
+    In ``transformers`` the configuration's ``max_new_tokens`` comes before the ``max_length`` that lm-eval computes
+    from a request. lm-eval's runs keep that; the caller of a Python function gets the length it names.
+    """
+    config = getattr(getattr(lm, "model", None), "generation_config", None)
+    if config is None:  # vLLM has no such configuration
+        yield
+        return
+    own, config.max_new_tokens = config.max_new_tokens, None
+    try:
+        yield
+    finally:
+        config.max_new_tokens = own
 
 
-def chat_text(lm: Any, history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+def by_arguments(requests: Sequence[Instance]) -> list[list[Instance]]:
+    """Requests that differ in their prompts alone, together."""
+    groups: dict[str, list[Instance]] = {}
+    for request in requests:
+        groups.setdefault(repr(sorted(request.args[1].items())), []).append(request)
+    return list(groups.values())
+
+
+def chat_text(
+    lm: Any, history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, *, where: str = ""
+) -> str:
     """Chat messages as one prompt, by lm-eval's model.
+
+    Args:
+        lm: the model.
+        history: the messages.
+        add_generation_prompt: end where the answer begins.
+        where: what needs the template, for the message; empty where the user asked for it.
 
     Raises:
         ArgumentError: the model has no chat template, or its template refuses the messages.
@@ -116,7 +149,11 @@ def chat_text(lm: Any, history: Sequence[Mapping[str, str]], add_generation_prom
     try:
         return str(lm.apply_chat_template(list(history), add_generation_prompt))
     except (TypeError, ValueError, jinja2.TemplateError) as error:
+        begin = f"{where}; " if where else ""
         if not getattr(lm.tokenizer, "chat_template", None):
-            raise ArgumentError("the tokenizer has no chat template; leave --apply_chat_template out") from error
+            hint = "name a tokenizer= with one" if where else "leave --apply_chat_template out"
+            raise ArgumentError(f"{begin}the tokenizer has no chat template; {hint}") from error
         told = " ".join(str(error).split())
-        raise ArgumentError(f"the chat template cannot be applied: {told[:400]}; change the messages or it") from error
+        raise ArgumentError(
+            f"{begin}the chat template cannot be applied: {told[:400]}; change the messages or it"
+        ) from error

@@ -31,6 +31,7 @@ from t2.harness.experts import prepare_classifier, prepare_experts, read_experts
 from t2.harness.generation import chat_text
 from t2.harness.mixed import answer_in_rows
 from t2.harness.opened import Opened, open_model
+from t2.harness.pictures import check_pictures, has_pictures
 from t2.harness.pool import Pool, carved, find_pool
 from t2.harness.preflight import check_requests
 
@@ -178,6 +179,9 @@ class T2LM(LM):  # type: ignore[misc]
         """
         if self._run is not None:
             raise ArgumentError("this t2 model is already in an evaluation; build another one for a second")
+        for task in evaluation.tasks.values():
+            if has_pictures(task) and not self.MULTIMODAL:
+                check_pictures(task, self.inner)
         with contextlib.ExitStack() as stack:
             labelled = STRATEGIES[self.settings.adapt]().needs_labels
             pools = {

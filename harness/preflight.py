@@ -12,14 +12,13 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from t2.adapters.engine.decoding import seeded
 from t2.core.errors import T2Error, TaskError
-from t2.harness.generation import Generations, distinct_arguments
+from t2.harness.generation import LENGTHS, Generations, by_arguments
 from t2.harness.pictures import check_pictures, has_pictures
 from t2.harness.rules import HFRules, rules_of
 from t2.harness.tasks import encode_pair
 
 _TRIED_TOKENS = 2
 """Tokens of a trial answer: some arguments fail from the second on."""
-_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens", "max_length")
 
 
 def check_requests(lm: Any, tasks: Mapping[str, Task], *, tries: bool = True) -> None:
@@ -44,7 +43,7 @@ def check_requests(lm: Any, tasks: Mapping[str, Task], *, tries: bool = True) ->
         kinds: dict[str, list[Instance]] = {}
         for request in requests:
             kinds.setdefault(request.request_type, []).append(request)
-        _check_likelihoods(name, lm, kinds.get("loglikelihood", []))
+        check_likelihoods(f"task {name}", lm, kinds.get("loglikelihood", []), encode=tries)
         _check_generations(name, lm, kinds.get("generate_until", []), tries)
         if tries:
             _check_scoring(name, task, requests)
@@ -58,64 +57,103 @@ def _check_tokenizer(name: str, lm: Any) -> None:
         )
 
 
-def _check_likelihoods(name: str, lm: Any, requests: Sequence[Instance]) -> None:
-    """Refuse thinking, and what leaves no tokens on either side or too many.
+def check_likelihoods(where: str, lm: Any, requests: Sequence[Instance], *, encode: bool = True) -> None:
+    """Refuse likelihoods while thinking, and texts that leave no tokens on either side or too many.
 
-    Only texts that may do so by their characters are encoded: a token holds a byte or more.
+    Args:
+        where: what asks, for the message.
+        lm: lm-eval's own model.
+        requests: (context, continuation) each.
+        encode: encode whatever may have no tokens; otherwise only texts without letters, or that may be too long.
+
+    Raises:
+        TaskError: lm-eval's model cannot answer one of them.
     """
     if not requests:
         return
     if getattr(lm, "enable_thinking", False):
         raise TaskError(
-            f"task {name} asks for likelihoods, which lm-eval does not compute with enable_thinking=True; leave it out "
-            "or take tasks that generate their answers"
+            f"{where}: lm-eval computes no likelihoods with enable_thinking=True; leave it out, or generate the answers"
         )
     rules = rules_of(lm)
     if not isinstance(rules, HFRules) or len(requests[0].args) > 2:
         return
     for request in requests:
         context, continuation = (str(text) for text in request.args[:2])
+        # A token holds a byte or more, and few merge across white space.
         longest = len(continuation.encode()) + len(context) - len(context.rstrip())
-        if continuation.strip() and (context.strip() or not context) and longest < rules.pair - 2:
+        apart = not encode or context[-1:].isspace() or continuation[:1].isspace()
+        if apart and _has_letter(continuation) and (_has_letter(context) or not context) and longest < rules.pair - 2:
             continue
+        number = "" if request.doc_id is None else f", doc {request.doc_id}"
         left, right = encode_pair(lm, context, continuation)
         if not left:
             raise TaskError(
-                f"task {name}, doc {request.doc_id}: the prompt {context!r} has no tokens, so lm-eval computes no "
-                "likelihood after it; give add_bos_token=True, or change the task's doc_to_text"
+                f"{where}{number}: the prompt {context[:100]!r} has no tokens, so lm-eval computes no likelihood after "
+                "it; give add_bos_token=True, or change the prompt (of a task: its doc_to_text)"
             )
+        if not right and _shares_logits(lm, context, requests):
+            continue
         if not 0 < len(right) < rules.pair:
             raise TaskError(
-                f"task {name}, doc {request.doc_id}: an answer has {len(right)} tokens, the model takes 1 to "
-                f"{rules.pair - 1}; change the task's choices or target"
+                f"{where}{number}: the answer {continuation[:100]!r} has {len(right)} tokens, the model takes 1 to "
+                f"{rules.pair - 1}; change the answers (of a task: its choices or target)"
             )
+
+
+def _shares_logits(lm: Any, context: str, requests: Sequence[Instance]) -> bool:
+    """Whether lm-eval takes the logits of an answer of one token after the same prompt, which do for one of none."""
+    if not lm.logits_cache:
+        return False
+    others = dict.fromkeys(str(request.args[1]) for request in requests if request.args[0] == context)
+    return any(len(encode_pair(lm, context, other)[1]) == 1 for other in others)
+
+
+def _has_letter(text: str) -> bool:
+    """Whether a text has an ASCII letter or digit, which no tokenizer drops."""
+    return any(char.isascii() and char.isalnum() for char in text)
 
 
 def _check_generations(name: str, lm: Any, requests: Sequence[Instance], tries: bool) -> None:
     rules = rules_of(lm)
-    for first in distinct_arguments(requests):
-        given = dict(first.args[1])
+    odd = next((request for request in requests if not isinstance(request.args[1], dict)), None)
+    if odd is not None:
+        raise TaskError(
+            f"task {name}, doc {odd.doc_id}: lm-eval's model takes generation arguments as a dict, got "
+            f"{odd.args[1]!r:.200}; change the task's construct_requests"
+        )
+    if requests and isinstance(rules, HFRules) and lm.eot_token_id is None:
+        raise TaskError(
+            f"task {name}: the tokenizer has no token to end a text with (eos), which lm-eval needs to generate; "
+            "name another tokenizer="
+        )
+    tried: set[str] = set()
+    for own in by_arguments(requests):
+        given = dict(own[0].args[1])
         refused = f"task {name}: lm-eval's model refuses to generate with {_shown(given)}"
         try:
             kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, lm.max_gen_toks))
             rules.check(kwargs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise TaskError(
                 f"{refused}: {_line(error)}; change the task's generation_kwargs or --gen_kwargs"
             ) from error
         new_tokens = int(kwargs["max_gen_toks"])
-        if new_tokens >= lm.max_length:
+        if new_tokens >= lm.max_length and (tries or isinstance(rules, HFRules)):
             raise TaskError(
                 f"task {name} asks for {new_tokens} new tokens, the model holds {lm.max_length} in all; lower "
                 "max_gen_toks or raise max_length"
             )
         if not isinstance(rules, HFRules):
             continue
-        own = [request for request in requests if request.args[1] == first.args[1]]
-        if "max_length" in kwargs and len(first.args) == 2 and lm.model.generation_config.max_new_tokens is None:
+        if "max_length" in kwargs and len(own[0].args) == 2 and lm.model.generation_config.max_new_tokens is None:
             _check_max_length(name, lm, own, kwargs)
         if tries and not Generations(lm).same_in_batches(own):
-            _try(lm, own, refused)
+            # Documents may differ in what cannot fail here: lengths and stop texts.
+            form = repr(sorted((key, value) for key, value in given.items() if key not in (*LENGTHS, "until")))
+            if form not in tried:
+                tried.add(form)
+                _try(lm, own, refused)
 
 
 def _check_max_length(name: str, lm: Any, requests: Sequence[Instance], kwargs: Mapping[str, Any]) -> None:
@@ -132,7 +170,7 @@ def _check_max_length(name: str, lm: Any, requests: Sequence[Instance], kwargs: 
 
 def _try(lm: Any, requests: Sequence[Instance], refused: str) -> None:
     """Generate some tokens after the shortest prompts; the model is as it was afterwards."""
-    given = {key: value for key, value in requests[0].args[1].items() if key not in _LIMITS}
+    given = {key: value for key, value in requests[0].args[1].items() if key not in LENGTHS}
     given["max_gen_toks"] = _TRIED_TOKENS
     count = 1 if lm.batch_size == 1 else 2
     some = [

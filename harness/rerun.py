@@ -22,7 +22,7 @@ from t2.core.digests import sha256_file
 from t2.core.errors import ArgumentError, DataError, ModelError, T2Error, TaskError
 from t2.core.settings import cache_dir
 from t2.harness import compat
-from t2.harness.args import parse_args
+from t2.harness.args import parse_args, split_args
 from t2.harness.evaluating import RunForm, call_lm_eval, check_consent, write_results
 from t2.harness.flags import HELD, RunResults
 from t2.harness.model import T2LM
@@ -63,6 +63,7 @@ class Stored:
         tasks: in their order.
         samples: the file of the samples of each task.
         model_args: of the model.
+        metadata: the model's arguments as lm-eval hands them to the tasks.
         flags: arguments of ``simple_evaluate``, but for the chat template and those of each task.
         chat_template: the text of the chat template; None where none was applied.
         configs: the configuration of each task as it was run.
@@ -76,6 +77,7 @@ class Stored:
     tasks: tuple[str, ...]
     samples: Mapping[str, Path]
     model_args: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     flags: Mapping[str, Any]
     chat_template: str | None
     configs: Mapping[str, Mapping[str, Any]]
@@ -166,14 +168,18 @@ def read_stored(path: Path, *, include_path: str | None = None, confirm_run_unsa
             flags[name] = read(results)
         chat_template, groups = content["chat_template"], content.get("group_subtasks") or {}
         configs = {task: content["configs"][task] for task in tasks}
-        given = simple_parse_args_string(args) if isinstance(args, str) else dict(args)
+        parse = split_args if model == "t2" else simple_parse_args_string
+        given = dict(parse(args) if isinstance(args, str) else args)
+        metadata = dict(simple_parse_args_string(args) if isinstance(args, str) else args)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be repeated: it does not hold {error}; name results that lm_eval --output_path wrote"
         ) from error
     except ValueError as error:
         raise DataError(f"{path} cannot be repeated: {error}") from error
-    return Stored(path, model, tasks, samples, given, flags, chat_template, configs, groups, include_path, info=config)
+    return Stored(
+        path, model, tasks, samples, given, metadata, flags, chat_template, configs, groups, include_path, info=config
+    )
 
 
 def rerun(
@@ -271,7 +277,7 @@ def _load_tasks(one: Stored, load: Callable[[str], Task] | None) -> list[Task]:
     Raises:
         TaskError: one is not to be found, or is no longer what it was.
     """
-    source = TaskSource(one.include_path, one.model_args)
+    source = TaskSource(one.include_path, one.metadata)
     loaded: dict[str, Task] = {}
     for name in one.tasks:
         if load is not None:
@@ -335,7 +341,7 @@ def _further_metadata(one: Stored, name: str, task: Task) -> dict[str, Any] | No
         )
     # Where a task is defined may differ between machines.
     further = {key: value for key, value in then.items() if key != "config_source" and value != now.get(key)}
-    return {**one.model_args, **further} if further else None
+    return {**one.metadata, **further} if further else None
 
 
 def _as_json(value: Any) -> Any:

@@ -90,11 +90,11 @@ class HFRules:
         return list(stops)
 
     def check(self, kwargs: Mapping[str, Any]) -> None:
-        """Stop texts are texts, and an answer has a token."""
+        """Stop texts are texts, and an answer has a token, unless the model's own configuration says how many."""
         odd = next((stop for stop in kwargs["until"] if not isinstance(stop, str)), "")
         if odd != "":
             raise ValueError(f"until must be texts, got {odd!r}")
-        if int(kwargs["max_gen_toks"]) < 1:
+        if int(kwargs["max_gen_toks"]) < 1 and self._lm.model.generation_config.max_new_tokens is None:
             raise ValueError(f"max_gen_toks must be at least 1, got {kwargs['max_gen_toks']}")
 
     def arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:

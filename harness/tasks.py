@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from t2.core.errors import ArgumentError, T2Error, TaskError, nearest
 from t2.core.record import Objective
 from t2.core.results import NO_METRIC, first_metric
 from t2.core.seeds import derive_seed
-from t2.harness.generation import Generations
+from t2.harness.generation import Generations, chat_text
 from t2.harness.pictures import (
     answers_in_turn,
     check_pictures,
@@ -273,7 +274,7 @@ class TaskDocs:
 
     def _build(self, doc: Any) -> list[Instance]:
         chat = bool(self.form.apply_chat_template)
-        template = self.lm.apply_chat_template if chat else None
+        template = functools.partial(chat_text, self.lm) if chat else None
         context = self.task.fewshot_context(
             doc,
             num_fewshot=self.num_fewshot,
@@ -547,7 +548,10 @@ class TaskDocs:
         return self._generations.text(tokens, stop)
 
     def continuations(self, instance: Instance) -> list[ScoreRequest]:
-        """A likelihood request's tokens by ``HFLM``'s rules: one continuation, or the windows of a rolling request."""
+        """A likelihood request's tokens by ``HFLM``'s rules: one continuation, or the windows of a rolling request.
+
+        None where there is nothing to score: lm-eval gives an answer without tokens 0 nats, beside one of one token.
+        """
         texts = tuple(str(text) for text in instance.args[:2])
         key = (instance.request_type, *texts)
         if key not in self._encoded:
@@ -560,8 +564,17 @@ class TaskDocs:
                 )
                 self._encoded[key] = [self.window(*make_disjoint_window(pair)) for pair in windows]
             else:
-                self._encoded[key] = [self.window(*encode_pair(self.lm, *texts))]
+                context, continuation = encode_pair(self.lm, *texts)
+                self._encoded[key] = [self.window(context, continuation)] if continuation else []
         return self._encoded[key]
+
+    def continuation(self, instance: Instance) -> ScoreRequest:
+        """The tokens of a request for one continuation.
+
+        Raises:
+            TaskError: the continuation is empty or longer than the model takes.
+        """
+        return next(iter(self.continuations(instance)), None) or self.window([], [])
 
     def window(self, context: list[int], continuation: list[int]) -> ScoreRequest:
         """A likelihood request, its context cut from the left to what the model holds.

@@ -23,6 +23,7 @@ from t2.core.settings import experts_dir
 from t2.harness.adaptation import SPARE
 from t2.harness.args import check_hf_args
 from t2.harness.base import open_base
+from t2.harness.generation import LENGTHS, requested_length
 from t2.harness.identity import identity_of
 from t2.harness.pool import find_pool
 from t2.harness.tasks import PromptForm, TaskDocs, load_task
@@ -146,6 +147,9 @@ def train(
             halves = draw_shots(task_docs(config, task, lm), config.shots, config.seed)
         model = identity_of(lm)
         engine = build_engine(lm, config, given=given)
+        # Without a length of its own, training takes that of lm-eval's runs of the task.
+        named = not config.gen_kwargs.keys().isdisjoint(LENGTHS)
+        length = requested_length(lm) if named else contextlib.nullcontext()
         try:
             problem = build_problem(config, engine, lm, task, halves, checkpointing=checkpointing, rollouts=rollouts)
             method = build_method(config, engine, progress=progress)
@@ -164,7 +168,8 @@ def train(
             place.check_room(config)
             if earlier is not None and not working.exists():
                 folders.take_up(final, working, config, place.identity(earlier), place.identity(config))
-            (run_sweep if len(config.kls) > 1 else run_one)(place, config, working)
+            with length:
+                (run_sweep if len(config.kls) > 1 else run_one)(place, config, working)
         finally:
             engine.close()
         return _result(folders.publish(working, final))

@@ -236,7 +236,7 @@ class ChoiceProblem:
         single = source.output_type == "loglikelihood"
         texts = [""] if single else [str(choice) for choice in source.task.doc_to_choice(doc)]
         choices = instances[: len(texts)]
-        requests = [source.continuations(instance)[0] for instance in choices]
+        requests = [source.continuation(instance) for instance in choices]
         contexts = list(dict.fromkeys(request.context for request in requests))
         members = [[i for i, request in enumerate(requests) if request.context == context] for context in contexts]
         unit = [

@@ -123,5 +123,5 @@ class NextTokenProblem:
                 text = text.removeprefix(docs.task.config.target_delimiter or "")
             request = docs.window(*encode_pair(docs.lm, str(instances[0].args[0]), text))
         else:
-            request = docs.continuations(instances[docs.gold_index(doc)[0]])[0]
+            request = docs.continuation(instances[docs.gold_index(doc)[0]])
         return Branches(request.context, (request.continuation,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from t2.adapters.engine import GenerateRequest
+from t2.adapters.engine.decoding import plain_sampling
 from t2.adapters.engine.likelihood import Branches
 from t2.adapters.expert import Z
 from t2.core.errors import TaskError
@@ -37,9 +39,10 @@ class Rollout:
 class GenerationProblem:
     """REINFORCE on generated answers.
 
-    Sampled answers come from softmax(logits/τ) over the whole vocabulary, without the task's own top-k or top-p, so
-    that their probability under the policy is that of the gradient. Greedy answers (τ = 0) have the gradient of log π
-    at τ = 1, as in the public code of Transformer²; that is not an estimate of the expected reward's gradient.
+    Sampled answers come from softmax(logits/τ) over the whole vocabulary, without the task's own top-k or top-p and
+    without what the model's generation configuration says of logits, so that their probability under the policy is
+    that of the gradient. Greedy answers (τ = 0) have the gradient of log π at τ = 1, as in the public code of
+    Transformer²; that is not an estimate of the expected reward's gradient.
 
     Raises:
         TaskError: the task asks for more than one answer per document.
@@ -164,7 +167,10 @@ class GenerationProblem:
         config, source = self.setup.config, self.setup.docs
         requests = [self._sampling(source.generation(instance)) for instance in instances]
         asked = [request for request in requests for _ in range(config.samples)]
-        with self.setup.rollouts.applied(z):
+        # An engine of vLLM has no such model, and samples by the request's arguments alone.
+        model = getattr(self.setup.rollouts, "model", None)
+        plain = contextlib.nullcontext() if model is None or not config.temperature else plain_sampling(model)
+        with self.setup.rollouts.applied(z), plain:
             found = self.setup.rollouts.generate(asked, seed=seed, progress=progress)
         rollouts = []
         for i, (request, answer) in enumerate(zip(asked, found, strict=True)):

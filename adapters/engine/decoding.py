@@ -333,6 +333,19 @@ def _as_set(value: int | list[int] | None) -> set[int]:
 
 
 @contextlib.contextmanager
+def plain_sampling(model: transformers.PreTrainedModel) -> Iterator[None]:
+    """Context in which the model's generation configuration says nothing but which tokens begin, end and pad texts."""
+    own: Any = model.generation_config
+    configure: Any = transformers.GenerationConfig
+    tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = configure(**tokens)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Context in which torch draws from ``seed``; its global generators are as before afterwards."""
     devices = [device] if device.type == "cuda" else []

@@ -173,6 +173,44 @@ def test_a_chat_template_and_stop_texts_are_used(model: Model) -> None:
         model.generate("hello", system="be brief")
 
 
+@pytest.mark.parametrize("own", [2, 20])
+def test_the_length_that_the_caller_names_holds_over_the_models_own(
+    own: int, model: Model, experts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = model.adapt(experts="alpha")
+    prompts = ["abc", "17 + 4", "x"]
+    expected = [asked.generate(prompts, max_new_tokens=8) for asked in (model, adapted)]
+    assert max(map(len, expected[0])) == 8
+    config = model.lm.model.generation_config
+    monkeypatch.setattr(config, "max_new_tokens", own)
+    assert [asked.generate(prompts, max_new_tokens=8) for asked in (model, adapted)] == expected
+    seen: list[str] = []
+
+    def score(answer: str, right: str) -> float:
+        seen.append(answer)
+        return float(len(seen) % 2)
+
+    model.adapt(examples=PAIRS, score=score, stop=[], max_new_tokens=6, population=2, generations=1)
+    assert max(map(len, seen)) == 6
+    seen.clear()
+    model.adapt(examples=PAIRS, score=score, stop=[], population=2, generations=1)
+    assert max(map(len, seen)) == 9  # eight more than the longest right answer
+    assert config.max_new_tokens == own
+
+
+def test_likelihoods_that_cannot_be_computed_are_one_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        T2Error, match=r"loglikelihoods: the answer ' ddd.*has .* tokens, the model takes 1 to 512"
+    ) as told:
+        model.loglikelihoods("a", ["d" * 600])
+    assert "\n" not in str(told.value)
+    with pytest.raises(T2Error, match="the prompt ' ' has no tokens"):
+        model.loglikelihoods(" ", ["d"])
+    monkeypatch.setattr(model.lm, "enable_thinking", True)
+    with pytest.raises(T2Error, match="loglikelihoods: lm-eval computes no likelihoods with enable_thinking=True"):
+        model.loglikelihoods("a", ["b"])
+
+
 def test_a_space_parts_prompt_and_choice_unless_there_is_one(model: Model) -> None:
     (given,) = model.loglikelihoods("abc", [" d"])
     assert model.loglikelihoods("abc", ["d"]) == [given]
@@ -340,6 +378,9 @@ def test_what_does_not_fit_is_one_line(arguments: dict[str, Any], says: str, mod
         ("a", {"num_return_sequences": 2}, "other seeds"),
         ("", {}, "number 0 is empty"),
         (["a", 3], {}, "3 is no text"),
+        ("a", {"stop": ["b", 3]}, "stop: 3 is no text"),
+        ("a", {"stop": 3}, "stop: 3 is no text"),
+        ("a", {"stop": ""}, "stop: an empty text would end every answer"),
     ],
 )
 def test_what_generate_cannot_do_is_one_line(prompts: Any, arguments: dict[str, Any], says: str, model: Model) -> None:

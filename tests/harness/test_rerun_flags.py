@@ -19,6 +19,7 @@ from lm_eval.tasks import TaskManager
 
 from t2.core.errors import ArgumentError, DataError, ModelError, T2Error, TaskError
 from t2.harness import discovery, flags
+from t2.harness.model import T2LM
 from t2.harness.rerun import find_results, read_stored, rerun
 from tests.harness import tiny
 
@@ -152,6 +153,19 @@ def test_results_in_a_file_of_another_name_and_arguments_as_text_are_repeated(
     renamed = path.with_name(path.name.replace("results_", "mine_"))
     renamed.write_text(json.dumps(content))
     assert repeat(renamed, tasks) == {"yaml_choice": (3, True)}
+
+
+def test_names_in_arguments_as_text_are_read_as_the_run_read_them(
+    tiny_folder: Path, tasks: Path, tmp_path: Path
+) -> None:
+    path = run_lm_eval(tmp_path / "out", tasks, ["yaml_choice"], "t2", {"pretrained": str(tiny_folder)}, limit=2)
+    content = json.loads(path.read_text())
+    text = f"pretrained={tiny_folder},revision=007,adapt=none"
+    lm = T2LM.create_from_arg_string(text, {"device": "cpu"})
+    content["config"] |= {"model_args": text, "t2": json.loads(json.dumps(lm.identity()))}
+    path.write_text(json.dumps(content))
+    assert read_stored(path).model_args["revision"] == "007"
+    assert repeat(path, tasks) == {"yaml_choice": (2, True)}
 
 
 def test_metadata_of_the_run_reach_the_task_again(tiny_folder: Path, tasks: Path, tmp_path: Path) -> None:

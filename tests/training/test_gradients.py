@@ -147,6 +147,21 @@ def test_sampled_answers_agree_with_the_exact_gradient(tiny_lm: HFLM, baseline: 
     agrees([gradient(problem, z, docs, step)[0] for step in range(REPEATS)], exact)
 
 
+def test_what_a_models_generation_configuration_says_of_logits_is_not_in_the_policy(
+    tiny_lm: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problem_of(tiny_lm, planted.texts(), temperature=1.0, samples=4)
+    docs = problem.setup.train[:2]
+    instances = problem._prepare(docs)
+    expected = problem._answer(docs, instances, None, 5, None)
+    assert len({rollout.tokens for rollout in expected}) > 4
+    own = {"min_p": 0.9, "num_beams": 2, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(40, 60))}
+    for name, value in own.items():
+        monkeypatch.setattr(tiny_lm.model.generation_config, name, value)
+    assert problem._answer(docs, instances, None, 5, None) == expected
+    assert tiny_lm.model.generation_config.num_beams == 2
+
+
 def test_answers_of_several_tokens_count_each_token_once(tiny_lm: HFLM) -> None:
     problem: GenerationProblem = problem_of(tiny_lm, planted.texts(), baseline="none", samples=2)
     z, docs = random_z(problem), [0, 1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import re
@@ -23,6 +24,7 @@ from t2.training.api import TrainResult, train
 from t2.training.config import TrainConfig, make_config
 from t2.training.methods import build_engine
 from t2.training.parameters import Parameters
+from t2.training.rollouts import GenerationProblem
 from t2.training.split import split_docs
 from t2.training.trainer import learning_rate
 from tests.harness import tiny
@@ -326,3 +328,23 @@ def test_more_documents_than_a_file_can_name_are_told_before_training(
     with pytest.raises(TrainingError, match=r"cannot name the 48 documents of planted .*--train-docs"):
         run(tiny_lm, planted.choices())
     assert not list(experts_dir().glob("*/curve.jsonl"))
+
+
+def test_the_length_that_a_training_names_holds_over_the_models_own(
+    tiny_lm: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    answer = GenerationProblem._answer
+
+    def noted(self: GenerationProblem, *args: Any) -> Any:
+        rollouts = answer(self, *args)
+        lengths.append(max(len(rollout.tokens) for rollout in rollouts))
+        return rollouts
+
+    monkeypatch.setattr(GenerationProblem, "_answer", noted)
+    monkeypatch.setattr(tiny_lm.model.generation_config, "max_new_tokens", 3)
+    for name, values, most in (("a", {"gen_kwargs": {"max_gen_toks": 6}}, 6), ("b", {}, 3)):
+        lengths.clear()
+        with contextlib.suppress(TrainingError):  # so short a training may improve nothing
+            run(tiny_lm, planted.texts(), name, steps=1, batch=2, validate_every=1, samples=4, **values)
+        assert max(lengths) == most
