@@ -86,7 +86,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         try:
-            yield {CONNECTIONS: Connections(settings, addresses)}
+            yield {CONNECTIONS: Connections(settings, addresses, metrics)}
         finally:
             authenticator.close()
             readiness.close()

@@ -17,21 +17,14 @@ from t2.registry.server.limits import LEASE, Addresses, Memory
 from t2.registry.server.log import access, log, new_request_id, subject
 from t2.registry.server.metrics import METHODS, Metrics
 from t2.registry.server.problems import HttpError, hidden, problem
-from t2.registry.server.protocol import CONNECTION, Connection
+from t2.registry.server.protocol import CONNECTION, HEADERS, Connection
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-HEALTH = "/healthz"
-"""Answered on every connection."""
 PIECE = 64 * 1024
 """Bytes of an answer that are given to the connection at once."""
 _GONE = 499
 """Logged and counted for a client that went before its answer."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-]
 _NO_STORE = (b"cache-control", b"no-store")
 
 
@@ -101,13 +94,13 @@ class Gate:
             nonlocal status, started
             status, started = message["status"], True
             sent: list[tuple[bytes, bytes]] = message["headers"]
-            sent += _HEADERS
+            sent += HEADERS
             sent += reading
             sent.append((b"x-request-id", name))
             if not any(key == b"cache-control" for key, _ in sent):
                 sent.append(_NO_STORE)
             # The rest of a body that is refused is not read.
-            if status in (408, 413) or (connection is not None and connection.surplus):
+            if status in (408, 413) or (connection is not None and connection.is_last):
                 sent.append((b"connection", b"close"))
             await send(message)
 
@@ -159,9 +152,6 @@ class Gate:
             await send({"type": "http.response.body", "body": body[start : start + PIECE], "more_body": more})
 
     def _refusal(self, request: Request, headers: Headers) -> Response | None:
-        connection: Connection | None = request.scope.get(CONNECTION)
-        if connection is not None and connection.surplus and request.scope["path"] != HEALTH:
-            return problem(request, 503, "the server has as many connections as it may; try again in a second")
         hosts = headers.getlist("host")
         if self._hosts is not None and (len(hosts) != 1 or _name(hosts[0]) not in self._hosts):
             return problem(

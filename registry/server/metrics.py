@@ -29,6 +29,9 @@ class Metrics:
         self._running = Gauge(
             "t2_registry_requests_running", "Requests in work.", registry=self._registry, multiprocess_mode="livesum"
         )
+        self._refused = Counter(
+            "t2_registry_connections_refused", "Connections beyond the limit.", registry=self._registry
+        )
         self._uploads = Counter("t2_registry_uploads", "Uploads taken.", registry=self._registry)
         self._uploaded = Counter("t2_registry_uploaded_bytes", "Bytes of these.", registry=self._registry)
         self._downloaded = Counter(
@@ -49,6 +52,10 @@ class Metrics:
         self._running.dec()
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
+
+    def refused(self) -> None:
+        """Count a connection that was refused."""
+        self._refused.inc()
 
     def uploaded(self, size: int) -> None:
         """Count an upload that was taken."""

@@ -17,7 +17,9 @@ connections need the rest. So these are here:
   head, the next request, the rest of a refused body, or for it to read. Bodies that a handler reads have their deadline
   where they are read (:func:`t2.registry.server.bodies.read_parts`), because that has an answer.
 * **When there are too many** connections, of one address or altogether, the one that has waited longest for its client
-  is closed for the new one. Without such a one the new connection gets ``/healthz`` and status 503 only.
+  is closed for the new one. Without such a one the new connection gets ``/healthz`` and status 503 only. That refusal
+  is the same bytes for all and is sent before anything is parsed, so that refusing a thousand connections a second
+  leaves the processor to others.
 * **The head** of a request is bounded in size; so are requests that are sent without waiting for answers.
 
 It relies on these of uvicorn's names: ``cycle`` with ``response_complete``, ``more_body`` and ``body``, ``pipeline``,
@@ -28,20 +30,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
+import heapq
 import socket
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from t2.registry.server.limits import Addresses, share_of
+from t2.registry.server.log import log
+from t2.registry.server.problems import problem
 
 if TYPE_CHECKING:
+    from t2.registry.server.metrics import Metrics
     from t2.registry.settings import ServerSettings
 
 T = TypeVar("T")
@@ -50,35 +56,65 @@ CONNECTIONS = "t2.connections"
 CONNECTION = "t2.connection"
 """Key of a request's :class:`Connection` in its ASGI scope."""
 _CYCLE = "t2.cycle"
-SWEEP_SECONDS = 1.0
+HEALTH = "/healthz"
+"""Answered on every connection."""
+_HEALTH_HEADS = tuple(f"{method} {HEALTH}{end}".encode() for method in ("GET", "HEAD") for end in " ?")
+SWEEP_SECONDS = 0.25
 """Between two looks at all connections."""
-RESERVE = 64
+REPORT_SECONDS = 10.0
+"""At least between two lines of the log about refused connections."""
+RESERVE = 128
 """Connections beyond the limit, which get ``/healthz`` or status 503."""
+BATCH = 64
+"""Connections that one look for those that would make room finds."""
 LOOK_SECONDS = 0.1
-"""After one in vain, before the next look for a connection that would make room."""
-FRESH_SECONDS = 1.0
+"""Between looks for connections that would make room, unless one found many."""
+FRESH_SECONDS = 0.5
 """A connection that has waited for its client for less does not make room for another."""
-STALLED_SECONDS = 3.0
-"""The same of one in the middle of a body or an answer."""
 LINGER_SECONDS = 5.0
 """How long the rest of a body is thrown away after its answer; a client that still sends would not see the answer."""
 PIPELINED = 16
 """Requests that a client may send before the answer to the first."""
 UNSENT_BYTES = 256 * 1024
 """Bytes of an answer that wait in the kernel beside those on the way; more would hide that a client does not read."""
+HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+]
+"""Of every answer."""
+
+
+def _build_refusal() -> bytes:
+    """The answer on a connection beyond the limit."""
+    answer = problem(
+        Request({"type": "http"}), 503, "the server has as many connections as it may; try again in a second"
+    )
+    headers = [*answer.raw_headers, *HEADERS, (b"cache-control", b"no-store"), (b"connection", b"close")]
+    lines = [b"HTTP/1.1 503 Service Unavailable", *(name + b": " + value for name, value in headers), b"", b""]
+    return b"\r\n".join(lines) + bytes(answer.body)
+
+
+_REFUSAL = _build_refusal()
 
 
 class Connections:
     """The open connections of a worker."""
 
-    def __init__(self, settings: ServerSettings, addresses: Addresses) -> None:
+    def __init__(self, settings: ServerSettings, addresses: Addresses, metrics: Metrics) -> None:
         self.settings = settings
-        self._addresses = addresses
+        self._addresses, self._metrics = addresses, metrics
         self._open: dict[Connection, str | None] = {}
         """With the address whose share they are in; None for trusted proxies."""
         self._of: Counter[str] = Counter()
-        self._surplus: dict[Connection, float] = {}
-        """With the time at which they came, the oldest first."""
+        self._surplus: dict[Connection, None] = {}
+        """The oldest first."""
+        self._refused: dict[Connection, None] = {}
+        """Those of the surplus that have their refusal, and may still send what nobody reads."""
+        self._refusals, self._reported_at = 0, 0.0
+        """Connections that were refused since the log said so, and when that was."""
+        self._stalled: dict[str | None, deque[Connection]] = {}
+        """Who would make room, by address, as found at the last look; the one that has waited longest first."""
         self._looked_until: dict[str | None, float] = {}
         """Until when nobody is looked for who would make room, by address."""
         self._sweeping: asyncio.TimerHandle | None = None
@@ -100,44 +136,76 @@ class Connections:
         elif len(self._open) > self.settings.max_connections:
             self._make_room(connection, None)
 
+    def is_crowded(self, connection: Connection) -> bool:
+        """Whether there are as many connections as may be, of its address or altogether."""
+        address = self._open.get(connection)
+        of_address = 0 if address is None else self._of[address]
+        return of_address >= self.settings.connections_per_address or len(self._open) >= self.settings.max_connections
+
     def remove(self, connection: Connection) -> None:
         """Forget a connection."""
         if connection in self._open:
             address = self._open.pop(connection)
             self._surplus.pop(connection, None)
+            self._refused.pop(connection, None)
             if address is not None:
                 self._of[address] -= 1
                 if not self._of[address]:
                     del self._of[address]
                     self._looked_until.pop(address, None)
+                    self._stalled.pop(address, None)
+
+    def refuse(self, connection: Connection) -> None:
+        """Note that a connection has its refusal."""
+        self._count_refusal()
+        self._refused[connection] = None
+
+    def _count_refusal(self) -> None:
+        self._metrics.refused()
+        self._refusals += 1
 
     def _make_room(self, new: Connection, address: str | None) -> None:
         now = new.loop.time()
-        if now >= self._looked_until.get(address, 0.0):
-            longest: Connection | None = None
-            since = math.inf
-            for each, its_address in self._open.items():
-                if each is new or each.surplus or (address is not None and its_address != address):
-                    continue
-                waited = each.waits_since(now)
-                if waited is not None and waited < since:
-                    longest, since = each, waited
-            if longest is not None:
-                longest.cut()
-                return
-            # Who makes a thousand connections a second does not make the server look at all others as often.
-            self._looked_until[address] = now + LOOK_SECONDS
+        longest = self._find_stalled(new, address, now)
+        if longest is not None:
+            longest.cut()
+            return
         new.surplus = True
-        self._surplus[new] = now
+        self._surplus[new] = None
         if len(self._surplus) > RESERVE:
-            oldest, came = next(iter(self._surplus.items()))
-            (oldest if now - came > FRESH_SECONDS else new).cut()
+            oldest = next(iter(self._refused or self._surplus))
+            if oldest not in self._refused:
+                self._count_refusal()
+            oldest.cut()
+
+    def _find_stalled(self, new: Connection, address: str | None, now: float) -> Connection | None:
+        """The connection that has waited longest for its client, of one address or of all; None without one."""
+        stalled = self._stalled.setdefault(address, deque())
+        if not stalled and now >= self._looked_until.get(address, 0.0):
+            waits = [
+                (since, each)
+                for each, its_address in self._open.items()
+                if each is not new and not each.surplus and (address is None or its_address == address)
+                if (since := each.waits_since(now)) is not None
+            ]
+            stalled.extend(each for _, each in heapq.nsmallest(BATCH, waits, key=itemgetter(0)))
+            if len(stalled) < BATCH:
+                # Who makes a thousand connections a second does not make the server look at all others as often.
+                self._looked_until[address] = now + LOOK_SECONDS
+        while stalled:
+            found = stalled.popleft()
+            if found in self._open and found.waits_since(now) is not None:
+                return found
+        return None
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for each in [*self._open]:
             if each.is_overdue(now):
                 each.cut()
+        if self._refusals and now - self._reported_at > REPORT_SECONDS:
+            log.warning("%d connections were refused, as there were too many", self._refusals)
+            self._refusals, self._reported_at = 0, now
         self._sweeping = loop.call_later(SWEEP_SECONDS, self._sweep, loop) if self._open else None
 
 
@@ -156,6 +224,9 @@ class Connection(HttpToolsProtocol):
 
     surplus = False
     sent = 0
+    _beginning: bytes | None = b""
+    """What has come of the first request, while it may be one for ``/healthz``; of surplus connections only."""
+    _refused_at: float | None = None
     lost = False
     _table: Connections
     _is_new = True
@@ -182,8 +253,11 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         self._table = self.app_state[CONNECTIONS]
+        super().connection_made(transport)
+        self._quiet_since = self._heard_at = self._looked_at = self._moved_at = self.loop.time()
+        self._table.add(self)
         connection = transport.get_extra_info("socket")
-        if connection is not None and connection.family != socket.AF_UNIX:
+        if connection is not None and connection.family != socket.AF_UNIX and not self.lost:
             milliseconds = int(self._table.settings.stall_seconds * 1000)
             # What lies in the kernel when the connection is closed goes as well when nobody reads it.
             options = {"TCP_NODELAY": 1, "TCP_USER_TIMEOUT": milliseconds, "TCP_NOTSENT_LOWAT": UNSENT_BYTES}
@@ -191,9 +265,6 @@ class Connection(HttpToolsProtocol):
                 if hasattr(socket, name):
                     with contextlib.suppress(OSError):  # it may be closed already
                         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        super().connection_made(transport)
-        self._quiet_since = self._heard_at = self._looked_at = self._moved_at = self.loop.time()
-        self._table.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
@@ -241,6 +312,11 @@ class Connection(HttpToolsProtocol):
         return run
 
     @property
+    def is_last(self) -> bool:
+        """Whether its next answer has to be its last one, so that others have their turn."""
+        return self.surplus or self._table.is_crowded(self)
+
+    @property
     def answered(self) -> bool:
         """Whether its last request has its whole answer."""
         # uvicorn does not say that it is None before the first request.
@@ -250,16 +326,18 @@ class Connection(HttpToolsProtocol):
         """Since when it has waited for its client; None while it works, or has waited for a moment only."""
         since: float | None = None
         if self._unsent:
-            since, least = self._moved_at, STALLED_SECONDS
+            since, least = self._moved_at, FRESH_SECONDS
         elif self.answered:
             since, least = self._quiet_since, FRESH_SECONDS
         elif self.cycle.more_body and not self.cycle.body and not self.pipeline:
-            since, least = self._heard_at, STALLED_SECONDS
+            since, least = self._heard_at, FRESH_SECONDS
         return since if since is not None and now - since >= least else None
 
     def is_overdue(self, now: float) -> bool:
         """Whether it has waited for its client for too long; looked at once in a sweep."""
         settings = self._table.settings
+        if self._refused_at is not None:
+            return now - self._refused_at > LINGER_SECONDS
         if self._reads_too_slowly(now):
             return True
         if self._unsent or not self.answered:
@@ -292,7 +370,28 @@ class Connection(HttpToolsProtocol):
     def _unsent(self) -> int:
         return self.transport.get_write_buffer_size()
 
+    def _refuse(self, data: bytes) -> None:
+        """Answer the first bytes of a surplus connection with a refusal."""
+        self._refused_at = self.loop.time()
+        self._table.refuse(self)
+        self.transport.write(_REFUSAL)
+        if data.startswith((b"GET ", b"HEAD ")) and data.endswith(b"\r\n\r\n"):
+            self.transport.close()
+        else:
+            # Closed while the client still sends, the connection would be reset, and the client not see the answer.
+            self.transport.write_eof()
+
     def data_received(self, data: bytes) -> None:
+        if self._refused_at is not None:
+            return
+        if self.surplus and self._beginning is not None:
+            data, self._beginning = self._beginning + data, None
+            if any(head.startswith(data) for head in _HEALTH_HEADS):
+                self._beginning = data
+                return
+            if not data.startswith(_HEALTH_HEADS):
+                self._refuse(data)
+                return
         self._heard_at = self.loop.time()
         whole = self._in_head  # else the first bytes are of a body
         super().data_received(data)

@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
 
 from t2.core.errors import ArgumentError
 from t2.registry.db import migrate
@@ -32,8 +33,12 @@ from t2.registry.settings import ServerSettings, load_settings
 
 GRACE_SECONDS = 30
 """How long requests in work may take to end after SIGTERM."""
-BACKLOG = 256
-"""Connections that wait to be accepted."""
+BACKLOG = 2048
+"""Connections that wait to be accepted; beyond them the kernel lets clients wait for seconds before their next try."""
+ACCEPTED = 16
+"""Connections accepted between two rounds of work. uvloop accepts one of each listening socket, so that with all
+connections at work a new one waited for as many rounds as there were before it; this is so many handles of the socket.
+"""
 GARBAGE = 20_000
 """Objects made and still there that set off a collection of the youngest; a page of a list makes thousands."""
 TURN_SECONDS = 0.0005
@@ -57,7 +62,7 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
     settings = load_settings(file, **overrides)
     prepare(settings)
     options: dict[str, Any] = {
-        "host": settings.host,
+        "backlog": BACKLOG,
         "log_config": log_config(settings.log_level),
         "log_level": settings.log_level,
         "access_log": False,
@@ -71,6 +76,7 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
     }
     _allow_files(settings)
     listener = _bind(settings)
+    listeners = [listener, *(listener.dup() for _ in range(ACCEPTED - 1))]
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"t2 registry on http://{host}:{port}"
@@ -78,14 +84,15 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
         app = _build(settings)
         listener.listen(BACKLOG)  # whoever reads the address may connect
         print(address, flush=True)
-        uvicorn.Server(uvicorn.Config(app, backlog=BACKLOG, **options)).run([listener])
+        uvicorn.Server(uvicorn.Config(app, **options)).run(listeners)
     else:
-        listener.close()  # uvicorn binds anew for its processes
         print(address, flush=True)
         os.environ[_WORKER] = json.dumps({"file": str(file) if file else None, "overrides": overrides})
         with tempfile.TemporaryDirectory(prefix="t2-registry-") as folder:
             os.environ[SHARED] = folder
-            uvicorn.run("t2.registry.server.serve:worker", factory=True, port=port, workers=settings.workers, **options)
+            app_of_worker = "t2.registry.server.serve:worker"
+            config = uvicorn.Config(app_of_worker, factory=True, workers=settings.workers, **options)
+            Multiprocess(config, listeners).run()
 
 
 def prepare(settings: ServerSettings) -> None:
@@ -124,7 +131,7 @@ def _allow_files(settings: ServerSettings) -> None:
     Raises:
         ArgumentError: the system's own limit is lower.
     """
-    needed = settings.max_connections + RESERVE + settings.database_pool + _SPARE_FILES
+    needed = settings.max_connections + RESERVE + ACCEPTED + settings.database_pool + _SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
