@@ -64,11 +64,11 @@ def open_embedded(folder: Path) -> Service:
     """
     from t2.registry.blobs.local import LocalBlobs
     from t2.registry.db import migrate
-    from t2.registry.db.database import Database
+    from t2.registry.db.database import BUSY_SECONDS, Database
     from t2.registry.services.actor import Actor
     from t2.registry.services.service import Service
 
-    database = Database(f"sqlite:///{folder / 'registry.db'}")
+    database = Database(f"sqlite:///{folder / 'registry.db'}", timeout=BUSY_SECONDS)
     if migrate.current(database) != migrate.head():
         migrate.migrate(database)
     return Service(database, LocalBlobs(folder / "blobs"), Actor("embedded", user_name()), location=str(folder))

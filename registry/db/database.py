@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,11 +27,65 @@ from t2.core.files import check_writable
 from t2.registry.db.models import Table
 
 BUSY_SECONDS = 30
-"""How long a writer of SQLite waits for another one."""
+"""How long an embedded registry's writer of SQLite waits for others."""
 IDLE_SECONDS = 0.5
 """How long a connection may lie idle before it is looked at on its next use. That costs as much as a small query."""
 SILENT_SECONDS = 2.0
 """How long PostgreSQL may be silent beyond the time in which it should have given up a statement by itself."""
+
+
+class WriterQueue:
+    """A lock that threads get in the order in which they ask for it.
+
+    SQLite's own waiting is a poll that becomes rarer with time, so whoever comes last is often the first.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._taken = False
+
+    @contextlib.contextmanager
+    def turn(self, timeout: float) -> Iterator[None]:
+        """Hold the lock.
+
+        Raises:
+            UnavailableError: others held it for so many seconds.
+        """
+        self._take(timeout)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _take(self, timeout: float) -> None:
+        with self._guard:
+            if not self._taken:
+                self._taken = True
+                return
+            granted = threading.Lock()
+            granted.acquire()
+            self._waiting.append(granted)
+        in_time = False
+        try:
+            in_time = granted.acquire(timeout=timeout)
+        finally:
+            if not in_time:
+                with self._guard:
+                    is_waiting = granted in self._waiting
+                    if is_waiting:
+                        self._waiting.remove(granted)
+                if not is_waiting:
+                    self._pass_on()  # it came in the moment in which the wait ended
+        if not in_time:
+            raise UnavailableError(f"other writers kept the database for {timeout:g} seconds; try again")
+
+    def _pass_on(self) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
 
 
 class Database:
@@ -68,7 +124,7 @@ class Database:
                 raise StorageError(
                     f"cannot create the folder of {parsed.database}: {error.strerror or error}; choose another place"
                 ) from error
-            arguments = {"connect_args": {"timeout": BUSY_SECONDS, "check_same_thread": False}}
+            arguments = {"connect_args": {"timeout": timeout, "check_same_thread": False}}
         elif kind == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
             milliseconds = int(timeout * 1000)
@@ -93,6 +149,8 @@ class Database:
         else:
             raise ArgumentError(f"the registry's database is SQLite or PostgreSQL, not {kind}")
         self.is_sqlite = kind == "sqlite"
+        self._timeout = timeout
+        self._writers = WriterQueue()
 
         def engine(connections: int) -> Engine:
             return sqlalchemy.create_engine(
@@ -157,7 +215,15 @@ class Database:
         Raises:
             UnavailableError: as :meth:`read`. Whether a commit that failed so took place is then unknown.
         """
-        with self.translated(), self._write() as session, session.begin():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.translated())
+            until = time.monotonic() + self._timeout
+            if self.is_sqlite:
+                stack.enter_context(self._writers.turn(self._timeout))
+            session = stack.enter_context(self._write())
+            stack.enter_context(session.begin())
+            if self.is_sqlite:  # other processes have what is left of the time
+                session.connection(execution_options={_LEFT: max(0.0, until - time.monotonic())})
             yield session
 
     @contextlib.contextmanager
@@ -253,6 +319,8 @@ def _hint(error: Exception) -> str:
 
 
 _USED = "t2_used"
+_LEFT = "t2_left"
+"""The execution option of a writer's connection: seconds to wait for other processes' writers."""
 
 
 def _remember_use(_connection: object, record: ConnectionPoolEntry) -> None:
@@ -306,7 +374,10 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that turns from reading to writing fails at once when another one wrote meanwhile; one that begins
     # as a writer waits its turn.
-    write = connection.get_execution_options().get("t2_write")
+    options = connection.get_execution_options()
+    write = options.get("t2_write")
+    if _LEFT in options:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={int(options[_LEFT] * 1000)}").close()
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 

@@ -13,6 +13,7 @@ import logging
 import resource
 import signal
 import socket
+import sqlite3
 import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -21,19 +22,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from t2.core.curve import CurvePoint
-from t2.core.errors import TooLargeError
+from t2.core.errors import TooLargeError, UnavailableError
 from t2.core.references import parse_name
+from t2.registry.blobs.local import LocalBlobs
 from t2.registry.db import migrate
-from t2.registry.db.database import Database
+from t2.registry.db.database import Database, WriterQueue
 from t2.registry.open import open_embedded
-from t2.registry.server import protocol
+from t2.registry.server import protocol, serve
 from t2.registry.server.app import create_app
 from t2.registry.server.limits import Addresses, Memory, Turns, Workspace, check_values, share_of
 from t2.registry.server.problems import HttpError
-from t2.registry.services.actor import Limits
+from t2.registry.services.actor import Actor, Limits
 from t2.registry.services.service import Service
 from t2.registry.settings import ServerSettings
 from tests.registry import cells
@@ -440,6 +444,59 @@ def test_writers_that_wait_for_the_database_leave_connections_for_reads(tmp_path
         database.close()
 
 
+def test_writers_of_sqlite_write_in_the_order_in_which_they_came() -> None:
+    queue, order = WriterQueue(), list[int]()
+
+    def write(number: int) -> None:
+        with queue.turn(60):
+            order.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    with queue.turn(60):
+        for number, thread in enumerate(threads):
+            thread.start()
+            eventually(lambda number=number: len(queue._waiting) > number)  # type: ignore[misc]
+    for thread in threads:
+        thread.join()
+    assert order == sorted(order)
+
+
+def test_a_writer_that_gives_up_does_not_keep_others_from_writing() -> None:
+    queue = WriterQueue()
+    with queue.turn(60), pytest.raises(UnavailableError, match="kept the database"), queue.turn(0.01):
+        pass
+    with queue.turn(0.01):
+        pass
+
+
+def test_a_writer_waits_for_other_processes_only_for_what_is_left_of_its_time(tmp_path: Path) -> None:
+    with contextlib.closing(Database(f"sqlite:///{tmp_path / 'registry.db'}", timeout=3.0)) as database:
+        for _ in range(2):
+            with database.write() as session:
+                left = session.connection().exec_driver_sql("PRAGMA busy_timeout").scalar()
+                assert 0 < left <= 3000
+
+
+def test_a_writer_that_another_process_keeps_waiting_is_told_when_to_come_again(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}", timeout=0.2)
+    migrate.migrate(database)
+    service = Service(database, LocalBlobs(tmp_path / "blobs"), Actor("cli", "someone"))
+    with (
+        client_of(service) as client,
+        contextlib.closing(sqlite3.connect(tmp_path / "registry.db", isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        refused = upload_answer(client)
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        other.execute("ROLLBACK")
+        assert upload_answer(client).status_code == 201
+
+
+def upload_answer(client: Any) -> Any:
+    return client.post(UPLOAD, content=expert_bytes(0), headers={"Content-Type": "application/octet-stream"})
+
+
 @contextlib.contextmanager
 def crowded(service: Service, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[str]:
     monkeypatch.setattr(protocol, "FRESH_SECONDS", 0.0)
@@ -484,6 +541,100 @@ def test_when_all_connections_work_the_next_ones_are_refused_and_health_is_told(
         release.set()
         for each in made:
             assert each.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+@contextlib.contextmanager
+def full(service: Service, **settings: Any) -> Iterator[tuple[str, FastAPI]]:
+    """A server whose only connection is taken by a client that has just come."""
+    made: list[FastAPI] = []
+    real = create_app
+
+    def create(*arguments: Any) -> FastAPI:
+        made.append(real(*arguments))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "create_app", create)
+        patch.setattr(protocol, "FRESH_SECONDS", 600.0)
+        with (
+            cells.serve(service, ServerSettings(max_connections=1, **settings)) as url,
+            connection(url, b"GET"),
+        ):
+            eventually(lambda: get(url, "/healthz")[1].get("connection") == "close")  # the first one is taken in
+            yield url, made[0]
+
+
+def metric(app: FastAPI, name: str) -> float:
+    lines = app.state.metrics.render().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+
+def read_all(made: socket.socket) -> bytes:
+    received = b""
+    while part := made.recv(65536):
+        received += part
+    return received
+
+
+def test_refused_connections_cost_no_request(service: Service) -> None:
+    with full(service) as (url, app):
+        requests = metric(app, "t2_registry_requests_total")
+        before = metric(app, "t2_registry_connections_refused_total")
+        for path in ("/v1/experts", "/healthzz", "/v1/%00"):
+            assert get(url, path)[0] == 503
+        assert metric(app, "t2_registry_connections_refused_total") == before + 3
+        assert metric(app, "t2_registry_requests_total") == requests
+
+
+def test_a_refused_client_that_still_sends_sees_the_refusal(service: Service) -> None:
+    head = request("POST", UPLOAD, "Content-Type: application/octet-stream", "Content-Length: 4000000")
+    with full(service) as (url, _), connection(url, head) as made:
+        made.sendall(b"x" * 4_000_000)
+        assert read_all(made).startswith(b"HTTP/1.1 503 ")
+
+
+def test_health_is_told_beyond_the_limit_however_its_request_is_cut(service: Service) -> None:
+    with full(service) as (url, _), connection(url) as made:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        whole = request("GET", "/healthz?x=1")
+        for start in range(len(whole)):
+            made.sendall(whole[start : start + 1])
+        assert b"alive" in read_all(made)
+
+
+def test_refused_clients_that_stay_make_room_for_the_next(service: Service) -> None:
+    with full(service) as (url, _), contextlib.ExitStack() as stack:
+        refused = [stack.enter_context(connection(url, b"POST / HTTP/1.1\r\n")) for _ in range(protocol.RESERVE + 5)]
+        assert get(url, "/healthz")[0] == 200
+        eventually(lambda: not is_open(refused[0]))
+
+
+def test_answers_end_their_connections_only_while_there_are_as_many_as_may_be(service: Service) -> None:
+    with cells.serve(service, ServerSettings(connections_per_address=2)) as url:
+        assert "connection" not in get(url, "/healthz")[1]
+        with connection(url, request("GET", "/healthz")) as made:
+            assert b"alive" in made.recv(4096)
+            assert get(url, "/healthz")[1]["connection"] == "close"
+
+
+def test_several_connections_are_accepted_between_two_rounds_of_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, Any]] = []
+
+    def run(_: Any, sockets: list[socket.socket]) -> None:
+        for each in sockets:
+            given.append((each.fileno(), each.getsockname()))
+            each.close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr(serve, "settle", lambda: None)
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    with contextlib.closing(Database(url)) as database:
+        migrate.migrate(database)
+    serve.serve(database_url=SecretStr(url), blobs=str(tmp_path / "blobs"), port=0)
+    assert len({handle for handle, _ in given}) > 1
+    assert len({address for _, address in given}) == 1
 
 
 def test_requests_that_do_not_wait_for_answers_are_few(service: Service) -> None:
