@@ -18,7 +18,6 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.supervisors import Multiprocess
 
 from t2.core.errors import ArgumentError
 from t2.registry.db import migrate
@@ -62,6 +61,7 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
     settings = load_settings(file, **overrides)
     prepare(settings)
     options: dict[str, Any] = {
+        "host": settings.host,
         "backlog": BACKLOG,
         "log_config": log_config(settings.log_level),
         "log_level": settings.log_level,
@@ -76,7 +76,6 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
     }
     _allow_files(settings)
     listener = _bind(settings)
-    listeners = [listener, *(listener.dup() for _ in range(ACCEPTED - 1))]
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"t2 registry on http://{host}:{port}"
@@ -84,15 +83,15 @@ def serve(file: Path | None = None, **overrides: Any) -> None:
         app = _build(settings)
         listener.listen(BACKLOG)  # whoever reads the address may connect
         print(address, flush=True)
+        listeners = [listener, *(listener.dup() for _ in range(ACCEPTED - 1))]
         uvicorn.Server(uvicorn.Config(app, **options)).run(listeners)
     else:
+        listener.close()  # uvicorn binds anew for its processes
         print(address, flush=True)
         os.environ[_WORKER] = json.dumps({"file": str(file) if file else None, "overrides": overrides})
         with tempfile.TemporaryDirectory(prefix="t2-registry-") as folder:
             os.environ[SHARED] = folder
-            app_of_worker = "t2.registry.server.serve:worker"
-            config = uvicorn.Config(app_of_worker, factory=True, workers=settings.workers, **options)
-            Multiprocess(config, listeners).run()
+            uvicorn.run("t2.registry.server.serve:worker", factory=True, port=port, workers=settings.workers, **options)
 
 
 def prepare(settings: ServerSettings) -> None:
