@@ -165,7 +165,7 @@ def test_a_large_file_is_sent_in_parts_and_memory_is_given_back(
         for _ in range(3):
             assert client.get(BLOB).content == DATA
         assert client.get(BLOB, headers={"Range": "bytes=50-349"}).content == DATA[50:350]
-        assert client.app.state.downloads._free == client.app.state.downloads._total  # type: ignore[attr-defined]
+        assert client.app.state.memory.used == 0  # type: ignore[attr-defined]
 
 
 def test_downloads_go_to_the_store_where_that_is_set(tmp_path: Path, s3_server: S3) -> None:
