@@ -201,11 +201,11 @@ def mix(experts: Sequence[Z], alpha: Sequence[float], space: Space = "paper", no
     mixed: Z = {}
     for name in dict.fromkeys(name for z in experts for name in z):
         one = torch.ones(next(len(z[name]) for z in experts if name in z))
-        total = torch.zeros(len(one), dtype=torch.float64, device=one.device)
+        added = torch.zeros(len(one), dtype=torch.float64, device=one.device)
         # Term by term: the order in which a product of matrices adds depends on the CPU, and the last bit of z with it.
         for weight, z in zip(weights, experts, strict=True):
-            total += weight * (z.get(name, one).double() - origin)
-        mixed[name] = (origin + total).float()
+            added += weight * (z.get(name, one).double() - origin)
+        mixed[name] = (origin + added).float()
     return mixed
 
 
