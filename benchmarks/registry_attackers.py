@@ -197,7 +197,7 @@ class Clients:
 
 
 class Target:
-    """What is attacked, and from where."""
+    """The server under attack, and the address that attackers come from."""
 
     def __init__(self, port: int, source: str, folder: Path) -> None:
         self.port, self.source, self.folder = port, source, folder
@@ -223,7 +223,7 @@ def request(method: str, path: str, *headers: str) -> bytes:
 
 
 async def attack(name: str, target: Target, seconds: float) -> None:
-    """Run so many of one attacker at once, each again and again."""
+    """Run several copies of one attacker at once, each in a loop."""
     count, one = ATTACKS[name]
 
     async def again() -> None:

@@ -109,7 +109,7 @@ FROM_USER: dict[str, str] = {
 NO_EFFECT: dict[str, str] = {
     "max_batch_size": "bounds what batch_size=auto finds",
     "use_cache": "holds answers of the same model; a rerun asks again",
-    "cache_requests": "holds requests that the task builds anew",
+    "cache_requests": "holds requests that the task builds again",
     "rewrite_requests_cache": "as cache_requests",
     "delete_requests_cache": "as cache_requests",
     "check_integrity": "tests the task",

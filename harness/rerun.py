@@ -266,7 +266,7 @@ def _chat_template_argument(one: Stored, lm: LM) -> bool | str:
             if lm.chat_template(choice) == one.chat_template:
                 return choice
     raise ArgumentError(
-        f"{one.path} cannot be repeated: its chat template is none of the tokenizer's now; "
+        f"{one.path} cannot be repeated: the tokenizer no longer has its chat template; "
         "load the model with the tokenizer it had then"
     )
 

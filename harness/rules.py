@@ -44,7 +44,7 @@ class Rules(Protocol):
         ...
 
     def arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model's library gets of a request's arguments, which lm-eval has normalised."""
+        """Arguments for the model's library, from a request's arguments that lm-eval has normalised."""
         ...
 
     def new_tokens(self, asked: int, stops: Sequence[str]) -> int:

@@ -50,7 +50,7 @@ class WriterQueue:
         """Hold the lock.
 
         Raises:
-            UnavailableError: others held it for so many seconds.
+            UnavailableError: other writers held it for that time.
         """
         self._take(timeout)
         try:

@@ -42,7 +42,7 @@ def _check_space(folder: Path | None, least: int) -> None:
 class Readiness:
     """Checks database, schema, store and the space on their disks, each in threads of its own.
 
-    So one that hangs is told as such.
+    A check that hangs is then reported as such.
     """
 
     def __init__(self, service: Service, min_free_bytes: int) -> None:

@@ -139,7 +139,7 @@ class _Pool:
 
     def fits(self, lease: Lease, size: int, reserve: int) -> bool:
         # The last bytes are for the oldest body alone, so it always gets through, and then the next oldest. Otherwise
-        # several bodies, each of which has a part of what it needs, would wait for each other.
+        # several bodies that each hold a part of their bytes would wait for each other.
         oldest = next(iter(self.growing), None)
         if lease is oldest:
             return self.used + size <= self.limit
@@ -172,7 +172,7 @@ class Memory:
         return self._all.used
 
     def lease(self, *owners: Owner) -> Lease:
-        """What one request holds; to be released in the end."""
+        """Return a lease for the bytes of one request; release it when the request ends."""
         return Lease(self, owners)
 
     def pools(self, lease: Lease) -> list[_Pool]:
@@ -260,11 +260,11 @@ class Lease:
 
     @property
     def owner(self) -> Owner | None:
-        """In whose turn the request's work is done: the token's, or the address's where there is none."""
+        """Owner whose turn the request's work takes: its token, else its address."""
         return self.owners[-1] if self.owners else None
 
     def own(self, owner: Owner) -> None:
-        """Count the bytes for another owner too, while there are none yet."""
+        """Count later bytes for another owner too; the lease must be empty."""
         assert not self.pools
         self.owners = (*self.owners, owner)
 
@@ -409,7 +409,7 @@ class Addresses:
 
 
 def parse_address(text: str | None) -> Any:
-    """An IP address, where an IPv4 address in IPv6's form is that IPv4 address; None where it is none."""
+    """Parse an IP address; an IPv4-mapped IPv6 address gives the IPv4 address, other text None."""
     try:
         found = ip_address((text or "").strip("[]").partition("%")[0])
     except ValueError:

@@ -37,7 +37,7 @@ TITLES: dict[int, tuple[str, str]] = {
 """Code and title of each status that the registry answers errors with."""
 
 RETRY_SECONDS = 1
-"""What ``Retry-After`` says with the statuses 429 and 503."""
+"""Seconds in ``Retry-After`` with the statuses 429 and 503."""
 
 
 class Fault(BaseModel):

@@ -225,14 +225,14 @@ class Connection(HttpToolsProtocol):
     surplus = False
     sent = 0
     _beginning: bytes | None = b""
-    """What has come of the first request, while it may be one for ``/healthz``; of surplus connections only."""
+    """Bytes of the first request while it may be one for ``/healthz``; kept for surplus connections only."""
     _refused_at: float | None = None
     lost = False
     _table: Connections
     _is_new = True
     """Whether no request has come yet."""
     _in_head = True
-    """Whether a head is awaited or arrives: what comes after a chunked body is none."""
+    """Whether a head is awaited or arrives; the trailer of a chunked body is not a head."""
     _head_began: float | None = None
     _fed = 0
     """Bytes that came since the head began, and with it."""

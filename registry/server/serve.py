@@ -35,8 +35,10 @@ GRACE_SECONDS = 30
 BACKLOG = 2048
 """Connections that wait to be accepted; beyond them the kernel lets clients wait for seconds before their next try."""
 ACCEPTED = 16
-"""Connections accepted between two rounds of work. uvloop accepts one of each listening socket, so that with all
-connections at work a new one waited for as many rounds as there were before it; this is so many handles of the socket.
+"""Handles of the listening socket, and so connections accepted between two rounds of work.
+
+uvloop accepts one connection of each handle in a round. With one handle, a new connection waits for as many rounds of
+work as there are connections before it.
 """
 GARBAGE = 20_000
 """Objects made and still there that set off a collection of the youngest; a page of a list makes thousands."""

@@ -253,7 +253,7 @@ def test_prompts_of_which_some_begin_with_the_first_token(lm: Any, engine: Trans
 
 
 def test_common_configurations_stay_in_batches(lm: Any) -> None:
-    """What published models ask for is worth a batch, so the list must not be shorter than need be."""
+    """Settings of published models run in batches: the list must not be too short."""
     plain: list[Mapping[str, Any]] = [
         {},
         {"max_length": 4096, "temperature": 0.6, "top_p": 0.9, "do_sample": True},

@@ -1,4 +1,4 @@
-"""What lm-eval's model would refuse is refused in one line before a search, and nothing else is."""
+"""Requests that lm-eval's model refuses are refused in one line before a search, and no others."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def merging() -> transformers.PreTrainedTokenizerFast:
 
 
 def by_lm_eval(lm: Any, task: Any) -> str | None:
-    """What lm-eval's own model fails with on a task's requests; None where it answers them."""
+    """The error of lm-eval's own model on a task's requests; None if it answers them."""
     kinds: dict[str, list[Any]] = {}
     for request in copy.deepcopy(task.instances):
         kinds.setdefault(request.request_type, []).append(request)

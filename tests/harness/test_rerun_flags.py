@@ -79,7 +79,7 @@ def run_lm_eval(
     metadata: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Path:
-    """What lm-eval's command line does with ``--output_path`` and ``--log_samples``; return the results file."""
+    """Write results as lm-eval does with ``--output_path`` and ``--log_samples``; return their file."""
     discovery.install()
     tracker = EvaluationTracker(output_path=str(output))
     manager = TaskManager(include_path=str(tasks), include_defaults=False, metadata={**model_args, **(metadata or {})})
@@ -204,7 +204,7 @@ def test_a_template_is_selected_by_its_name_again(tiny_folder: Path, tasks: Path
     for file in ("chat_template.jinja", "additional_chat_templates/short.jinja"):
         (named / file).unlink(missing_ok=True)
     tokenizer.save_pretrained(named)
-    with pytest.raises(ArgumentError, match="its chat template is none of the tokenizer's now"):
+    with pytest.raises(ArgumentError, match="the tokenizer no longer has its chat template"):
         repeat(path, tasks)
 
 

@@ -175,7 +175,7 @@ def test_more_reads_of_a_long_curve_than_memory_is_meant_for_wait_or_are_refused
 async def stalled(
     app: FastAPI, count: int, size: int, address: str, path: str = UPLOAD
 ) -> AsyncIterator[list[Exchange]]:
-    """Requests whose bodies have stopped arriving after so many bytes."""
+    """Requests whose bodies stop arriving after a number of bytes."""
     stop = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
