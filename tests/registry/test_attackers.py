@@ -243,11 +243,14 @@ def test_a_token_has_one_share_from_however_many_addresses(service: Service) -> 
         for i, each in enumerate(made):
             each._scope["client"] = (f"10.0.{i}.1", 1)
         tasks = [asyncio.create_task(each()) for each in made]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        pending = set(tasks)
+        # On a busy machine the first refusals may be of requests that waited too long for their turn.
+        while pending and 429 not in {each.status for each in made}:
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         assert app.state.memory.used <= 5 * MIB
+        assert pending
         stop.set()
         await asyncio.gather(*tasks)
-        assert 429 in {each.status for each in made}
 
     asyncio.run(scene())
 
