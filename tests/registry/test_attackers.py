@@ -632,6 +632,7 @@ def test_several_connections_are_accepted_between_two_rounds_of_work(
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     monkeypatch.setattr(serve, "settle", lambda: None)
+    monkeypatch.setattr(serve, "log_config", lambda level: None)  # loggers keep their levels for other tests
     url = f"sqlite:///{tmp_path / 'registry.db'}"
     with contextlib.closing(Database(url)) as database:
         migrate.migrate(database)
