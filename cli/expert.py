@@ -105,7 +105,10 @@ def _verify(
     registry_: Registry = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check experts as a registry checks uploads; exits with 2 if one breaks the strict profile."""
+    """Check experts as a registry checks uploads.
+
+    Exits with 2 if one breaks the strict profile.
+    """
     checked = [_check(expert, registry_, fix) for expert in experts]
     if as_json:
         print_json([entry for entry, _ in checked])
