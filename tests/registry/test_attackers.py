@@ -632,7 +632,8 @@ def test_several_connections_are_accepted_between_two_rounds_of_work(
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     monkeypatch.setattr(serve, "settle", lambda: None)
-    monkeypatch.setattr(serve, "log_config", lambda level: None)  # loggers keep their levels for other tests
+    # The loggers' levels would stay for other tests.
+    monkeypatch.setattr(uvicorn.Config, "configure_logging", lambda self: None)
     url = f"sqlite:///{tmp_path / 'registry.db'}"
     with contextlib.closing(Database(url)) as database:
         migrate.migrate(database)
