@@ -476,7 +476,7 @@ def test_a_writer_waits_for_other_processes_only_for_what_is_left_of_its_time(tm
     with contextlib.closing(Database(f"sqlite:///{tmp_path / 'registry.db'}", timeout=3.0)) as database:
         for _ in range(2):
             with database.write() as session:
-                left = session.connection().exec_driver_sql("PRAGMA busy_timeout").scalar()
+                left = int(session.connection().exec_driver_sql("PRAGMA busy_timeout").scalar_one())
                 assert 0 < left <= 3000
 
 
