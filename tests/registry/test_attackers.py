@@ -458,7 +458,7 @@ def test_writers_of_sqlite_write_in_the_order_in_which_they_came() -> None:
     with queue.turn(60):
         for number, thread in enumerate(threads):
             thread.start()
-            eventually(lambda number=number: len(queue._waiting) > number)  # type: ignore[misc]
+            eventually(lambda number=number: len(queue._waiting) > number)
     for thread in threads:
         thread.join()
     assert order == sorted(order)
